@@ -1,0 +1,51 @@
+"""SGD that owns its learning-rate and momentum cycle. See the README for a tour."""
+
+from .optimizer import CyclicSGD
+from .policies import (
+    Constant,
+    CosineDecay,
+    CosineRestarts,
+    ExponentialDecay,
+    ExponentialRamp,
+    ExpRange,
+    InverseTimeDecay,
+    LambdaPolicy,
+    LinearRamp,
+    MultiStepDecay,
+    OneCycle,
+    Plateau,
+    Policy,
+    PolynomialDecay,
+    Sequential,
+    StepDecay,
+    Triangular,
+    Triangular2,
+    Values,
+    WarmupStableDecay,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Constant",
+    "CosineDecay",
+    "CosineRestarts",
+    "CyclicSGD",
+    "ExpRange",
+    "ExponentialDecay",
+    "ExponentialRamp",
+    "InverseTimeDecay",
+    "LambdaPolicy",
+    "LinearRamp",
+    "MultiStepDecay",
+    "OneCycle",
+    "Plateau",
+    "Policy",
+    "PolynomialDecay",
+    "Sequential",
+    "StepDecay",
+    "Triangular",
+    "Triangular2",
+    "Values",
+    "WarmupStableDecay",
+]

@@ -1,0 +1,319 @@
+"""CyclicSGD: torch.optim.SGD that moves its own learning rate and momentum along a policy."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD
+from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
+from torch.optim.sgd import sgd
+
+from .policies import Policy
+from .schedule import Group, Schedule, adopt
+from .updates import Buckets, fused_sgd, takes_fused
+
+_BOTH_WRITE = (
+    "an LR scheduler is attached to a CyclicSGD that has a policy: both write lr, and the last to do so "
+    "before a step wins. Remove the scheduler, or the policy."
+)
+
+
+class CyclicSGD(SGD):
+    r"""Stochastic gradient descent (optionally with momentum) that owns its schedule.
+
+    A drop-in replacement for :class:`torch.optim.SGD`: the same arguments, the same update
+
+    .. math::
+        b_t = \mu_t b_{t-1} + (1 - \tau) (g_t + \lambda \theta_{t-1}), \qquad
+        \theta_t = \theta_{t-1} - \gamma_t b_t
+
+    with :math:`\gamma_t` = ``max_lr * lr_factor`` and :math:`\mu_t` taken from ``policy.at(t)``, t counting
+    the updates applied so far. There is no scheduler object and no ``scheduler.step()``.
+
+    ``lr`` is the peak. It is kept in ``group["max_lr"]``, where it may be edited; ``group["lr"]`` and
+    ``group["momentum"]`` hold the values in force for the coming step. They are written when the optimizer
+    is built and after each applied update, so an edit of ``group["lr"]`` holds for one step. The counter
+    advances if, and only if, an update was applied: not when AMP found an inf, and not in a dry run (a
+    step before which every ``group["lr"]`` was set to 0 from outside, as distributed checkpointing does).
+
+    With ``policy=None`` it is ``torch.optim.SGD``: the same param groups, implementations and errors.
+
+    Args:
+        params: parameters, named parameters or param groups to optimize.
+        lr: the peak learning rate (default: 1e-3). A 1-element Tensor is allowed; the rate in force
+            is then written into a copy of it, in place.
+        momentum: momentum factor (default: 0), where the policy does not cycle momentum.
+        dampening: dampening for momentum (default: 0).
+        weight_decay: L2 penalty (default: 0).
+        nesterov: Nesterov momentum; needs a momentum, be it the policy's, and zero dampening.
+        policy: what the learning rate and momentum do over the steps; None for nothing.
+        maximize: maximize the objective instead of minimizing it.
+        foreach, fused: torch's implementations, honoured where set. With neither set, and a policy, the
+            fused update is taken wherever it is right for the tensors at hand, torch's elsewhere.
+        differentiable: whether autograd goes through the step.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule; nothing is built then.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        policy: Policy | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        _check_policy(policy)
+        self._schedule: Schedule | None = None
+        self._buckets: list[Buckets] = []
+        if policy is not None:
+            _check_numbers(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
+            self._schedule = Schedule(policy)
+            first = self._schedule.values(0, policy.initial_state()).momentum
+            momentum = momentum if first is None else first
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+        )
+
+    @property
+    def policy(self) -> Policy | None:
+        """The policy in force; None for plain SGD."""
+        return None if self._schedule is None else self._schedule.policy
+
+    def __repr__(self) -> str:
+        if self._schedule is None:
+            return super().__repr__()
+        lines = [f"{type(self).__name__} (", f"policy: {self.policy!r}"]
+        for i, group in enumerate(self.param_groups):
+            shown = sorted(group.keys() - {"params", "policy"})
+            lines += [f"Parameter Group {i}", *(f"    {key}: {group[key]}" for key in shown)]
+        return "\n".join([*lines, ")"])
+
+    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a param group; its ``lr`` is its peak, and it joins the cycle where that stands."""
+        if self._schedule is None:
+            super().add_param_group(param_group)
+            return
+        # A copy, because the schedule's keys go in: the caller's dict stays the caller's.
+        super().add_param_group(dict(param_group) if isinstance(param_group, dict) else param_group)
+        try:
+            self._schedule.enrol(self.param_groups[-1], self.param_groups[:-1])
+        except BaseException:
+            self.param_groups.pop()
+            raise
+
+    def report(self, metric: float | Tensor) -> None:
+        """Tell the policy a metric, commonly the validation loss once per epoch.
+
+        For :class:`~cyclic_optim.Plateau`. Where it lowers the rate, the new one is in force at once.
+        NaN counts as no improvement.
+
+        Raises:
+            TypeError: there is no policy, or none that listens.
+        """
+        if self._schedule is None:
+            raise TypeError("need a policy that listens to a metric (Plateau), got policy=None")
+        self._schedule.report(self.param_groups, float(metric))
+
+    @_use_grad_for_differentiable
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Apply one update with the values in force, then move them along the policy.
+
+        Args:
+            closure: reevaluates the model and returns the loss; called once, with gradients enabled.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            ValueError: the policy has no valid values for the next step. No update was applied.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._schedule is None:
+            self._update()
+        else:
+            self._scheduled_update(self._schedule)
+        return loss
+
+    def _scheduled_update(self, schedule: Schedule) -> None:
+        if getattr(self.__dict__.get("step"), "_wrapped_by_lr_sched", False):
+            self._warn_of_scheduler()
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.item() != 0:
+            return
+        if schedule.is_dry_run(self.param_groups):
+            self._create_buffers()
+            return
+        # Before the update: where the policy has no valid answer, nothing must have moved.
+        upcoming = schedule.upcoming(self.param_groups)
+        self._update()
+        schedule.write(self.param_groups, upcoming)
+
+    def _update(self) -> None:
+        """Apply one update to every group, with the values in force, as SGD.step does."""
+        amp = {"grad_scale": getattr(self, "grad_scale", None), "found_inf": getattr(self, "found_inf", None)}
+        for i, group in enumerate(self.param_groups):
+            params: list[Tensor] = []
+            grads: list[Tensor] = []
+            buffers: list[Tensor | None] = []
+            has_sparse_grad = self._init_group(group, params, grads, buffers)
+            options = {key: group[key] for key in _HYPERPARAMETERS}
+            foreach, fused, differentiable = group["foreach"], group["fused"], group["differentiable"]
+            # Under torch.compile the lists are traced; sorting and mending is for eager tensors.
+            mended = takes_fused(self._schedule is not None, foreach, differentiable, fused)
+            if mended and not torch.compiler.is_compiling():
+                new = fused_sgd(self._buckets_of(i), params, grads, buffers, **amp, **options)
+            else:
+                sgd(params, grads, buffers, has_sparse_grad, foreach, fused, **amp, **options)
+                new = range(len(buffers))
+            for j in new:
+                self.state[params[j]]["momentum_buffer"] = buffers[j]
+
+    def _buckets_of(self, index: int) -> Buckets:
+        while len(self._buckets) <= index:
+            self._buckets.append(Buckets())
+        return self._buckets[index]
+
+    def _create_buffers(self) -> None:
+        for group in self.param_groups:
+            for param in group["params"] if group["momentum"] != 0 else ():
+                if param.grad is not None and self.state[param].get("momentum_buffer") is None:
+                    self.state[param]["momentum_buffer"] = torch.zeros_like(param, requires_grad=False)
+
+    def _warn_of_scheduler(self) -> None:
+        if not self._warned_of_scheduler:
+            self._warned_of_scheduler = True
+            warnings.warn(_BOTH_WRITE, UserWarning, stacklevel=4)
+
+    _warned_of_scheduler = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_schedule": self._schedule}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # torch calls this to unpickle and, with new state and groups alone, to load a state dict.
+        previous: list[Group] | None = self.__dict__.get("param_groups")
+        loading = previous is not None and "defaults" not in state
+        if loading and self._schedule is not None:
+            # What an older dict lacks is as the code has it; torch would fall back on slower paths.
+            _fill(state["param_groups"], previous)
+        super().__setstate__(state)
+        self._buckets = []
+        if self.defaults.get("fused"):
+            self._step_supports_amp_scaling = True  # torch forgets it on unpickling
+        if loading:
+            _fill(self.param_groups, previous)
+            _check_state(self.state)
+            self.state.update({key: _own(value) for key, value in self.state.items()})
+            self._schedule = adopt(self._schedule, self.param_groups, previous)
+            if self._schedule is not None:
+                for group in self.param_groups:
+                    _check_numbers(**{key: group[key] for key in _NUMBERS})
+
+    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this class or of ``torch.optim.SGD``.
+
+        The policy in the code wins over the one in the checkpoint, with a warning where they differ;
+        with ``policy=None`` the checkpoint's is taken. An SGD checkpoint starts the schedule at step 0,
+        with the peaks given in the code. The given dict is left as it is and shares no tensor with the
+        optimizer afterwards.
+
+        Raises:
+            ValueError: the dict is not such a checkpoint; the optimizer is as it was.
+        """
+        kept = (self.state, self.param_groups, self._schedule)
+        try:
+            super().load_state_dict(state_dict)
+        except BaseException as error:
+            self.state, self.param_groups, self._schedule = kept
+            if isinstance(error, (AttributeError, LookupError, TypeError, RuntimeError)):
+                raise ValueError(
+                    "need a state dict as state_dict() returns it, with 'state' and 'param_groups', "
+                    f"got one that fails with {type(error).__name__}: {error}"
+                ) from error
+            raise
+
+
+_HYPERPARAMETERS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+_NUMBERS = ("lr", "momentum", "dampening", "weight_decay")
+
+
+def _check_policy(policy: object) -> None:
+    if policy is None or isinstance(policy, Policy):
+        return
+    hint = ""
+    if isinstance(policy, type) and issubclass(policy, Policy):
+        hint = f": pass an instance, {policy.__name__}(...)"
+    elif callable(policy):
+        hint = ": wrap a function of the step in LambdaPolicy"
+    raise TypeError(f"need policy to be a Policy or None, got {policy=}{hint}")
+
+
+def _check_numbers(**given: Any) -> None:
+    """What plain SGD lets pass (NaN, inf) would poison a schedule for good."""
+    for name, value in given.items():
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            raise TypeError(f"need {name} to be a number, got {name}={value!r}")
+        if not math.isfinite(value):
+            raise ValueError(f"need {name} to be finite, got {name}={value!r}")
+        if value < 0 and name != "dampening":
+            raise ValueError(f"need 0 <= {name}, got {name}={value!r}")
+
+
+def _check_state(state: dict[Any, Any]) -> None:
+    for param, kept in state.items():
+        if not isinstance(param, Tensor):
+            continue
+        if not isinstance(kept, dict):
+            raise ValueError(f"need the state of a parameter to be a dict, got {type(kept).__name__}")
+        buffer = kept.get("momentum_buffer")
+        if buffer is not None and (not isinstance(buffer, Tensor) or buffer.shape != param.shape):
+            found = tuple(buffer.shape) if isinstance(buffer, Tensor) else type(buffer).__name__
+            raise ValueError(f"need a momentum_buffer of shape {tuple(param.shape)}, got {found}")
+
+
+def _fill(groups: list[Group], previous: list[Group]) -> None:
+    """Give groups from an older or foreign dict the hyperparameters that they lack."""
+    for group, old in zip(groups, previous, strict=True):
+        for key, value in old.items():
+            if key not in ("max_lr", "schedule_step", "policy", "policy_state"):
+                group.setdefault(key, value)
+
+
+def _own(value: Any) -> Any:
+    """The value with tensors of its own; torch's loading may hand over the very tensors of the dict."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _own(item) for key, item in value.items()}
+    return value

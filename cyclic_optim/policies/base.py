@@ -1,0 +1,216 @@
+"""What every policy shares: the contract, the checks of its arguments, the one interpolation."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, NamedTuple
+
+
+class Values(NamedTuple):
+    """What a policy says of one step.
+
+    ``lr_factor`` is multiplied by a group's peak (``max_lr``); ``momentum`` replaces the group's
+    momentum, or is None where the policy leaves momentum alone.
+    """
+
+    lr_factor: float
+    momentum: float | None = None
+
+
+class Policy(ABC):
+    """A schedule as a value: ``at(step)`` is all there is to it.
+
+    Subclass it, write ``at``, and the optimizer can use it. ``at`` must be a pure function of the
+    step (asking twice, or in any order, gives the same answer) and is defined for every integer
+    ``step >= 0``, counted in optimizer steps, not epochs. A frozen dataclass is the natural form: it
+    prints, compares and pickles, and its fields are checked against their ``metadata``.
+    """
+
+    @abstractmethod
+    def at(self, step: int) -> Values:
+        """``(lr_factor, momentum)`` in force for the step with this number, the first one being 0."""
+
+    @property
+    def period(self) -> int | None:
+        """The number of steps after which the values repeat exactly; None if they do not."""
+        return None
+
+    @property
+    def end(self) -> int | None:
+        """The step from which on the values stay what they are; None if they never do."""
+        return None
+
+    # What follows is for policies that also listen to a metric (Plateau); for all others there is
+    # no state, and `at` has the last word.
+
+    def initial_state(self) -> dict[str, Any] | None:
+        """What the policy remembers of reported metrics, before any: plain data, or None."""
+        return None
+
+    def after(self, state: dict[str, Any], step: int) -> Values:
+        """``at`` for a policy that remembers reports."""
+        return self.at(step)
+
+    def report(self, state: dict[str, Any] | None, metric: float) -> dict[str, Any]:
+        """The state after one more reported metric; the given one is left as it was."""
+        raise TypeError(
+            f"need a policy that listens to a metric (Plateau), got {self!r}, which depends on the step alone"
+        )
+
+    def check_state(self, state: object) -> None:
+        """Refuse a state, read from a checkpoint, that this policy cannot have written."""
+
+    def __post_init__(self) -> None:
+        if is_dataclass(self):
+            for field in fields(self):
+                if "rule" in field.metadata:
+                    value = field.metadata["rule"](field.name, getattr(self, field.name))
+                    # A frozen dataclass has no other way to keep numpy's numbers out of itself
+                    # (a checkpoint with them in it is not plain data any more).
+                    object.__setattr__(self, field.name, value)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one argument must be; called with its name and value, returns the value as plain data."""
+
+    kind: type  # int, float, bool, str or tuple
+    text: str = ""  # the bound, with {} for the argument's name
+    holds: Callable[[Any], bool] = lambda value: True
+    optional: bool = False
+
+    def __call__(self, name: str, value: Any) -> Any:
+        if value is None and self.optional:
+            return None
+        value = _CONVERTERS[self.kind](name, value)
+        if not self.holds(value):
+            raise ValueError(f"need {self.text.format(name)}, got {name}={value!r}")
+        return value
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    hint = f": pass an int, for example int({name})" if isinstance(value, numbers.Real) else ""
+    raise TypeError(f"need {name} to be an int (a number of optimizer steps), got {name}={value!r}{hint}")
+
+
+def _real(name: str, value: Any) -> float:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"need {name} to be a number, got {name}={value!r}")
+    # An int stays an int (it counts exactly), everything else becomes Python's float.
+    plain = int(value) if isinstance(value, numbers.Integral) else float(value)
+    if not math.isfinite(plain):
+        raise ValueError(f"need {name} to be finite, got {name}={value!r}")
+    return plain
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"need {name} to be True or False, got {name}={value!r}")
+    return value
+
+
+def _word(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"need {name} to be a string, got {name}={value!r}")
+    return value
+
+
+def _function(name: str, value: Any) -> Any:
+    if not callable(value):
+        raise TypeError(f"need {name} to be callable, got {name}={value!r}")
+    return value
+
+
+def _wholes(name: str, value: Any) -> tuple[int, ...]:
+    try:
+        items = tuple(value)
+    except TypeError:
+        raise TypeError(f"need {name} to be a sequence of ints, got {name}={value!r}") from None
+    return tuple(_whole(f"{name}[{i}]", item) for i, item in enumerate(items))
+
+
+_CONVERTERS: dict[Any, Callable[[str, Any], Any]] = {
+    int: _whole,
+    float: _real,
+    bool: _flag,
+    str: _word,
+    tuple: _wholes,
+    Callable: _function,
+}
+
+
+def whole(minimum: int, *, optional: bool = False) -> dict[str, Rule]:
+    """Field metadata: an int of at least ``minimum``."""
+    return {"rule": Rule(int, f"{minimum} <= {{}}", lambda value: value >= minimum, optional)}
+
+
+def real(text: str, holds: Callable[[float], bool]) -> dict[str, Rule]:
+    """Field metadata: a finite number for which ``holds``; ``text`` says so, with {} for its name."""
+    return {"rule": Rule(float, text, holds)}
+
+
+def one_of(*words: str) -> dict[str, Rule]:
+    """Field metadata: one of these strings."""
+    return {"rule": Rule(str, "{} to be one of " + ", ".join(map(repr, words)), lambda value: value in words)}
+
+
+def ascending(minimum: int, *, repeats: bool) -> dict[str, Rule]:
+    """Field metadata: a sequence of ints in ascending order, the first at least ``minimum``."""
+    order = operator.le if repeats else operator.lt
+    sign = "<=" if repeats else "<"
+    return {
+        "rule": Rule(
+            tuple,
+            f"{minimum} <= {{0}}[0] {sign} {{0}}[1] {sign} ...",
+            lambda items: all(map(order, items, items[1:])) and all(item >= minimum for item in items),
+        )
+    }
+
+
+FLAG = {"rule": Rule(bool)}
+FUNCTION = {"rule": Rule(Callable)}  # type: ignore[arg-type]
+OPTIONAL_FUNCTION = {"rule": Rule(Callable, optional=True)}  # type: ignore[arg-type]
+AT_LEAST_ONE = real("1 <= {}", lambda value: value >= 1)
+UNIT = real("0 <= {} <= 1", lambda value: 0 <= value <= 1)
+POSITIVE_UNIT = real("0 < {} <= 1", lambda value: 0 < value <= 1)
+
+
+def check_momenta(base_momentum: float, max_momentum: float) -> None:
+    """The range a cycling momentum moves in must not be upside down."""
+    if base_momentum > max_momentum:
+        raise ValueError(f"need base_momentum <= max_momentum, got {base_momentum=}, {max_momentum=}")
+
+
+def step_index(step: int) -> int:
+    """``step`` as an int; whatever is not a whole number >= 0 is refused."""
+    try:
+        index = operator.index(step)
+    except TypeError:
+        raise TypeError(f"need step to be an int (optimizer steps, not epochs), got {step=}") from None
+    if index < 0:
+        raise ValueError(f"need 0 <= step, got {step=}")
+    return index
+
+
+def between(start: float, stop: float, fraction: float) -> float:
+    """The point ``fraction`` of the way from ``start`` to ``stop``.
+
+    Exact at both ends, never outside them for a fraction in [0, 1], and accurate to a few units in
+    the last place however far apart the ends are: each half is measured from its own end, so that
+    nothing cancels.
+    """
+    if fraction < 0.5:
+        return start + (stop - start) * fraction
+    return stop - (stop - start) * (1 - fraction)
+
+
+def rise(fraction: float) -> float:
+    """The cosine ramp (1 - cos(pi x)) / 2, from 0 to 1, written without the cancellation at its foot."""
+    return math.sin(math.pi / 2 * fraction) ** 2

@@ -1,0 +1,92 @@
+"""Policies made of other policies, or of a function."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .base import FUNCTION, Policy, Values, ascending, step_index
+
+
+@dataclass(frozen=True)
+class Sequential(Policy):
+    """One policy after another, each from its own step 0.
+
+    Policy i is in force from step ``milestones[i-1]`` until ``milestones[i]``, and is asked for the number
+    of steps since it took over. A policy that leaves momentum alone keeps the one that the policies
+    before it ended with. It ends when the last policy ends.
+
+    Args:
+        policies: at least one; a Plateau cannot be among them (its state is not of the step alone).
+        milestones: the steps at which the next policy takes over, one fewer than there are policies.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule.
+
+    Source: ``torch.optim.lr_scheduler.SequentialLR``.
+    """
+
+    policies: tuple[Policy, ...]
+    milestones: tuple[int, ...] = field(metadata=ascending(1, repeats=False))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            policies = tuple(self.policies)
+        except TypeError:
+            raise TypeError(f"need policies to be a sequence of policies, got policies={self.policies!r}") from None
+        object.__setattr__(self, "policies", policies)
+        for i, policy in enumerate(policies):
+            if not isinstance(policy, Policy):
+                raise TypeError(f"need policies[{i}] to be a Policy, got policies[{i}]={policy!r}")
+            if policy.initial_state() is not None:
+                raise ValueError(f"need policies that depend on the step alone, got policies[{i}]={policy!r}")
+        if len(policies) != len(self.milestones) + 1:
+            raise ValueError(
+                f"need one policy more than milestones, got {len(policies)} policies, {len(self.milestones)} milestones"
+            )
+
+    def at(self, step: int) -> Values:
+        step = step_index(step)
+        index = bisect_right(self.milestones, step)
+        starts = (0, *self.milestones)
+        lr_factor, momentum = self.policies[index].at(step - starts[index])
+        while momentum is None and index > 0:
+            index -= 1
+            momentum = self.policies[index].at(starts[index + 1] - 1 - starts[index]).momentum
+        return Values(lr_factor, momentum)
+
+    @property
+    def end(self) -> int | None:
+        last = self.policies[-1].end
+        return None if last is None else (0, *self.milestones)[-1] + last
+
+
+@dataclass(frozen=True)
+class LambdaPolicy(Policy):
+    """``lr_factor = fn(step)``: any schedule you have as a function.
+
+    It takes the classic ``cyclical_lr(step_size, min_lr, max_lr)`` closure as it is, with ``lr=1.``.
+    Momentum is left alone. After its end is whatever ``fn`` returns. A checkpoint names the function but
+    cannot hold it: resume with the policy in the code.
+
+    Args:
+        fn: takes the step (an int, from 0), returns a finite number >= 0.
+
+    Raises:
+        TypeError: ``fn`` is not callable.
+        ValueError: (from ``at``) ``fn`` returned anything else.
+
+    Source: ``torch.optim.lr_scheduler.LambdaLR``.
+    """
+
+    fn: Callable[[int], float] = field(metadata=FUNCTION)
+
+    def at(self, step: int) -> Values:
+        factor = self.fn(step_index(step))
+        if not isinstance(factor, numbers.Real) or not 0 <= factor < math.inf:
+            raise ValueError(f"need fn to return a finite number >= 0, got fn({step})={factor!r}")
+        return Values(float(factor))

@@ -1,0 +1,226 @@
+"""Policies that repeat: the triangular family of Smith 2017 and the warm restarts of SGDR."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal, localcontext
+from functools import lru_cache
+from typing import NamedTuple
+
+from .base import (
+    AT_LEAST_ONE,
+    FLAG,
+    OPTIONAL_FUNCTION,
+    POSITIVE_UNIT,
+    UNIT,
+    Policy,
+    Values,
+    between,
+    check_momenta,
+    one_of,
+    rise,
+    step_index,
+    whole,
+)
+
+
+class Cycle(NamedTuple):
+    """One cycle: its number, counted from 0, and the steps at which it starts, peaks and ends."""
+
+    number: int
+    start: int
+    peak: int
+    end: int
+
+
+def cycle_of(step: int, up: int, down: int, growth: float) -> Cycle:
+    """The cycle that ``step`` lies in, when the first climbs for ``up`` steps and falls for ``down``.
+
+    Cycle k is ``growth**k`` times as long as the first; its start, peak and end are those of the
+    exact geometric series, rounded down to whole steps.
+    """
+    length = up + down
+    if growth == 1:
+        number, position = divmod(step, length)
+        start = step - position
+        return Cycle(number, start, start + up, start + length)
+    # The logarithm is off by one at most, near a boundary; whole numbers then decide.
+    guess = int(math.log1p(step * (growth - 1) / length) / math.log1p(growth - 1))
+    cycle = _grown_cycle(guess, up, down, growth)
+    while step < cycle.start:
+        cycle = _grown_cycle(cycle.number - 1, up, down, growth)
+    while step >= cycle.end:
+        cycle = _grown_cycle(cycle.number + 1, up, down, growth)
+    return cycle
+
+
+@lru_cache(maxsize=1024)
+def _grown_cycle(number: int, up: int, down: int, growth: float) -> Cycle:
+    length = up + down
+    if isinstance(growth, int) or growth.is_integer():
+        scale = int(growth) ** number
+        start = length * (scale - 1) // (int(growth) - 1)
+        return Cycle(number, start, start + up * scale, start + length * scale)
+    # Sixty digits: enough to place the boundaries of 10**9 cycles that grow by 1 + 1e-9 each.
+    with localcontext() as context:
+        context.prec = 60
+        ratio = Decimal(growth)
+        power = ratio**number
+        first = length * (power - 1) / (ratio - 1)
+        return Cycle(number, int(first), int(first + up * power), int(first + length * power))
+
+
+@dataclass(frozen=True)
+class _Triangles(Policy):
+    """The shape all three share; each scales the triangle's height in its own way."""
+
+    step_size_up: int = field(default=2000, metadata=whole(1))
+    step_size_down: int | None = field(default=None, metadata=whole(1, optional=True))
+    div_factor: float = field(default=10, metadata=AT_LEAST_ONE)
+    cycle_growth: float = field(default=1, metadata=AT_LEAST_ONE)
+    cycle_momentum: bool = field(default=True, metadata=FLAG)
+    base_momentum: float = field(default=0.8, metadata=UNIT)
+    max_momentum: float = field(default=0.9, metadata=UNIT)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_momenta(self.base_momentum, self.max_momentum)
+
+    def _scale(self, cycle: int, step: int) -> float:
+        raise NotImplementedError
+
+    def at(self, step: int) -> Values:
+        step = step_index(step)
+        up = self.step_size_up
+        down = up if self.step_size_down is None else self.step_size_down
+        cycle, start, peak, end = cycle_of(step, up, down, self.cycle_growth)
+        # Integers over integers: rounded once, whatever the step.
+        height = (step - start) / (peak - start) if step <= peak else (end - step) / (end - peak)
+        height *= self._scale(cycle, step)
+        return Values(
+            between(1 / self.div_factor, 1.0, height),
+            between(self.max_momentum, self.base_momentum, height) if self.cycle_momentum else None,
+        )
+
+
+@dataclass(frozen=True)
+class Triangular(_Triangles):
+    """Linear up, linear down, again and again; optionally scaled by a function of your own.
+
+    With x(step) going 0 -> 1 over ``step_size_up`` steps and 1 -> 0 over ``step_size_down`` steps, and
+    s = ``scale_fn(...)`` or 1::
+
+        lr_factor = 1/div_factor + (1 - 1/div_factor) * x * s
+        momentum  = max_momentum - (max_momentum - base_momentum) * x * s
+
+    It never ends: the cycle repeats (exactly, every ``period`` steps, where nothing scales or grows it).
+
+    Args:
+        step_size_up: optimizer steps of the rising half of a cycle.
+        step_size_down: optimizer steps of the falling half (default: ``step_size_up``).
+        div_factor: peak over base; ``CyclicLR(base_lr=a, max_lr=b)`` is ``lr=b, div_factor=b/a``.
+        cycle_growth: cycle k, counted from 0, is ``cycle_growth**k`` times as long as the first; the
+            boundaries are rounded down to whole steps.
+        cycle_momentum: whether momentum moves too, inversely to the learning rate.
+        base_momentum, max_momentum: momentum at the peak, and between the cycles.
+        scale_fn: scales the height of the triangle. Must return a finite number that keeps the
+            rate and the momentum at or above 0.
+        scale_mode: what ``scale_fn`` is given: ``"cycle"``, the cycle's number counted from 1, or
+            ``"iterations"``, the step.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule, or ``scale_fn`` does not keep to its own.
+
+    Source: L. N. Smith 2017 (arXiv 1506.01186); ``torch.optim.lr_scheduler.CyclicLR``.
+    """
+
+    scale_fn: Callable[[int], float] | None = field(default=None, metadata=OPTIONAL_FUNCTION)
+    scale_mode: str = field(default="cycle", metadata=one_of("cycle", "iterations"))
+
+    def _scale(self, cycle: int, step: int) -> float:
+        if self.scale_fn is None:
+            return 1.0
+        given = cycle + 1 if self.scale_mode == "cycle" else step
+        scale = self.scale_fn(given)
+        if not isinstance(scale, (int, float)) or not math.isfinite(scale):
+            raise ValueError(f"need scale_fn to return a finite number, got scale_fn({given})={scale!r}")
+        return scale
+
+    @property
+    def period(self) -> int | None:
+        if self.scale_fn is not None or self.cycle_growth != 1:
+            return None
+        down = self.step_size_up if self.step_size_down is None else self.step_size_down
+        return self.step_size_up + down
+
+
+@dataclass(frozen=True)
+class Triangular2(_Triangles):
+    """:class:`Triangular` with a fixed decay: the height is halved after each cycle.
+
+    The height of cycle k, counted from 0, is ``2**-k`` times the first one's. It never ends.
+    Arguments and errors as in :class:`Triangular`.
+
+    Source: L. N. Smith 2017 (arXiv 1506.01186); ``CyclicLR(mode="triangular2")``.
+    """
+
+    def _scale(self, cycle: int, step: int) -> float:
+        return 0.5**cycle
+
+
+@dataclass(frozen=True)
+class ExpRange(_Triangles):
+    """:class:`Triangular` with an exponential decay: the height is ``gamma**step`` times the full one.
+
+    It never ends. Arguments and errors as in :class:`Triangular`, and:
+
+    Args:
+        gamma: the decay per optimizer step, 0 < gamma <= 1.
+
+    Source: L. N. Smith 2017 (arXiv 1506.01186); ``CyclicLR(mode="exp_range")``.
+    """
+
+    # Required: torch's default of 1 makes this policy a plain Triangular without a word.
+    gamma: float = field(kw_only=True, metadata=POSITIVE_UNIT)
+
+    def _scale(self, cycle: int, step: int) -> float:
+        return self.gamma**step
+
+
+@dataclass(frozen=True)
+class CosineRestarts(Policy):
+    """Stochastic gradient descent with warm restarts: fall along a cosine, jump back to the peak.
+
+    With t the steps since the last restart and T the length of the current cycle::
+
+        lr_factor = min_factor + (1 - min_factor) * (1 + cos(pi * t / T)) / 2
+
+    Momentum is left alone. It never ends: cycle k, counted from 0, is ``t_mult**k`` times as long as the
+    first (exactly periodic for ``t_mult=1``; boundaries are rounded down to whole steps).
+
+    Args:
+        t_0: optimizer steps of the first cycle.
+        t_mult: growth of the cycles, at least 1.
+        min_factor: where the cosine ends, as a fraction of the peak; torch's ``eta_min / lr``.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule.
+
+    Source: Loshchilov & Hutter 2017 (arXiv 1608.03983);
+    ``torch.optim.lr_scheduler.CosineAnnealingWarmRestarts``.
+    """
+
+    t_0: int = field(metadata=whole(1))
+    t_mult: float = field(default=1, metadata=AT_LEAST_ONE)
+    min_factor: float = field(default=0.0, metadata=UNIT)
+
+    def at(self, step: int) -> Values:
+        step = step_index(step)
+        _, start, _, end = cycle_of(step, self.t_0, 0, self.t_mult)
+        return Values(between(self.min_factor, 1.0, rise((end - step) / (end - start))))
+
+    @property
+    def period(self) -> int | None:
+        return self.t_0 if self.t_mult == 1 else None

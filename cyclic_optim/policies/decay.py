@@ -1,0 +1,294 @@
+"""Policies that go one way: constant, the classic decays, and the ramps that warm up or test a range.
+
+None of them touches momentum.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+from .base import POSITIVE_UNIT, UNIT, Policy, Values, ascending, between, one_of, real, rise, step_index, whole
+
+_POSITIVE = real("0 < {}", lambda value: value > 0)
+
+
+@dataclass(frozen=True)
+class Constant(Policy):
+    """``lr_factor = 1``, for ever: plain SGD at its peak rate."""
+
+    def at(self, step: int) -> Values:
+        step_index(step)
+        return Values(1.0)
+
+    @property
+    def period(self) -> int:
+        return 1
+
+    @property
+    def end(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class LinearRamp(Policy):
+    """A straight line from ``start_factor`` to ``end_factor`` in ``total_iters`` steps; then it holds.
+
+    ``lr_factor = start_factor + (end_factor - start_factor) * step / total_iters``. The warm-up to put
+    before another policy in :class:`Sequential`, and a range test on a linear axis.
+
+    Args:
+        total_iters: optimizer steps until ``end_factor`` is reached.
+        start_factor, end_factor: fractions of the peak, in [0, 1].
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule.
+
+    Source: ``torch.optim.lr_scheduler.LinearLR``.
+    """
+
+    total_iters: int = field(metadata=whole(1))
+    start_factor: float = field(default=1 / 3, metadata=UNIT)
+    end_factor: float = field(default=1.0, metadata=UNIT)
+
+    def at(self, step: int) -> Values:
+        step = min(step_index(step), self.total_iters)
+        return Values(between(self.start_factor, self.end_factor, step / self.total_iters))
+
+    @property
+    def end(self) -> int:
+        return self.total_iters
+
+
+@dataclass(frozen=True)
+class ExponentialRamp(Policy):
+    """From ``start_factor`` to ``end_factor`` in ``total_iters`` steps of equal ratio; then it holds.
+
+    ``lr_factor = start_factor * (end_factor / start_factor) ** (step / total_iters)``: the learning
+    rate range test is this ramp with ``lr`` at the highest rate to try.
+
+    Args:
+        total_iters: optimizer steps until ``end_factor`` is reached.
+        start_factor, end_factor: fractions of the peak, in (0, 1].
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule.
+
+    Source: the range test of L. N. Smith 2017 (arXiv 1506.01186, section 3.3), on a logarithmic axis.
+    """
+
+    total_iters: int = field(metadata=whole(1))
+    start_factor: float = field(metadata=POSITIVE_UNIT)
+    end_factor: float = field(default=1.0, metadata=POSITIVE_UNIT)
+
+    def at(self, step: int) -> Values:
+        step = step_index(step)
+        if step >= self.total_iters:
+            return Values(self.end_factor)
+        return Values(self.start_factor * (self.end_factor / self.start_factor) ** (step / self.total_iters))
+
+    @property
+    def end(self) -> int:
+        return self.total_iters
+
+
+@dataclass(frozen=True)
+class CosineDecay(Policy):
+    """Half a cosine from 1 to ``min_factor`` in ``t_max`` steps; then it holds.
+
+    ``lr_factor = min_factor + (1 - min_factor) * (1 + cos(pi * step / t_max)) / 2``.
+
+    Args:
+        t_max: optimizer steps until ``min_factor`` is reached (torch's ``T_max``).
+        min_factor: torch's ``eta_min / lr``.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule.
+
+    Source: ``torch.optim.lr_scheduler.CosineAnnealingLR`` up to step ``T_max``, after which torch's
+    climbs again.
+    """
+
+    t_max: int = field(metadata=whole(1))
+    min_factor: float = field(default=0.0, metadata=UNIT)
+
+    def at(self, step: int) -> Values:
+        left = self.t_max - min(step_index(step), self.t_max)
+        return Values(between(self.min_factor, 1.0, rise(left / self.t_max)))
+
+    @property
+    def end(self) -> int:
+        return self.t_max
+
+
+@dataclass(frozen=True)
+class PolynomialDecay(Policy):
+    """``lr_factor = (1 - step / total_iters) ** power`` for ``total_iters`` steps; then it holds at 0.
+
+    Args:
+        total_iters: optimizer steps until 0 is reached.
+        power: greater than 0; 1 is a straight line.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule.
+
+    Source: ``torch.optim.lr_scheduler.PolynomialLR``.
+    """
+
+    total_iters: int = field(metadata=whole(1))
+    power: float = field(default=1.0, metadata=_POSITIVE)
+
+    def at(self, step: int) -> Values:
+        left = self.total_iters - min(step_index(step), self.total_iters)
+        return Values((left / self.total_iters) ** self.power)
+
+    @property
+    def end(self) -> int:
+        return self.total_iters
+
+
+@dataclass(frozen=True)
+class ExponentialDecay(Policy):
+    """``lr_factor = gamma ** step``, for ever.
+
+    Args:
+        gamma: the decay per optimizer step, 0 < gamma <= 1.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule.
+
+    Source: ``torch.optim.lr_scheduler.ExponentialLR``.
+    """
+
+    gamma: float = field(metadata=POSITIVE_UNIT)
+
+    def at(self, step: int) -> Values:
+        return Values(float(self.gamma ** step_index(step)))
+
+
+@dataclass(frozen=True)
+class StepDecay(Policy):
+    """``lr_factor = gamma ** (step // step_size)``, for ever: times ``gamma`` every ``step_size`` steps.
+
+    Args:
+        step_size: optimizer steps between two drops.
+        gamma: what each drop multiplies by, 0 < gamma <= 1.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule.
+
+    Source: ``torch.optim.lr_scheduler.StepLR``.
+    """
+
+    step_size: int = field(metadata=whole(1))
+    gamma: float = field(default=0.1, metadata=POSITIVE_UNIT)
+
+    def at(self, step: int) -> Values:
+        return Values(float(self.gamma ** (step_index(step) // self.step_size)))
+
+
+@dataclass(frozen=True)
+class MultiStepDecay(Policy):
+    """``lr_factor = gamma ** (number of milestones <= step)``; after the last milestone it holds.
+
+    Args:
+        milestones: optimizer steps at which the rate drops, in ascending order; one that is named
+            twice counts twice.
+        gamma: what each drop multiplies by, 0 < gamma <= 1.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule.
+
+    Source: ``torch.optim.lr_scheduler.MultiStepLR``.
+    """
+
+    milestones: tuple[int, ...] = field(metadata=ascending(0, repeats=True))
+    gamma: float = field(default=0.1, metadata=POSITIVE_UNIT)
+
+    def at(self, step: int) -> Values:
+        return Values(float(self.gamma ** bisect_right(self.milestones, step_index(step))))
+
+    @property
+    def end(self) -> int:
+        return self.milestones[-1] if self.milestones else 0
+
+
+@dataclass(frozen=True)
+class InverseTimeDecay(Policy):
+    """``lr_factor = 1 / (1 + k * step)``, for ever: the classic 1/t decay.
+
+    Args:
+        k: decay per optimizer step, greater than 0; the rate is halved after 1/k steps.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule.
+
+    Source: Robbins & Monro 1951, "A stochastic approximation method", in its usual form for SGD.
+    """
+
+    k: float = field(metadata=_POSITIVE)
+
+    def at(self, step: int) -> Values:
+        return Values(1 / (1 + self.k * step_index(step)))
+
+
+_COOLDOWNS = {
+    "linear": lambda left: left,
+    "cosine": rise,
+    "sqrt": lambda left: 1 - math.sqrt(1 - left),
+}
+
+
+@dataclass(frozen=True)
+class WarmupStableDecay(Policy):
+    """A trapezoid: warm up, stay at the peak, cool down; then it holds ``min_factor``.
+
+    ::
+
+        warm-up    lr_factor = (step + 1) / (warmup + 1)              step < warmup
+        stable     lr_factor = 1                                      until total_steps - decay
+        cool-down  lr_factor = min_factor + (1 - min_factor) * d(x)   x = (total_steps - step) / decay
+
+    where d is ``x`` for ``"linear"``, ``(1 - cos(pi * x)) / 2`` for ``"cosine"`` and ``1 - sqrt(1 - x)`` for
+    ``"sqrt"``. ``min_factor`` is reached at step ``total_steps``, so that none of a run's ``total_steps``
+    updates is made at it, and none at 0.
+
+    Args:
+        total_steps: optimizer steps of the whole run.
+        warmup: optimizer steps of the warm-up, 0 for none.
+        decay: optimizer steps of the cool-down.
+        shape: ``"linear"``, ``"cosine"`` or ``"sqrt"``.
+        min_factor: where the cool-down ends, as a fraction of the peak.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule, or warmup + decay > total_steps.
+
+    Source: Hu et al. 2024 (arXiv 2404.06395, WSD); the 1-sqrt cool-down: Hägele et al. 2024
+    (arXiv 2405.18392).
+    """
+
+    total_steps: int = field(metadata=whole(1))
+    warmup: int = field(metadata=whole(0))
+    decay: int = field(metadata=whole(1))
+    shape: str = field(default="linear", metadata=one_of(*_COOLDOWNS))
+    min_factor: float = field(default=0.0, metadata=UNIT)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup + self.decay > self.total_steps:
+            raise ValueError(
+                "need warmup + decay <= total_steps, "
+                f"got warmup={self.warmup}, decay={self.decay}, total_steps={self.total_steps}"
+            )
+
+    def at(self, step: int) -> Values:
+        step = step_index(step)
+        if step < self.warmup:
+            return Values((step + 1) / (self.warmup + 1))
+        left = (self.total_steps - min(step, self.total_steps)) / self.decay
+        return Values(1.0 if left >= 1 else between(self.min_factor, 1.0, _COOLDOWNS[self.shape](left)))
+
+    @property
+    def end(self) -> int:
+        return self.total_steps

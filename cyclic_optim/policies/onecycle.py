@@ -1,0 +1,127 @@
+"""One cycle for the whole run: Smith & Topin's super-convergence schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+from .base import (
+    AT_LEAST_ONE,
+    FLAG,
+    UNIT,
+    Policy,
+    Values,
+    between,
+    check_momenta,
+    one_of,
+    real,
+    rise,
+    step_index,
+    whole,
+)
+
+
+class _Ramp(NamedTuple):
+    """A stretch of the cycle, told from its low end: where each end lies and what holds there.
+
+    A falling stretch has ``low_step > high_step``; the fraction below comes out right all the same,
+    and is exact where the rate is small.
+    """
+
+    last_step: float
+    low_step: float
+    high_step: float
+    low_factor: float
+    high_factor: float
+    low_momentum: float
+    high_momentum: float
+
+
+@dataclass(frozen=True)
+class OneCycle(Policy):
+    """Up to the peak, down again, and at the end far below: one cycle of ``total_steps`` steps.
+
+    The rate climbs from ``1/div_factor`` to 1 at step ``pct_start * total_steps - 1`` and falls to
+    ``1/(div_factor * final_div_factor)`` at step ``total_steps - 1``; momentum moves inversely, from
+    ``max_momentum`` to ``base_momentum`` and back. With ``three_phase`` the fall mirrors the climb, and a
+    third phase goes on from ``1/div_factor`` to the end at constant momentum. Between two such points
+    a and b, with x in [0, 1]: ``a + (b - a) * x`` for ``"linear"``,
+    ``b + (a - b) * (1 + cos(pi * x)) / 2`` for ``"cos"``.
+
+    After its end it holds the last value.
+
+    Args:
+        total_steps: optimizer steps of the whole run (epochs * len(loader) / accumulation).
+        pct_start: fraction of the steps spent climbing.
+        anneal_strategy: ``"cos"`` or ``"linear"``.
+        cycle_momentum: whether momentum moves too, inversely to the learning rate.
+        base_momentum, max_momentum: momentum at the peak, and at both ends.
+        div_factor: peak over first value.
+        final_div_factor: first over last value.
+        three_phase: mirror the climb, then anneal.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule. In particular the climb needs at least one
+            step (1 < pct_start * total_steps), and three phases need pct_start <= 0.5.
+
+    Source: Smith & Topin 2018 (arXiv 1708.07120); ``torch.optim.lr_scheduler.OneCycleLR``, whose
+    values these are at every step that it defines.
+    """
+
+    total_steps: int = field(metadata=whole(1))
+    pct_start: float = field(default=0.3, metadata=real("0 < {} < 1", lambda value: 0 < value < 1))
+    anneal_strategy: str = field(default="cos", metadata=one_of("cos", "linear"))
+    cycle_momentum: bool = field(default=True, metadata=FLAG)
+    base_momentum: float = field(default=0.85, metadata=UNIT)
+    max_momentum: float = field(default=0.95, metadata=UNIT)
+    div_factor: float = field(default=25.0, metadata=AT_LEAST_ONE)
+    final_div_factor: float = field(default=1e4, metadata=AT_LEAST_ONE)
+    three_phase: bool = field(default=False, metadata=FLAG)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_momenta(self.base_momentum, self.max_momentum)
+        if self.pct_start * self.total_steps <= 1:
+            raise ValueError(
+                "need 1 < pct_start * total_steps (at least one step of climbing), "
+                f"got pct_start={self.pct_start}, total_steps={self.total_steps}"
+            )
+        if self.three_phase and self.pct_start > 0.5:
+            raise ValueError(
+                f"need pct_start <= 0.5 for three phases (climb, mirrored fall, end), got pct_start={self.pct_start}"
+            )
+
+    @cached_property
+    def _ramps(self) -> tuple[_Ramp, ...]:
+        # torch puts the turning points between whole steps where pct_start * total_steps is not one.
+        top = float(self.pct_start * self.total_steps) - 1
+        foot = float(2 * self.pct_start * self.total_steps) - 2
+        last = self.total_steps - 1
+        first_factor = 1 / self.div_factor
+        last_factor = first_factor / self.final_div_factor
+        low, high = self.max_momentum, self.base_momentum  # by the rate: momentum moves inversely
+        climb = _Ramp(top, 0, top, first_factor, 1.0, low, high)
+        if not self.three_phase:
+            return climb, _Ramp(last, last, top, last_factor, 1.0, low, high)
+        return (
+            climb,
+            _Ramp(foot, foot, top, first_factor, 1.0, low, high),
+            _Ramp(last, last, foot, last_factor, first_factor, low, low),
+        )
+
+    def at(self, step: int) -> Values:
+        step = min(step_index(step), self.total_steps - 1)
+        for ramp in self._ramps:
+            if step <= ramp.last_step:
+                break
+        fraction = (step - ramp.low_step) / (ramp.high_step - ramp.low_step)
+        height = rise(fraction) if self.anneal_strategy == "cos" else fraction
+        return Values(
+            between(ramp.low_factor, ramp.high_factor, height),
+            between(ramp.low_momentum, ramp.high_momentum, height) if self.cycle_momentum else None,
+        )
+
+    @property
+    def end(self) -> int:
+        return self.total_steps - 1
