@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -83,8 +83,8 @@ class CyclicSGD(SGD):
         if policy is not None:
             _check_numbers(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
             self._schedule = Schedule(policy)
-            first = self._schedule.values(0, policy.initial_state()).momentum
-            momentum = momentum if first is None else first
+            # The groups get the policy's momentum; this one is for SGD's check of Nesterov.
+            momentum = self._schedule.values(0, policy.initial_state()).momentum or momentum
         super().__init__(
             params,
             lr,
@@ -112,7 +112,6 @@ class CyclicSGD(SGD):
             lines += [f"Parameter Group {i}", *(f"    {key}: {group[key]}" for key in shown)]
         return "\n".join([*lines, ")"])
 
-    @torch._disable_dynamo  # type: ignore[untyped-decorator]
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; its ``lr`` is its peak, and it joins the cycle where that stands."""
         if self._schedule is None:
@@ -156,16 +155,18 @@ class CyclicSGD(SGD):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        found_inf: Tensor | None = getattr(self, "found_inf", None)  # GradScaler sets it for fused=True
         if self._schedule is None:
-            self._update()
+            self._update(found_inf)
         else:
-            self._scheduled_update(self._schedule)
+            self._scheduled_update(self._schedule, found_inf)
         return loss
 
-    def _scheduled_update(self, schedule: Schedule) -> None:
+    # Numbers that change with every step would be compiled in anew until torch gives up.
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _scheduled_update(self, schedule: Schedule, found_inf: Tensor | None) -> None:
         if getattr(self.__dict__.get("step"), "_wrapped_by_lr_sched", False):
             self._warn_of_scheduler()
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.item() != 0:
             return
         if schedule.is_dry_run(self.param_groups):
@@ -173,25 +174,29 @@ class CyclicSGD(SGD):
             return
         # Before the update: where the policy has no valid answer, nothing must have moved.
         upcoming = schedule.upcoming(self.param_groups)
-        self._update()
+        self._update(found_inf=None)
         schedule.write(self.param_groups, upcoming)
 
-    def _update(self) -> None:
+    def _update(self, found_inf: Tensor | None) -> None:
         """Apply one update to every group, with the values in force, as SGD.step does."""
-        amp = {"grad_scale": getattr(self, "grad_scale", None), "found_inf": getattr(self, "found_inf", None)}
+        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
+        scheduled = self._schedule is not None
+        update = fused_sgd if scheduled else _eager_fused_sgd  # a schedule is out of dynamo's sight already
         for i, group in enumerate(self.param_groups):
             params: list[Tensor] = []
             grads: list[Tensor] = []
             buffers: list[Tensor | None] = []
-            has_sparse_grad = self._init_group(group, params, grads, buffers)
-            options = {key: group[key] for key in _HYPERPARAMETERS}
+            has_sparse_grad = self._init_group(group, params, grads, buffers)  # type: ignore[no-untyped-call]
             foreach, fused, differentiable = group["foreach"], group["fused"], group["differentiable"]
-            # Under torch.compile the lists are traced; sorting and mending is for eager tensors.
-            mended = takes_fused(self._schedule is not None, foreach, differentiable, fused)
-            if mended and not torch.compiler.is_compiling():
-                new = fused_sgd(self._buckets_of(i), params, grads, buffers, **amp, **options)
+            options: dict[str, Any] = {key: group[key] for key in _HYPERPARAMETERS}
+            options.update(grad_scale=grad_scale, found_inf=found_inf)
+            new: Iterable[int]
+            # Under torch.compile the lists are traced; sorting them is for eager tensors.
+            compiling = torch.compiler.is_compiling()
+            if not compiling and takes_fused(scheduled, foreach, differentiable, fused):
+                new = update(self._buckets_of(i), params, grads, buffers, **options)
             else:
-                sgd(params, grads, buffers, has_sparse_grad, foreach, fused, **amp, **options)
+                sgd(params, grads, buffers, has_sparse_grad, foreach, fused, **options)
                 new = range(len(buffers))
             for j in new:
                 self.state[params[j]]["momentum_buffer"] = buffers[j]
@@ -219,25 +224,26 @@ class CyclicSGD(SGD):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # torch calls this to unpickle and, with new state and groups alone, to load a state dict.
-        previous: list[Group] | None = self.__dict__.get("param_groups")
-        loading = previous is not None and "defaults" not in state
-        if loading and self._schedule is not None:
+        previous: list[Group] = self.__dict__.get("param_groups", [])
+        if self.__dict__.get("_schedule") is not None:
             # What an older dict lacks is as the code has it; torch would fall back on slower paths.
             _fill(state["param_groups"], previous)
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._buckets = []
         if self.defaults.get("fused"):
             self._step_supports_amp_scaling = True  # torch forgets it on unpickling
-        if loading:
-            _fill(self.param_groups, previous)
-            _check_state(self.state)
-            self.state.update({key: _own(value) for key, value in self.state.items()})
-            self._schedule = adopt(self._schedule, self.param_groups, previous)
-            if self._schedule is not None:
-                for group in self.param_groups:
-                    _check_numbers(**{key: group[key] for key in _NUMBERS})
+        if previous:
+            self._adopt(previous)
 
-    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    def _adopt(self, previous: list[Group]) -> None:
+        """Take over state and groups that were just loaded in place of ``previous``."""
+        _fill(self.param_groups, previous)
+        _check_state(self.state)
+        self.state.update({key: _own(value) for key, value in self.state.items()})
+        self._schedule = adopt(self._schedule, self.param_groups, previous)
+        for group in self.param_groups if self._schedule is not None else ():
+            _check_numbers(**{key: group[key] for key in _NUMBERS})
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class or of ``torch.optim.SGD``.
 
@@ -262,7 +268,11 @@ class CyclicSGD(SGD):
             raise
 
 
+# As torch has it for its own: dynamo cannot trace the op, and must not try where it falls back to eager.
+_eager_fused_sgd = torch._disable_dynamo(fused_sgd)  # type: ignore[attr-defined]
+
 _HYPERPARAMETERS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+_DEFAULTS = (*_HYPERPARAMETERS, "foreach", "differentiable", "fused")
 _NUMBERS = ("lr", "momentum", "dampening", "weight_decay")
 
 
@@ -304,10 +314,9 @@ def _check_state(state: dict[Any, Any]) -> None:
 
 def _fill(groups: list[Group], previous: list[Group]) -> None:
     """Give groups from an older or foreign dict the hyperparameters that they lack."""
-    for group, old in zip(groups, previous, strict=True):
-        for key, value in old.items():
-            if key not in ("max_lr", "schedule_step", "policy", "policy_state"):
-                group.setdefault(key, value)
+    for group, old in zip(groups, previous, strict=False):
+        for key in _DEFAULTS:
+            group.setdefault(key, old[key])
 
 
 def _own(value: Any) -> Any:

@@ -44,7 +44,7 @@ class Schedule:
 
     def enrol(self, group: Group, peers: list[Group]) -> None:
         """Let a group join the cycle where its peers stand (at step 0, if it has none)."""
-        lr = group["lr"]
+        lr: Any = group["lr"]
         if isinstance(lr, torch.Tensor):
             if lr.requires_grad:
                 raise ValueError("need lr without requires_grad beside a policy, which overwrites it")
@@ -145,10 +145,16 @@ def adopt(schedule: Schedule | None, groups: list[Group], previous: list[Group])
         return schedule
     if not all(scheduled):
         raise ValueError("need schedule_step in every param group of the checkpoint or in none")
+    if schedule is not None:
+        # What an older dict does not say is as the code says.
+        described = describe(schedule.policy)
+        for group, old in zip(groups, previous, strict=True):
+            group.setdefault("max_lr", old["max_lr"])
+            group.setdefault("policy", described)
     _check(groups)
     saved = groups[0]["policy"]
-    schedule = schedule or _from_checkpoint(saved)
-    described = describe(schedule.policy)
+    if schedule is None:
+        schedule, described = _from_checkpoint(saved), saved
     _adopt_state(schedule.policy, groups)
     if saved == described:
         schedule.upcoming(groups, ahead=0)  # for its checks

@@ -64,6 +64,8 @@ class Policy(ABC):
 
     def check_state(self, state: object) -> None:
         """Refuse a state, read from a checkpoint, that this policy cannot have written."""
+        if state is not None:
+            raise ValueError(f"need no state of reports for {self!r}, got {state!r}")
 
     def __post_init__(self) -> None:
         if is_dataclass(self):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .base import POSITIVE_UNIT, UNIT, Policy, Values, ascending, between, one_of, real, rise, step_index, whole
@@ -233,7 +234,7 @@ class InverseTimeDecay(Policy):
         return Values(1 / (1 + self.k * step_index(step)))
 
 
-_COOLDOWNS = {
+_COOLDOWNS: dict[str, Callable[[float], float]] = {
     "linear": lambda left: left,
     "cosine": rise,
     "sqrt": lambda left: 1 - math.sqrt(1 - left),

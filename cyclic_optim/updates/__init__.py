@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
-
 from .fused import Buckets, fused_sgd
 
 __all__ = ["Buckets", "fused_sgd", "takes_fused"]
 
 
-@cache
 def takes_fused(scheduled: bool, foreach: bool | None, differentiable: bool, fused: bool | None) -> bool:
     """Whether a group with these flags goes through :func:`fused_sgd` or through torch's own ``sgd``.
 

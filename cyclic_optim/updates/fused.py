@@ -134,7 +134,7 @@ def fused_sgd(
         else:
             found_inf = (found_inf != 0).to(torch.float32)  # the op itself knows 1 alone
     new = [i for i, buffer in enumerate(momentum_buffer_list) if buffer is None]
-    options = {
+    options: dict[str, Any] = {
         "weight_decay": weight_decay,
         "momentum": momentum,
         "lr": lr,
@@ -150,9 +150,11 @@ def fused_sgd(
         if bucket.first:
             _create(bucket, params, momentum_buffer_list)
             _, _, buffer_shards = _local(params, grads, momentum_buffer_list)
-        lists = (shards, grad_shards, buffer_shards)
+        lists: list[list[Any]] = [shards, grad_shards, buffer_shards]
+        if not whole:
+            lists = [list(compress(tensors, bucket.members)) for tensors in lists]
         torch._fused_sgd_(
-            *(lists if whole else (list(compress(tensors, bucket.members)) for tensors in lists)),
+            *lists,
             **options,
             is_first_step=bucket.first,
             grad_scale=None if grad_scale is None else grad_scale.to(bucket.device),

@@ -1,0 +1,405 @@
+"""One checkpoint is all there is to save, and resuming from it is exact."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import flat, implementations, policies, problems, sgd_options
+from torch.optim import SGD
+
+from cyclic_optim import (
+    Constant,
+    CyclicSGD,
+    LambdaPolicy,
+    OneCycle,
+    Plateau,
+    Policy,
+    Sequential,
+    StepDecay,
+    Triangular,
+    Values,
+)
+
+
+def through_a_file(state_dict):
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def take_steps(params, optimizer, problem, steps):
+    for step in steps:
+        problem.set_grads(params, step)
+        optimizer.step()
+
+
+def build(problem, policy, **options):
+    params = problem.params()
+    return params, CyclicSGD([{"params": group} for group in params], policy=policy, **options)
+
+
+def one_param(**options):
+    param = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    param.grad = torch.full((3,), 0.5, dtype=torch.float64)
+    return param, CyclicSGD([param], **options)
+
+
+def snapshot(optimizer):
+    return repr(optimizer.state_dict()), repr(optimizer), optimizer.policy
+
+
+@given(
+    problem=problems(),
+    policy=policies(),
+    options=sgd_options(),
+    implementation=implementations(),
+    cut=st.integers(0, 5),
+)
+def test_interrupted_and_resumed_equals_uninterrupted(problem, policy, options, implementation, cut):
+    """Saved, loaded into a fresh optimizer and continued at any step, training is the same to the bit."""
+    params, optimizer = build(problem, policy, **options, **implementation)
+    take_steps(params, optimizer, problem, range(cut))
+    saved = through_a_file(optimizer.state_dict())
+    weights = [param.detach().clone() for param in flat(params)]
+    take_steps(params, optimizer, problem, range(cut, cut + 4))
+
+    resumed_params, resumed = build(problem, policy, **options, **implementation)
+    with torch.no_grad():
+        for param, weight in zip(flat(resumed_params), weights, strict=True):
+            param.copy_(weight)
+    resumed.load_state_dict(saved)
+    take_steps(resumed_params, resumed, problem, range(cut, cut + 4))
+    assert all(map(torch.equal, flat(resumed_params), flat(params)))
+    assert repr(resumed.state_dict()) == repr(optimizer.state_dict())
+
+
+@given(problem=problems(), policy=policies(), options=sgd_options(), cut=st.integers(0, 4))
+def test_pickle_and_deepcopy_keep_everything(problem, policy, options, cut):
+    """A copy has the policy, the counter and the buffers, shares no tensor, and goes on alike."""
+    params, optimizer = build(problem, policy, **options)
+    take_steps(params, optimizer, problem, range(cut))
+    for twin in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert snapshot(twin) == snapshot(optimizer)
+        twin_params = [group["params"] for group in twin.param_groups]
+        ours = {tensor.data_ptr() for tensor in tensors_of(optimizer) if tensor.numel()}
+        assert not ours & {tensor.data_ptr() for tensor in tensors_of(twin) if tensor.numel()}
+        take_steps(twin_params, twin, problem, range(cut, cut + 2))
+    take_steps(params, optimizer, problem, range(cut, cut + 2))
+    assert all(map(torch.equal, flat(twin_params), flat(params)))
+
+
+def tensors_of(optimizer):
+    buffers = [state["momentum_buffer"] for state in optimizer.state.values() if "momentum_buffer" in state]
+    return [*(param for group in optimizer.param_groups for param in group["params"]), *buffers]
+
+
+def test_a_pending_edit_survives():
+    """An edit of lr that no step has used yet is in the checkpoint, and is used after resuming."""
+    _, optimizer = one_param(lr=1.0, policy=Triangular(step_size_up=4))
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.123
+    optimizer.param_groups[0]["max_lr"] = 2.0
+    _, resumed = one_param(lr=1.0, policy=Triangular(step_size_up=4))
+    resumed.load_state_dict(through_a_file(optimizer.state_dict()))
+    assert resumed.param_groups[0]["lr"] == 0.123
+    resumed.step()
+    assert resumed.param_groups[0]["lr"] == 2.0 * Triangular(step_size_up=4).at(2).lr_factor
+
+
+def test_loading_leaves_the_dict_alone():
+    """The dict can be loaded twice, is not altered, and shares no tensor with the optimizer."""
+    param, optimizer = one_param(lr=1.0, momentum=0.9, policy=Triangular(step_size_up=4))
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    before = repr(saved)
+    for _ in range(2):
+        _, other = one_param(lr=1.0, policy=Triangular(step_size_up=4))
+        other.load_state_dict(saved)
+        other.step()
+        assert repr(saved) == before
+
+
+def test_the_policy_in_the_code_wins_with_a_warning():
+    """A run is extended by a new total_steps: the counter is kept, and the warning names both policies."""
+    _, optimizer = one_param(lr=1.0, policy=OneCycle(total_steps=10))
+    for _ in range(6):
+        optimizer.step()
+    _, longer = one_param(lr=1.0, policy=OneCycle(total_steps=20))
+    with pytest.warns(UserWarning, match=r"OneCycle\(total_steps=10,.*at step 6.*OneCycle\(total_steps=20,"):
+        longer.load_state_dict(optimizer.state_dict())
+    assert longer.policy == OneCycle(total_steps=20)
+    group = longer.param_groups[0]
+    assert (group["lr"], group["momentum"]) == tuple(OneCycle(total_steps=20).at(6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, again = one_param(lr=1.0, policy=OneCycle(total_steps=20))
+        again.load_state_dict(longer.state_dict())
+
+
+@given(policy=policies())
+def test_without_a_policy_in_the_code_the_checkpoints_is_taken(policy):
+    """A policy of data alone comes back from the checkpoint; one with code in it is asked for."""
+    _, optimizer = one_param(lr=1.0, policy=policy)
+    optimizer.step()
+    saved = through_a_file(optimizer.state_dict())
+    _, plain = one_param(lr=0.5)
+    if "'code':" in repr(saved):
+        before = snapshot(plain)
+        with pytest.raises(ValueError, match="pass the policy to the optimizer"):
+            plain.load_state_dict(saved)
+        assert snapshot(plain) == before
+    else:
+        plain.load_state_dict(saved)
+        assert snapshot(plain) == snapshot(optimizer)
+
+
+def classic(step):
+    return 1 / (1 + step)
+
+
+def other(step):
+    return 1 / (2 + step)
+
+
+def test_a_function_is_never_dropped_silently():
+    """A checkpoint names the function of a LambdaPolicy, and says so where the code has another."""
+    _, optimizer = one_param(lr=1.0, policy=LambdaPolicy(classic))
+    _, same = one_param(lr=1.0, policy=LambdaPolicy(classic))
+    same.load_state_dict(through_a_file(optimizer.state_dict()))
+    _, different = one_param(lr=1.0, policy=LambdaPolicy(other))
+    with pytest.warns(UserWarning, match=r"test_checkpoint\.classic.*test_checkpoint\.other"):
+        different.load_state_dict(through_a_file(optimizer.state_dict()))
+
+
+class Own(Policy):
+    def __init__(self, rate):
+        self.rate = rate
+
+    def at(self, step):
+        return Values(self.rate)
+
+
+def test_a_policy_of_ones_own_is_checkpointed_by_name():
+    """A user's own policy resumes with the code, warns when it differs, and is not conjured up without it."""
+    _, optimizer = one_param(lr=1.0, policy=Own(0.5))
+    optimizer.step()
+    saved = through_a_file(optimizer.state_dict())
+    _, resumed = one_param(lr=1.0, policy=Own(0.5))
+    resumed.load_state_dict(saved)
+    with pytest.warns(UserWarning, match=r"Own\(rate=0\.5\).*Own\(rate=0\.25\)"):
+        one_param(lr=1.0, policy=Own(0.25))[1].load_state_dict(saved)
+    with pytest.raises(ValueError, match=r"got 'test_checkpoint\.Own'; pass the policy"):
+        one_param(lr=1.0)[1].load_state_dict(saved)
+
+
+def test_an_sgd_checkpoint_starts_the_schedule_at_0():
+    """SGD's buffers are taken over; peaks are the code's, even after a OneCycleLR left a max_lr behind."""
+    param = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    sgd = SGD([param], lr=0.3, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(sgd, max_lr=5.0, total_steps=10)
+    param.grad = torch.ones_like(param)
+    sgd.step()
+    scheduler.step()
+    mine, optimizer = one_param(lr=1.0, policy=Triangular(step_size_up=4))
+    optimizer.step()
+    optimizer.load_state_dict(through_a_file(sgd.state_dict()))
+    group = optimizer.param_groups[0]
+    assert (group["schedule_step"], group["max_lr"], group["lr"]) == (0, 1.0, 0.1)
+    assert torch.equal(optimizer.state[mine]["momentum_buffer"], sgd.state[param]["momentum_buffer"])
+
+
+def test_our_checkpoint_loads_into_sgd():
+    """SGD loads our checkpoint and goes on at the values that were in force."""
+    param, optimizer = one_param(lr=1.0, policy=Triangular(step_size_up=4))
+    optimizer.step()
+    sgd = SGD([param], lr=9.0)
+    sgd.load_state_dict(through_a_file(optimizer.state_dict()))
+    twin = copy.deepcopy(optimizer)
+    sgd.step()
+    theirs = param.detach().clone()
+    (twin_param,) = twin.param_groups[0]["params"]
+    twin_param.grad = param.grad.clone()
+    twin.step()
+    torch.testing.assert_close(theirs, twin_param.detach(), rtol=1e-14, atol=0)
+
+
+def test_plateaus_memory_is_in_the_checkpoint():
+    """Best metric, bad reports and reductions survive; the resumed optimizer reacts as the other does."""
+    policy = Plateau(factor=0.5, patience=1)
+    _, optimizer = one_param(lr=1.0, policy=policy)
+    for metric in (1.0, 1.0):
+        optimizer.report(metric)
+    _, resumed = one_param(lr=1.0, policy=policy)
+    resumed.load_state_dict(through_a_file(optimizer.state_dict()))
+    for each in (optimizer, resumed):
+        each.report(1.0)
+    assert resumed.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] == 0.5
+    assert snapshot(resumed) == snapshot(optimizer)
+
+
+def test_amp_support_survives_pickling():
+    """fused=True handles a loss scale itself, also after unpickling."""
+    _, optimizer = one_param(lr=1.0, fused=True)
+    assert pickle.loads(pickle.dumps(optimizer))._step_supports_amp_scaling
+
+
+@pytest.mark.parametrize("policy", [None, Constant()])
+@pytest.mark.parametrize("key", ["dampening", "maximize", "nesterov", "foreach", "fused", "differentiable", "max_lr"])
+def test_missing_keys_are_as_in_the_code(key, policy):
+    """A dict from an older version, which lacks a hyperparameter, loads, and the optimizer steps."""
+    _, optimizer = one_param(lr=1.0, momentum=0.5, policy=policy)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    if key in saved["param_groups"][0]:
+        del saved["param_groups"][0][key]
+    _, resumed = one_param(lr=1.0, momentum=0.5, policy=policy)
+    resumed.load_state_dict(saved)
+    resumed.step()
+
+
+def break_group(key, value):
+    def change(saved):
+        saved["param_groups"][0][key] = value
+
+    return change
+
+
+def break_state(value):
+    def change(saved):
+        saved["state"][0] = value
+
+    return change
+
+
+MALFORMED = {
+    "no groups": lambda saved: saved.pop("param_groups"),
+    "no state": lambda saved: saved.pop("state"),
+    "groups of another type": lambda saved: saved.update(param_groups=[1, 2]),
+    "no params": lambda saved: saved["param_groups"][0].pop("params"),
+    "another number of params": break_group("params", [0, 1]),
+    "a fractional counter": break_group("schedule_step", 1.5),
+    "a negative counter": break_group("schedule_step", -1),
+    "no counter in one group": lambda saved: saved["param_groups"][1].pop("schedule_step"),
+    "counters that differ": break_group("schedule_step", 7),
+    "a nan peak": break_group("max_lr", float("nan")),
+    "a peak of text": break_group("max_lr", "1"),
+    "a nan rate": break_group("lr", float("nan")),
+    "a momentum of text": break_group("momentum", "much"),
+    "policies that differ": break_group("policy", {"name": "Constant", "fields": {}}),
+    "a buffer of another shape": break_state({"momentum_buffer": torch.ones(7)}),
+    "a buffer that is none": break_state({"momentum_buffer": "none"}),
+    "state that is no dict": break_state([1, 2]),
+}
+
+
+@pytest.mark.parametrize("malformed", MALFORMED)
+def test_malformed_checkpoints_are_refused(malformed):
+    """A checkpoint that cannot be right is a ValueError that says why, and the optimizer is as it was."""
+
+    def two_groups():
+        params = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))]
+        for param in params:
+            param.grad = torch.ones(3)
+        optimizer = CyclicSGD([{"params": [param]} for param in params], lr=1.0, policy=Triangular(step_size_up=4))
+        optimizer.step()
+        return optimizer
+
+    saved = copy.deepcopy(two_groups().state_dict())
+    MALFORMED[malformed](saved)
+    optimizer = two_groups()
+    before = snapshot(optimizer)
+    with pytest.raises((ValueError, TypeError), match=r"need|state dict"):
+        optimizer.load_state_dict(saved)
+    assert snapshot(optimizer) == before
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        None,
+        "OneCycle",
+        {"name": "OneCycle"},
+        {"name": "OneCycle", "fields": {}},
+        {"name": "OneCycle", "fields": {"total_steps": -1}},
+        {"name": "OneCycle", "fields": {"total_steps": 10, "colour": "red"}},
+        {"name": "os.system", "fields": {"command": "true"}},
+        {"name": "Sequential", "fields": {"policies": [1], "milestones": []}},
+    ],
+)
+def test_a_policy_that_cannot_be_rebuilt_is_refused(description):
+    """A description is looked up in the library's own table and nowhere else, and checked like any policy."""
+    _, optimizer = one_param(lr=1.0, policy=Constant())
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["policy"] = description
+    _, plain = one_param(lr=0.5)
+    before = snapshot(plain)
+    with pytest.raises(ValueError, match="pass the policy to the optimizer"):
+        plain.load_state_dict(saved)
+    assert snapshot(plain) == before
+
+
+def test_an_error_in_a_users_hook_rolls_back():
+    """Whatever fails while loading, be it a post hook, the optimizer keeps the state it had."""
+    _, optimizer = one_param(lr=1.0, policy=Constant())
+    optimizer.step()
+    before = snapshot(optimizer)
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    optimizer.register_load_state_dict_post_hook(interrupt)
+    saved = one_param(lr=0.5, policy=Constant())[1].state_dict()
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.load_state_dict(saved)
+    assert snapshot(optimizer) == before
+
+
+def test_nested_policies_survive():
+    """A Sequential of policies is plain data all the way down."""
+    policy = Sequential([Triangular(step_size_up=2), StepDecay(step_size=3)], [4])
+    _, optimizer = one_param(lr=1.0, policy=policy)
+    _, plain = one_param(lr=1.0)
+    plain.load_state_dict(through_a_file(optimizer.state_dict()))
+    assert plain.policy == policy
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+def test_distributed_checkpoint_round_trip(flatten):
+    """Through torch.distributed.checkpoint's state dicts, flattened or not, a fresh optimizer goes on exactly."""
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    options = StateDictOptions(flatten_optimizer_state_dict=flatten)
+
+    def make():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        return model, CyclicSGD(model.parameters(), lr=1.0, policy=Triangular(step_size_up=4))
+
+    def train(model, optimizer, steps):
+        for step in range(steps):
+            for param in model.parameters():
+                param.grad = torch.full_like(param, step + 1.0)
+            optimizer.step()
+        optimizer.zero_grad()
+
+    model, optimizer = make()
+    train(model, optimizer, 3)
+    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=options))
+    fresh_model, fresh = make()
+    fresh_model.load_state_dict(model.state_dict())
+    set_optimizer_state_dict(fresh_model, fresh, saved, options=options)
+    assert fresh.param_groups[0]["schedule_step"] == 3
+    train(model, optimizer, 2)
+    train(fresh_model, fresh, 2)
+    assert all(map(torch.equal, fresh_model.parameters(), model.parameters()))

@@ -1,0 +1,66 @@
+"""FSDP2's sharded parameters, in two real processes."""
+
+import os
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from cyclic_optim import CyclicSGD, Triangular
+
+
+def make_model():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3)).double()
+
+
+def train(model, optimizer, batch):
+    for step in range(5):
+        optimizer.zero_grad()
+        model(batch + step).square().mean().backward()
+        optimizer.step()
+
+
+def _worker(rank, folder, flags):
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
+    dist.init_process_group("gloo", rank=rank, world_size=2, init_method=f"file://{folder}/rendezvous")
+    mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+    model = make_model()
+    for layer in (model[0], model[2], model):
+        fully_shard(layer, mesh=mesh)
+    optimizer = CyclicSGD(model.parameters(), lr=0.1, policy=Triangular(step_size_up=3), **flags)
+    train(model, optimizer, torch.linspace(-1, 1, 20, dtype=torch.float64).view(4, 5))
+    assert all(isinstance(state["momentum_buffer"], DTensor) for state in optimizer.state.values())
+    whole = {name: param.full_tensor() for name, param in model.named_parameters()}
+    if rank == 0:
+        torch.save((whole, optimizer.param_groups[0]["lr"]), f"{folder}/sharded.pt")
+    dist.destroy_process_group()
+
+
+def _run_sharded(folder, flags):
+    mp.spawn(_worker, args=(str(folder), flags), nprocs=2)
+    return torch.load(folder / "sharded.pt")
+
+
+def _check(folder, flags):
+    whole, lr = _run_sharded(folder, flags)
+    model = make_model()
+    optimizer = CyclicSGD(model.parameters(), lr=0.1, policy=Triangular(step_size_up=3))
+    train(model, optimizer, torch.linspace(-1, 1, 20, dtype=torch.float64).view(4, 5))
+    assert lr == optimizer.param_groups[0]["lr"]
+    for name, param in model.named_parameters():
+        torch.testing.assert_close(whole[name], param.detach(), rtol=1e-10, atol=1e-12)
+
+
+def test_fully_shard_equals_one_process(tmp_path):
+    """Sharded over two processes the default update gives the weights of one process, at the same rates."""
+    _check(tmp_path, {})
+
+
+def test_fully_shard_with_fused(tmp_path):
+    """fused=True, which torch.optim.SGD cannot do with DTensors, runs on the local shards."""
+    _check(tmp_path, {"fused": True})

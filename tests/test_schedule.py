@@ -1,0 +1,440 @@
+"""What CyclicSGD does with a policy: the values shown are the values used, and nothing else moves them."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import reference_step
+from strategies import flat, policies, problems, sgd_options
+from torch.optim import SGD
+from torch.optim import lr_scheduler as torch_schedules
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from cyclic_optim import (
+    Constant,
+    CyclicSGD,
+    LambdaPolicy,
+    OneCycle,
+    Plateau,
+    Policy,
+    StepDecay,
+    Triangular,
+    Values,
+)
+
+TOLERANCE = {torch.float64: {"rtol": 1e-11, "atol": 1e-12}, torch.float32: {"rtol": 1e-4, "atol": 1e-5}}
+
+
+def build(problem, policy, **options):
+    params = problem.params()
+    return params, CyclicSGD([{"params": group} for group in params], policy=policy, **options)
+
+
+def shown(optimizer):
+    return [(group["lr"], group["momentum"]) for group in optimizer.param_groups]
+
+
+def one_param(**options):
+    param = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    param.grad = torch.full((3,), 0.5, dtype=torch.float64)
+    return param, CyclicSGD([param], **options)
+
+
+@given(problem=problems(), policy=policies(), options=sgd_options(), steps=st.integers(1, 6))
+def test_values_shown_are_values_used(problem, policy, options, steps):
+    """Plain SGD arithmetic with the lr and momentum read off the groups before each step gives the same weights."""
+    params, optimizer = build(problem, policy, **options)
+    twins, buffers = problem.params(), [{} for _ in params]
+    fixed = {key: options[key] for key in ("dampening", "weight_decay", "nesterov", "maximize")}
+    for step in range(steps):
+        problem.set_grads(params, step)
+        problem.set_grads(twins, step)
+        for group, twin, buffer in zip(optimizer.param_groups, twins, buffers, strict=True):
+            reference_step(twin, buffer, lr=group["lr"], momentum=group["momentum"], **fixed)
+        optimizer.step()
+    for param, twin in zip(flat(params), flat(twins), strict=True):
+        torch.testing.assert_close(param, twin, **TOLERANCE[problem.dtype])
+
+
+@given(problem=problems(), policy=policies(), options=sgd_options(), steps=st.integers(0, 5))
+def test_values_are_the_policys(problem, policy, options, steps):
+    """After n steps every group shows ``max_lr * lr_factor`` and the momentum of ``policy.at(n)``."""
+    params, optimizer = build(problem, policy, **options)
+    for step in range(steps):
+        problem.set_grads(params, step)
+        optimizer.step()
+    lr_factor, momentum = policy.at(steps)
+    for group in optimizer.param_groups:
+        assert group["schedule_step"] == steps
+        assert group["max_lr"] == options["lr"]
+        assert group["lr"] == options["lr"] * lr_factor
+        if momentum is not None:
+            assert group["momentum"] == momentum
+
+
+@given(problem=problems(max_groups=4), policy=policies(), options=sgd_options(), data=st.data())
+def test_one_optimizer_of_k_groups_is_k_optimizers(problem, policy, options, data):
+    """Groups do not influence each other: each moves as it would alone, at its own peak, to the bit."""
+    peaks = [data.draw(st.floats(1e-3, 1.0)) for _ in problem.shapes]
+    together, apart = problem.params(), problem.params()
+    one = CyclicSGD(
+        [{"params": group, "lr": peak} for group, peak in zip(together, peaks, strict=True)], policy=policy, **options
+    )
+    many = [
+        CyclicSGD(group, policy=policy, **(options | {"lr": peak})) for group, peak in zip(apart, peaks, strict=True)
+    ]
+    for step in range(4):
+        problem.set_grads(together, step)
+        problem.set_grads(apart, step)
+        one.step()
+        for optimizer in many:
+            optimizer.step()
+    assert all(map(torch.equal, flat(together), flat(apart)))
+    assert shown(one) == [values for optimizer in many for values in shown(optimizer)]
+
+
+def test_equals_sgd_with_onecyclelr():
+    """The classic loop, less its scheduler, trains to the same weights as SGD with OneCycleLR."""
+
+    def train(make):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)).double()
+        optimizer, scheduler = make(model)
+        x, y = torch.randn(16, 4, dtype=torch.float64), torch.randint(2, (16,))
+        for _ in range(20):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+        return model
+
+    def classic(model):
+        optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+        # One step more than is taken: torch's scheduler raises after its last.
+        return optimizer, torch_schedules.OneCycleLR(optimizer, max_lr=0.1, total_steps=21)
+
+    def swapped(model):
+        return CyclicSGD(model.parameters(), lr=0.1, momentum=0.9, policy=OneCycle(total_steps=21)), None
+
+    for ours, theirs in zip(train(swapped).parameters(), train(classic).parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_a_step_without_gradients_advances():
+    """A step at which no parameter has a gradient moves the schedule as SGD plus scheduler would."""
+    param, optimizer = one_param(lr=1.0, policy=StepDecay(step_size=1, gamma=0.5))
+    param.grad = None
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert not optimizer.state
+
+
+def test_hand_edit_of_lr_and_momentum_holds_for_one_step():
+    """An edit between two steps is used by the next step, and the one after it is the policy's again."""
+    param, optimizer = one_param(lr=1.0, policy=Triangular(step_size_up=4))
+    optimizer.step()
+    before = param.detach().clone()
+    group = optimizer.param_groups[0]
+    group["lr"], group["momentum"] = 10.0, 0.0
+    optimizer.step()
+    torch.testing.assert_close(before - param, torch.full((3,), 5.0, dtype=torch.float64))
+    assert shown(optimizer) == [tuple(Triangular(step_size_up=4).at(2))]
+
+
+def test_edit_of_max_lr_lasts():
+    """The peak is the user's to edit: from the next values on, all are fractions of the new one."""
+    _, optimizer = one_param(lr=1.0, policy=StepDecay(step_size=2, gamma=0.5))
+    optimizer.param_groups[0]["max_lr"] = 3.0
+    assert optimizer.param_groups[0]["lr"] == 1.0
+    seen = []
+    for _ in range(3):
+        optimizer.step()
+        seen.append(optimizer.param_groups[0]["lr"])
+    assert seen == [3.0, 1.5, 1.5]
+
+
+def test_a_group_added_later_joins_the_cycle_where_it_stands():
+    """A new group takes the counter of the others, and its own lr as its peak."""
+    _, optimizer = one_param(lr=1.0, policy=Triangular(step_size_up=4))
+    optimizer.step()
+    late = {"params": [torch.nn.Parameter(torch.ones(2))], "lr": 0.1}
+    optimizer.add_param_group(late)
+    lr_factor, momentum = Triangular(step_size_up=4).at(1)
+    assert shown(optimizer) == [(lr_factor, momentum), (0.1 * lr_factor, momentum)]
+    assert [group["schedule_step"] for group in optimizer.param_groups] == [1, 1]
+    assert set(late) == {"params", "lr"}
+
+
+def test_a_group_that_cannot_join_is_not_added():
+    """Adding a group with an invalid peak raises and leaves the optimizer as it was."""
+    _, optimizer = one_param(lr=1.0, policy=Constant())
+    with pytest.raises(ValueError, match=r"need 0 <= max_lr < inf, got max_lr=nan"):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "lr": float("nan")})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_param_groups_of_another_optimizer_bring_their_peaks():
+    """Building on the groups of a running optimizer keeps their peaks, not the rates in force."""
+    _, first = one_param(lr=1.0, policy=Triangular(step_size_up=4))
+    second = CyclicSGD(first.param_groups, policy=Triangular(step_size_up=4))
+    assert second.param_groups[0]["max_lr"] == 1.0
+    assert second.param_groups[0]["lr"] == first.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("nesterov_momentum", [0.0, 0.9])
+def test_nesterov_with_the_policys_momentum(nesterov_momentum):
+    """Nesterov needs a momentum, and the policy's own is one."""
+    param, optimizer = one_param(
+        lr=1.0, momentum=nesterov_momentum, nesterov=True, policy=Triangular(step_size_up=4, max_momentum=0.9)
+    )
+    optimizer.step()
+    torch.testing.assert_close(1 - param, torch.full((3,), 0.1 * (0.5 + 0.9 * 0.5), dtype=torch.float64))
+
+
+def test_nesterov_without_any_momentum_is_refused():
+    """Where neither the argument nor the policy gives a momentum, Nesterov is SGD's error."""
+    with pytest.raises(ValueError, match="Nesterov momentum requires a momentum and zero dampening"):
+        one_param(lr=1.0, nesterov=True, policy=Constant())
+
+
+def test_tensor_lr_is_written_in_place_into_a_copy():
+    """A tensor lr stays one tensor all along, shows the policy's values, and the caller's is not touched."""
+    given_lr = torch.tensor(1.0)
+    _, optimizer = one_param(lr=given_lr, policy=StepDecay(step_size=1, gamma=0.5))
+    lr = optimizer.param_groups[0]["lr"]
+    optimizer.step()
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"] is lr
+    assert lr.item() == 0.25
+    assert given_lr.item() == 1.0
+
+
+def test_tensor_lr_that_requires_grad_is_refused():
+    """A policy overwrites lr, so a learned lr beside it is a contradiction."""
+    with pytest.raises(ValueError, match="need lr without requires_grad"):
+        one_param(lr=torch.tensor(1.0, requires_grad=True), policy=Constant())
+
+
+def test_closure_is_called_once_with_gradients():
+    """A closure runs once per step with gradients enabled, and its loss is returned."""
+    param, optimizer = one_param(lr=1.0, policy=Constant())
+    calls = []
+
+    def closure():
+        calls.append(torch.is_grad_enabled())
+        optimizer.zero_grad()
+        loss = param.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 3.0
+    assert calls == [True]
+    assert not param.requires_grad or param.grad is not None
+
+
+@pytest.mark.parametrize("policy", [None, Triangular(step_size_up=4)], ids=["sgd", "policy"])
+def test_hooks_run_once_per_step(policy):
+    """Every kind of step hook runs exactly once in every step, also after SGD was used beside it."""
+    SGD([torch.nn.Parameter(torch.ones(1))]).step()
+    _, optimizer = one_param(lr=1.0, policy=policy)
+    calls = []
+    handles = [
+        optimizer.register_step_pre_hook(lambda *_: calls.append("pre")),
+        optimizer.register_step_post_hook(lambda *_: calls.append("post")),
+        register_optimizer_step_pre_hook(lambda *_: calls.append("global pre")),
+        register_optimizer_step_post_hook(lambda *_: calls.append("global post")),
+    ]
+    optimizer.step()
+    for handle in handles:
+        handle.remove()
+    assert sorted(calls) == ["global post", "global pre", "post", "pre"]
+
+
+def test_profiler_sees_one_range_per_step():
+    """The profiler shows each step once, under the class's own name."""
+    _, optimizer = one_param(lr=1.0, policy=Constant())
+    optimizer.step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step()
+        optimizer.step()
+    names = [event.name for event in profile.events() if "Optimizer.step" in event.name]
+    assert names == ["Optimizer.step#CyclicSGD.step"] * 2
+
+
+def test_a_dry_run_creates_state_and_moves_nothing():
+    """A step before which every lr was set to 0 from outside leaves weights and schedule alone."""
+    param, optimizer = one_param(lr=1.0, weight_decay=0.1, policy=Triangular(step_size_up=4))
+    group = optimizer.param_groups[0]
+    group["lr"] = 0.0
+    optimizer.step()
+    assert torch.equal(param, torch.ones_like(param))
+    assert group["schedule_step"] == 0
+    assert torch.equal(optimizer.state[param]["momentum_buffer"], torch.zeros_like(param))
+
+
+def test_a_rate_of_zero_from_the_policy_is_no_dry_run():
+    """Where the policy itself says 0, the step counts and momentum gathers."""
+    param, optimizer = one_param(lr=1.0, momentum=0.9, policy=LambdaPolicy(lambda step: min(step, 1)))
+    optimizer.step()
+    assert optimizer.param_groups[0]["schedule_step"] == 1
+    assert optimizer.param_groups[0]["lr"] == 1.0
+    assert torch.equal(optimizer.state[param]["momentum_buffer"], param.grad)
+
+
+def test_distributed_checkpointing_of_a_fresh_optimizer_changes_nothing():
+    """get_optimizer_state_dict, which runs a hidden step, leaves weights, peaks, rates and counter as they were."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    model = torch.nn.Linear(3, 2)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = CyclicSGD(model.parameters(), lr=1.0, weight_decay=0.1, policy=Triangular(step_size_up=4))
+    saved = get_optimizer_state_dict(model, optimizer)
+    assert saved["param_groups"][0]["schedule_step"] == 0
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert shown(optimizer) == [tuple(Triangular(step_size_up=4).at(0))]
+    assert all(not state["momentum_buffer"].any() for state in optimizer.state.values())
+
+
+def _cliff(step):
+    if step == 2:
+        raise ZeroDivisionError("the cliff")
+    return 1.0
+
+
+@pytest.mark.parametrize(
+    ("fn", "error", "message"),
+    [
+        (_cliff, ZeroDivisionError, "the cliff"),
+        (lambda step: 1.0 if step < 2 else float("nan"), ValueError, r"finite number >= 0, got fn\(2\)=nan"),
+        (lambda step: 1.0 if step < 2 else -1.0, ValueError, r"got fn\(2\)=-1.0"),
+        (lambda step: 1.0 if step < 2 else None, ValueError, r"got fn\(2\)=None"),
+    ],
+)
+def test_a_failing_policy_leaves_the_optimizer_as_it_was(fn, error, message):
+    """Where the policy has no value for the next step, the step raises and nothing has moved."""
+    param, optimizer = one_param(lr=1.0, momentum=0.9, policy=LambdaPolicy(fn))
+    optimizer.step()
+    before = copy.deepcopy((param, optimizer.state_dict()))
+    with pytest.raises(error, match=message):
+        optimizer.step()
+    assert torch.equal(param, before[0])
+    assert repr(optimizer.state_dict()) == repr(before[1])
+
+
+class Broken(Policy):
+    def __init__(self, lr_factor, momentum):
+        self.answer = lr_factor, momentum
+
+    def at(self, step):
+        return Values(1.0, 0.5) if step == 0 else self.answer
+
+
+@pytest.mark.parametrize("answer", [(float("inf"), 0.5), (-1.0, 0.5), (1.0, -0.1), (1.0, float("nan"))])
+def test_a_policy_of_ones_own_is_checked(answer):
+    """What a user's policy returns is held to the same rules: finite, not negative."""
+    param, optimizer = one_param(lr=1.0, policy=Broken(*answer))
+    with pytest.raises(ValueError, match="need 0 <= (lr_factor|momentum) < inf"):
+        optimizer.step()
+    assert torch.equal(param, torch.ones_like(param))
+
+
+def test_an_invalid_peak_is_refused_before_the_update():
+    """An edit of max_lr to nonsense raises at the next step, before anything moves."""
+    param, optimizer = one_param(lr=1.0, policy=Constant())
+    optimizer.param_groups[0]["max_lr"] = float("nan")
+    with pytest.raises(ValueError, match="need 0 <= max_lr < inf, got max_lr=nan"):
+        optimizer.step()
+    assert torch.equal(param, torch.ones_like(param))
+
+
+def test_policy_and_scheduler_together_warn_once():
+    """A policy beside an outside scheduler gets one warning that both write lr; either alone gets none."""
+    _, optimizer = one_param(lr=1.0, policy=Constant())
+    scheduler = torch_schedules.StepLR(optimizer, step_size=1)
+    with pytest.warns(UserWarning, match="both write lr"):
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scheduler.step()
+        optimizer.step()
+
+
+def test_plateau_follows_reported_metrics():
+    """``report`` lowers the rate at once when patience runs out, and not before; NaN is no improvement."""
+    _, optimizer = one_param(lr=1.0, policy=Plateau(factor=0.5, patience=1))
+    seen = []
+    for metric in (1.0, 1.0, float("nan"), 0.5, torch.tensor(0.5), 0.5):
+        optimizer.report(metric)
+        optimizer.step()
+        seen.append(optimizer.param_groups[0]["lr"])
+    assert seen == [1.0, 1.0, 0.5, 0.5, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("policy", [None, Constant()])
+def test_report_needs_a_policy_that_listens(policy):
+    """Reporting to an optimizer that does not listen is an error, not a no-op."""
+    _, optimizer = one_param(lr=1.0, policy=policy)
+    with pytest.raises(TypeError, match="need a policy that listens to a metric"):
+        optimizer.report(1.0)
+
+
+def test_repr_prints_the_policy():
+    """The repr shows the policy as it was written, the peak, the counter and the values in force."""
+    _, optimizer = one_param(lr=1.0, policy=StepDecay(step_size=5))
+    assert "policy: StepDecay(step_size=5, gamma=0.1)" in repr(optimizer)
+    for line in ("    lr: 1.0", "    max_lr: 1.0", "    schedule_step: 0"):
+        assert line in repr(optimizer).splitlines()
+
+
+def test_values_are_right_under_compile():
+    """Under torch.compile the schedule moves, and the weights are those of the eager step."""
+    torch._dynamo.reset()
+    weights = []
+    for compiled in (False, True):
+        param, optimizer = one_param(lr=0.1, foreach=True, policy=Triangular(step_size_up=2))
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        for _ in range(5):
+            step()
+        assert shown(optimizer) == [(0.1 * Triangular(step_size_up=2).at(5)[0], Triangular(step_size_up=2).at(5)[1])]
+        weights.append(param)
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error"),
+    [
+        ("lr", float("nan"), ValueError),
+        ("lr", float("inf"), ValueError),
+        ("lr", -1.0, ValueError),
+        ("lr", "0.1", TypeError),
+        ("lr", True, TypeError),
+        ("lr", torch.tensor(float("nan")), ValueError),
+        ("momentum", float("nan"), ValueError),
+        ("momentum", -0.5, ValueError),
+        ("momentum", None, TypeError),
+        ("weight_decay", float("inf"), ValueError),
+        ("weight_decay", -1, ValueError),
+        ("dampening", float("nan"), ValueError),
+        ("policy", OneCycle, TypeError),
+        ("policy", lambda step: 1.0, TypeError),
+        ("policy", "one_cycle", TypeError),
+    ],
+)
+def test_bad_arguments_name_rule_and_value(argument, value, error):
+    """With a policy every number must be finite and in range, and the message names argument and value."""
+    arguments = {"lr": 0.1, "policy": Constant()} | {argument: value}
+    with pytest.raises(error, match=rf"need (0 <= )?{argument}.*got {argument}="):
+        CyclicSGD([torch.nn.Parameter(torch.ones(1))], **arguments)
+
+
+def test_an_uncalled_policy_says_to_call_it():
+    """Passing the class instead of an instance, or a bare function, says what to write."""
+    param = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(TypeError, match=r"pass an instance, OneCycle\(\.\.\.\)"):
+        CyclicSGD([param], policy=OneCycle)
+    with pytest.raises(TypeError, match="wrap a function of the step in LambdaPolicy"):
+        CyclicSGD([param], policy=lambda step: 1.0)
