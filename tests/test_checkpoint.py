@@ -114,7 +114,7 @@ def test_a_pending_edit_survives():
 
 def test_loading_leaves_the_dict_alone():
     """The dict can be loaded twice, is not altered, and shares no tensor with the optimizer."""
-    param, optimizer = one_param(lr=1.0, momentum=0.9, policy=Triangular(step_size_up=4))
+    _, optimizer = one_param(lr=1.0, momentum=0.9, policy=Triangular(step_size_up=4))
     optimizer.step()
     saved = copy.deepcopy(optimizer.state_dict())
     before = repr(saved)

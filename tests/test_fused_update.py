@@ -11,6 +11,8 @@ from strategies import sgd_options
 
 from cyclic_optim import Constant, CyclicSGD, LambdaPolicy, Policy, Triangular, Values
 from cyclic_optim.updates import fused
+from cyclic_optim.updates import witness as witness_module
+from cyclic_optim.updates.witness import fast_witness, slow_witness
 
 #: Every way to the fused update: asked for, or by default beside a policy.
 FUSED = {
@@ -50,6 +52,22 @@ def compare(params, set_grads, way, steps=3, **options):
         for param, twin in zip(params, twins, strict=True):
             torch.testing.assert_close(param, twin, rtol=1e-12, atol=1e-13)
     return optimizer
+
+
+KIND_OF = {
+    "plain": lambda: torch.ones(2, 3),
+    "transposed": lambda: torch.ones(3, 2).t(),
+    "strided": lambda: torch.ones(2, 6)[:, ::2],
+    "double": lambda: torch.ones(2, 3, dtype=torch.float64),
+    "bfloat16": lambda: torch.ones(2, 3, dtype=torch.bfloat16),
+    "wider": lambda: torch.ones(2, 4),
+    "flat": lambda: torch.ones(6),
+    "scalar": lambda: torch.ones(()),
+    "empty": lambda: torch.ones(0, 3),
+    "parameter": lambda: torch.nn.Parameter(torch.ones(2, 3)),
+    "meta": lambda: torch.ones(2, 3, device="meta"),
+}
+KINDS = list(KIND_OF)
 
 
 @ways_to_fused
@@ -235,7 +253,24 @@ def test_sorting_happens_only_when_something_changes(monkeypatch):
     assert len(sorted_) == 2  # the first step, at which there were no buffers, and all others
     param.grad = grow(layout="channels_last")
     optimizer.step()
+    optimizer.step()
     assert len(sorted_) == 3
+
+
+@pytest.mark.parametrize("witness", [fast_witness, slow_witness])
+@given(
+    before=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4),
+    after=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4),
+)
+def test_a_witness_notices_every_difference(witness, before, after):
+    """A witness of some tensors holds for others exactly if they agree in number and in all that sorting asks."""
+    tensors = [KIND_OF[kind]() for kind in before]
+    assert witness(tensors)(*(KIND_OF[kind]() for kind in after)) == (before == after)
+
+
+def test_torchs_guards_are_in_use():
+    """The torch that is tested with has the guards that make noticing cheap."""
+    assert witness_module._GUARDS_WORK
 
 
 @pytest.mark.parametrize("flags", [{"foreach": True}, {"foreach": False}, {"fused": False}])

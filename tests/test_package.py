@@ -6,7 +6,6 @@ import zipfile
 from importlib import metadata, resources
 from pathlib import Path
 
-
 import cyclic_optim
 
 ROOT = Path(__file__).resolve().parents[1]

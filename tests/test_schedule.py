@@ -337,7 +337,7 @@ class Broken(Policy):
 def test_a_policy_of_ones_own_is_checked(answer):
     """What a user's policy returns is held to the same rules: finite, not negative."""
     param, optimizer = one_param(lr=1.0, policy=Broken(*answer))
-    with pytest.raises(ValueError, match="need 0 <= (lr_factor|momentum) < inf"):
+    with pytest.raises(ValueError, match=r"need 0 <= (lr_factor|momentum) < inf"):
         optimizer.step()
     assert torch.equal(param, torch.ones_like(param))
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from itertools import compress
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -20,10 +19,10 @@ from torch.nn import Parameter
 from torch.optim.sgd import sgd
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
+from .witness import Check, slow_witness, witness
+
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _PLAIN = {Tensor, Parameter}
-_dtype = attrgetter("dtype")
-_device = attrgetter("device")
 
 
 class Bucket(NamedTuple):
@@ -39,29 +38,21 @@ class Buckets:
     """How one param group's tensors fall into buckets, sorted anew only when something about them changes."""
 
     def __init__(self) -> None:
-        self._facts: list[Any] = []
         self._buckets: list[Bucket] = []
+        self._counts: tuple[int, int] | None = None
+        self._same: Check = slow_witness([])
 
     def of(self, params: list[Tensor], grads: list[Tensor], buffers: list[Tensor | None]) -> list[Bucket]:
-        tensors = [*params, *grads, *(buffer for buffer in buffers if buffer is not None)]
-        # All that the sorting depends on, every time: a stale bucket would be silently wrong.
-        facts = [
-            [buffer is None for buffer in buffers],
-            [*map(type, tensors)],
-            [*map(_dtype, tensors)],
-            [*map(_device, tensors)],
-            [*map(_layout, tensors)],
-        ]
-        if facts != self._facts:
+        if any(buffer is None for buffer in buffers):
+            self._counts = None  # first steps are not worth remembering
+            return _sort(params, grads, buffers)
+        tensors: list[Any] = [*params, *grads, *buffers]
+        # All that the sorting depends on, every time: stale buckets would be silently wrong.
+        if self._counts != (len(params), len(buffers)) or not self._same(*tensors):
             self._buckets = _sort(params, grads, buffers)
-            self._facts = facts
+            self._same = witness(tensors)
+            self._counts = len(params), len(buffers)
         return self._buckets
-
-
-def _layout(tensor: Tensor) -> Any:
-    if tensor.layout is not torch.strided:
-        return tensor.layout
-    return tensor.is_contiguous() or tensor.stride()
 
 
 def _sort(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor | None]) -> list[Bucket]:
