@@ -105,10 +105,20 @@ def _whole(name: str, value: Any) -> int:
 def _real(name: str, value: Any) -> float:
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"need {name} to be a number, got {name}={value!r}")
-    # An int stays an int (it counts exactly), everything else becomes Python's float.
-    plain = int(value) if isinstance(value, numbers.Integral) else float(value)
-    if not math.isfinite(plain):
-        raise ValueError(f"need {name} to be finite, got {name}={value!r}")
+    plain = finite(name, value)
+    # An int stays an int: it counts exactly.
+    return int(value) if isinstance(value, numbers.Integral) else plain
+
+
+def finite(name: str, value: Any, minimum: float = -math.inf) -> float:
+    """``value`` as Python's float, or a ValueError: for numbers, and for what a user's function returned."""
+    try:
+        plain = float(value) if isinstance(value, numbers.Real) else math.nan
+    except OverflowError:  # an int beyond the range of floats
+        plain = math.inf
+    if not math.isfinite(plain) or plain < minimum:
+        bound = f" >= {minimum}" if minimum > -math.inf else ""
+        raise ValueError(f"need {name} to be a finite number{bound}, got {name}={value!r}")
     return plain
 
 
@@ -121,7 +131,7 @@ def _flag(name: str, value: Any) -> bool:
 def _word(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"need {name} to be a string, got {name}={value!r}")
-    return value
+    return str.__str__(value)  # an enum's or numpy's string is no plain data
 
 
 def _function(name: str, value: Any) -> Any:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .base import FUNCTION, Policy, Values, ascending, step_index
+from .base import FUNCTION, Policy, Values, ascending, finite, step_index
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,4 @@ class LambdaPolicy(Policy):
     fn: Callable[[int], float] = field(metadata=FUNCTION)
 
     def at(self, step: int) -> Values:
-        factor = self.fn(step_index(step))
-        if not isinstance(factor, numbers.Real) or not 0 <= factor < math.inf:
-            raise ValueError(f"need fn to return a finite number >= 0, got fn({step})={factor!r}")
-        return Values(float(factor))
+        return Values(finite(f"fn({step})", self.fn(step_index(step)), minimum=0))

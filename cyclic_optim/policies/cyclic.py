@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
@@ -19,6 +20,7 @@ from .base import (
     Values,
     between,
     check_momenta,
+    finite,
     one_of,
     rise,
     step_index,
@@ -47,7 +49,8 @@ def cycle_of(step: int, up: int, down: int, growth: float) -> Cycle:
         start = step - position
         return Cycle(number, start, start + up, start + length)
     # The logarithm is off by one at most, near a boundary; whole numbers then decide.
-    guess = int(math.log1p(step * (growth - 1) / length) / math.log1p(growth - 1))
+    grown = min(step / length * (growth - 1), sys.float_info.max)
+    guess = int(math.log1p(grown) / math.log1p(growth - 1))
     cycle = _grown_cycle(guess, up, down, growth)
     while step < cycle.start:
         cycle = _grown_cycle(cycle.number - 1, up, down, growth)
@@ -63,9 +66,9 @@ def _grown_cycle(number: int, up: int, down: int, growth: float) -> Cycle:
         scale = int(growth) ** number
         start = length * (scale - 1) // (int(growth) - 1)
         return Cycle(number, start, start + up * scale, start + length * scale)
-    # Sixty digits: enough to place the boundaries of 10**9 cycles that grow by 1 + 1e-9 each.
+    # A hundred digits: enough to round down right after 10**9 cycles of 10**9 steps that grow by 1 + 1e-9.
     with localcontext() as context:
-        context.prec = 60
+        context.prec = 100
         ratio = Decimal(growth)
         power = ratio**number
         first = length * (power - 1) / (ratio - 1)
@@ -88,7 +91,7 @@ class _Triangles(Policy):
         super().__post_init__()
         check_momenta(self.base_momentum, self.max_momentum)
 
-    def _scale(self, cycle: int, step: int) -> float:
+    def _scaled(self, height: float, cycle: int, step: int) -> float:
         raise NotImplementedError
 
     def at(self, step: int) -> Values:
@@ -98,7 +101,7 @@ class _Triangles(Policy):
         cycle, start, peak, end = cycle_of(step, up, down, self.cycle_growth)
         # Integers over integers: rounded once, whatever the step.
         height = (step - start) / (peak - start) if step <= peak else (end - step) / (end - peak)
-        height *= self._scale(cycle, step)
+        height = self._scaled(height, cycle, step)
         return Values(
             between(1 / self.div_factor, 1.0, height),
             between(self.max_momentum, self.base_momentum, height) if self.cycle_momentum else None,
@@ -139,14 +142,19 @@ class Triangular(_Triangles):
     scale_fn: Callable[[int], float] | None = field(default=None, metadata=OPTIONAL_FUNCTION)
     scale_mode: str = field(default="cycle", metadata=one_of("cycle", "iterations"))
 
-    def _scale(self, cycle: int, step: int) -> float:
+    def _scaled(self, height: float, cycle: int, step: int) -> float:
         if self.scale_fn is None:
-            return 1.0
+            return height
         given = cycle + 1 if self.scale_mode == "cycle" else step
-        scale = self.scale_fn(given)
-        if not isinstance(scale, (int, float)) or not math.isfinite(scale):
-            raise ValueError(f"need scale_fn to return a finite number, got scale_fn({given})={scale!r}")
-        return scale
+        returned = self.scale_fn(given)
+        height *= finite(f"scale_fn({given})", returned)
+        scaled_to = between(1 / self.div_factor, 1.0, height), between(self.max_momentum, self.base_momentum, height)
+        if scaled_to[0] < 0 or (self.cycle_momentum and scaled_to[1] < 0):
+            raise ValueError(
+                "need a scale that keeps the rate and the momentum at or above 0, "
+                f"got (lr_factor, momentum) = {scaled_to} at {step=} from scale_fn({given})={returned!r}"
+            )
+        return height
 
     @property
     def period(self) -> int | None:
@@ -166,8 +174,8 @@ class Triangular2(_Triangles):
     Source: L. N. Smith 2017 (arXiv 1506.01186); ``CyclicLR(mode="triangular2")``.
     """
 
-    def _scale(self, cycle: int, step: int) -> float:
-        return 0.5**cycle
+    def _scaled(self, height: float, cycle: int, step: int) -> float:
+        return height * 0.5**cycle
 
 
 @dataclass(frozen=True)
@@ -185,8 +193,8 @@ class ExpRange(_Triangles):
     # Required: torch's default of 1 makes this policy a plain Triangular without a word.
     gamma: float = field(kw_only=True, metadata=POSITIVE_UNIT)
 
-    def _scale(self, cycle: int, step: int) -> float:
-        return self.gamma**step
+    def _scaled(self, height: float, cycle: int, step: int) -> float:
+        return height * self.gamma**step
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,10 @@ class LinearRamp(Policy):
 
     def at(self, step: int) -> Values:
         step = min(step_index(step), self.total_iters)
-        return Values(between(self.start_factor, self.end_factor, step / self.total_iters))
+        if self.start_factor <= self.end_factor:
+            return Values(between(self.start_factor, self.end_factor, step / self.total_iters))
+        # From the low end, where a step's share of the line is told exactly.
+        return Values(between(self.end_factor, self.start_factor, (self.total_iters - step) / self.total_iters))
 
     @property
     def end(self) -> int:
@@ -83,10 +86,18 @@ class ExponentialRamp(Policy):
     start_factor: float = field(metadata=POSITIVE_UNIT)
     end_factor: float = field(default=1.0, metadata=POSITIVE_UNIT)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if math.isinf(self.end_factor / self.start_factor):
+            raise ValueError(
+                "need end_factor / start_factor to be finite, "
+                f"got start_factor={self.start_factor}, end_factor={self.end_factor}"
+            )
+
     def at(self, step: int) -> Values:
         step = step_index(step)
         if step >= self.total_iters:
-            return Values(self.end_factor)
+            return Values(float(self.end_factor))
         return Values(self.start_factor * (self.end_factor / self.start_factor) ** (step / self.total_iters))
 
     @property
@@ -234,10 +245,11 @@ class InverseTimeDecay(Policy):
         return Values(1 / (1 + self.k * step_index(step)))
 
 
-_COOLDOWNS: dict[str, Callable[[float], float]] = {
-    "linear": lambda left: left,
-    "cosine": rise,
-    "sqrt": lambda left: 1 - math.sqrt(1 - left),
+# Of the fraction of the cool-down that is left, and of the fraction that is gone: each is exact near its own 0.
+_COOLDOWNS: dict[str, Callable[[float, float], float]] = {
+    "linear": lambda left, gone: left,
+    "cosine": lambda left, gone: rise(left),
+    "sqrt": lambda left, gone: left / (1 + math.sqrt(gone)),  # = 1 - sqrt(gone)
 }
 
 
@@ -287,8 +299,11 @@ class WarmupStableDecay(Policy):
         step = step_index(step)
         if step < self.warmup:
             return Values((step + 1) / (self.warmup + 1))
-        left = (self.total_steps - min(step, self.total_steps)) / self.decay
-        return Values(1.0 if left >= 1 else between(self.min_factor, 1.0, _COOLDOWNS[self.shape](left)))
+        left = self.total_steps - min(step, self.total_steps)
+        if left >= self.decay:
+            return Values(1.0)
+        height = _COOLDOWNS[self.shape](left / self.decay, (self.decay - left) / self.decay)
+        return Values(between(self.min_factor, 1.0, height))
 
     @property
     def end(self) -> int:
