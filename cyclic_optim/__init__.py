@@ -23,6 +23,7 @@ from .policies import (
     Values,
     WarmupStableDecay,
 )
+from .range_test import LRRangeTest, NoSuggestionError, lr_range_test, supervised_step
 
 __version__ = "0.1.0"
 
@@ -35,9 +36,11 @@ __all__ = [
     "ExponentialDecay",
     "ExponentialRamp",
     "InverseTimeDecay",
+    "LRRangeTest",
     "LambdaPolicy",
     "LinearRamp",
     "MultiStepDecay",
+    "NoSuggestionError",
     "OneCycle",
     "Plateau",
     "Policy",
@@ -48,4 +51,6 @@ __all__ = [
     "Triangular2",
     "Values",
     "WarmupStableDecay",
+    "lr_range_test",
+    "supervised_step",
 ]
