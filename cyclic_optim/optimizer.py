@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,8 +14,9 @@ from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 from torch.optim.sgd import sgd
 
 from .policies import Policy
-from .schedule import Group, Schedule, adopt
-from .updates import Buckets, fused_sgd, takes_fused
+from .policies.base import finite
+from .schedule import Group, Schedule, adopt, all_zero, check_tensor_lr, warn
+from .updates import Buckets, fused_sgd, takes_fused, unscale
 
 _BOTH_WRITE = (
     "an LR scheduler is attached to a CyclicSGD that has a policy: both write lr, and the last to do so "
@@ -83,12 +83,12 @@ class CyclicSGD(SGD):
         if policy is not None:
             _check_numbers(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
             self._schedule = Schedule(policy)
-            # The groups get the policy's momentum; this one is for SGD's check of Nesterov.
-            momentum = self._schedule.values(0, policy.initial_state()).momentum or momentum
+        cycled = policy is not None and Schedule(policy).values(0, policy.initial_state()).momentum is not None
         super().__init__(
             params,
             lr,
-            momentum,
+            # A policy that cycles momentum writes its own into every group; this is for SGD's check of Nesterov.
+            momentum or 1.0 if cycled else momentum,
             dampening,
             weight_decay,
             nesterov,
@@ -97,6 +97,7 @@ class CyclicSGD(SGD):
             differentiable=differentiable,
             fused=fused,
         )
+        self.defaults["momentum"] = momentum
 
     @property
     def policy(self) -> Policy | None:
@@ -120,6 +121,7 @@ class CyclicSGD(SGD):
         # A copy, because the schedule's keys go in: the caller's dict stays the caller's.
         super().add_param_group(dict(param_group) if isinstance(param_group, dict) else param_group)
         try:
+            _check_group(self.param_groups[-1])
             self._schedule.enrol(self.param_groups[-1], self.param_groups[:-1])
         except BaseException:
             self.param_groups.pop()
@@ -165,12 +167,13 @@ class CyclicSGD(SGD):
     # Numbers that change with every step would be compiled in anew until torch gives up.
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _scheduled_update(self, schedule: Schedule, found_inf: Tensor | None) -> None:
-        if getattr(self.__dict__.get("step"), "_wrapped_by_lr_sched", False):
-            self._warn_of_scheduler()
+        groups = self.param_groups
+        self._watch_for_scheduler(schedule)
         if found_inf is not None and found_inf.item() != 0:
             return
-        if schedule.is_dry_run(self.param_groups):
+        if schedule.is_dry_run(groups) or self._is_first_dry_run():
             self._create_buffers()
+            schedule.rewrite(groups)
             return
         # Before the update: where the policy has no valid answer, nothing must have moved.
         upcoming = schedule.upcoming(self.param_groups)
@@ -196,6 +199,8 @@ class CyclicSGD(SGD):
             if not compiling and takes_fused(scheduled, foreach, differentiable, fused):
                 new = update(self._buckets_of(i), params, grads, buffers, **options)
             else:
+                if scheduled:  # torch's own loops know no loss scale
+                    unscale(grads, options.pop("grad_scale"))
                 sgd(params, grads, buffers, has_sparse_grad, foreach, fused, **options)
                 new = range(len(buffers))
             for j in new:
@@ -212,10 +217,22 @@ class CyclicSGD(SGD):
                 if param.grad is not None and self.state[param].get("momentum_buffer") is None:
                     self.state[param]["momentum_buffer"] = torch.zeros_like(param, requires_grad=False)
 
-    def _warn_of_scheduler(self) -> None:
-        if not self._warned_of_scheduler:
+    def _is_first_dry_run(self) -> bool:
+        """A dry run of a fresh optimizer whose policy starts at a rate of 0: only the gradients tell."""
+        groups = self.param_groups
+        if groups[0]["schedule_step"] > 0 or not all_zero(groups) or any(self.state.values()):
+            return False
+        grads = [param.grad for group in groups for param in group["params"] if param.grad is not None]
+        return len(grads) > 0 and not any(grad.any() for grad in grads)
+
+    def _watch_for_scheduler(self, schedule: Schedule) -> None:
+        if self._warned_of_scheduler:
+            return
+        wrapped = getattr(self.__dict__.get("step"), "_wrapped_by_lr_sched", False)
+        # Unpickled, or wrapped again by somebody else, it shows by what it writes.
+        if wrapped or ("initial_lr" in self.param_groups[0] and schedule.is_edited(self.param_groups)):
             self._warned_of_scheduler = True
-            warnings.warn(_BOTH_WRITE, UserWarning, stacklevel=4)
+            warn(_BOTH_WRITE)
 
     _warned_of_scheduler = False
 
@@ -242,7 +259,7 @@ class CyclicSGD(SGD):
         self.state.update({key: _own(value) for key, value in self.state.items()})
         self._schedule = adopt(self._schedule, self.param_groups, previous)
         for group in self.param_groups if self._schedule is not None else ():
-            _check_numbers(**{key: group[key] for key in _NUMBERS})
+            _check_group(group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class or of ``torch.optim.SGD``.
@@ -255,16 +272,13 @@ class CyclicSGD(SGD):
         Raises:
             ValueError: the dict is not such a checkpoint; the optimizer is as it was.
         """
+        if not self._optimizer_load_state_dict_pre_hooks:  # which may make one of anything
+            _check_state_dict(state_dict)
         kept = (self.state, self.param_groups, self._schedule)
         try:
             super().load_state_dict(state_dict)
-        except BaseException as error:
+        except BaseException:
             self.state, self.param_groups, self._schedule = kept
-            if isinstance(error, (AttributeError, LookupError, TypeError, RuntimeError)):
-                raise ValueError(
-                    "need a state dict as state_dict() returns it, with 'state' and 'param_groups', "
-                    f"got one that fails with {type(error).__name__}: {error}"
-                ) from error
             raise
 
 
@@ -273,6 +287,7 @@ _eager_fused_sgd = torch._disable_dynamo(fused_sgd)  # type: ignore[attr-defined
 
 _HYPERPARAMETERS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
 _DEFAULTS = (*_HYPERPARAMETERS, "foreach", "differentiable", "fused")
+_FLAGS = ("nesterov", "maximize", "foreach", "differentiable", "fused")
 _NUMBERS = ("lr", "momentum", "dampening", "weight_decay")
 
 
@@ -294,10 +309,32 @@ def _check_numbers(**given: Any) -> None:
             value = value.item()
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
             raise TypeError(f"need {name} to be a number, got {name}={value!r}")
-        if not math.isfinite(value):
-            raise ValueError(f"need {name} to be finite, got {name}={value!r}")
-        if value < 0 and name != "dampening":
-            raise ValueError(f"need 0 <= {name}, got {name}={value!r}")
+        finite(name, value, minimum=-math.inf if name == "dampening" else 0)
+
+
+def _check_group(group: Group) -> None:
+    """What a policy's param group may hold; plain SGD's is SGD's affair."""
+    _check_numbers(**{key: group[key] for key in _NUMBERS})
+    if isinstance(group["lr"], Tensor):
+        check_tensor_lr(group["lr"])
+    for key in _FLAGS:
+        if group[key] is not None and not isinstance(group[key], bool):
+            raise TypeError(f"need {key} to be a bool, got {key}={group[key]!r}")
+    if group["fused"] and group["foreach"]:
+        raise ValueError("need at most one of fused and foreach, got both")
+
+
+def _check_state_dict(state_dict: Any) -> None:
+    if not isinstance(state_dict, dict):
+        raise TypeError(f"need a state dict as state_dict() returns it, got {type(state_dict).__name__}")
+    groups, state = state_dict.get("param_groups"), state_dict.get("state")
+    if not isinstance(state, dict) or not isinstance(groups, list):
+        raise ValueError(
+            f"need a state dict with a dict 'state' and a list 'param_groups', got the keys {list(state_dict)}"
+        )
+    for group in groups:
+        if not isinstance(group, dict) or not isinstance(group.get("params"), list):
+            raise ValueError(f"need param groups that are dicts with a list 'params', got {group!r}")
 
 
 def _check_state(state: dict[Any, Any]) -> None:

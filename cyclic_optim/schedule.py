@@ -9,21 +9,23 @@ optimizer only that its groups have ``lr`` and perhaps ``momentum``.
 ``group["lr"]``           the rate in force for the coming step: ``max_lr * lr_factor``
 ``group["momentum"]``     likewise, where the policy cycles it
 ``group["schedule_step"]``  updates applied so far: one number, the same in every group
-``group["policy"]``       the policy's name and fields
+``group["policy"]``       the policy's name and fields, as JSON: one value to all who carry it
 ``group["policy_state"]``  what the policy remembers of reports; only where it listens to any
 ========================  ==================================================================
 """
 
 from __future__ import annotations
 
+import json
 import math
-import numbers
+import sys
 import warnings
 from typing import Any, NamedTuple
 
 import torch
 
 from .policies import Policy, Values, describe, rebuild
+from .policies.base import finite
 
 Group = dict[str, Any]
 
@@ -46,42 +48,52 @@ class Schedule:
         """Let a group join the cycle where its peers stand (at step 0, if it has none)."""
         lr: Any = group["lr"]
         if isinstance(lr, torch.Tensor):
-            if lr.requires_grad:
-                raise ValueError("need lr without requires_grad beside a policy, which overwrites it")
+            check_tensor_lr(lr)
             # The rate is written in place; the caller's tensor stays the caller's.
             group["lr"] = lr.detach().clone()
-        group["max_lr"] = check_rate("max_lr", float(group.get("max_lr", lr)))
+            lr = lr.item()
+        group["max_lr"] = finite("max_lr", group.get("max_lr", lr), minimum=0)
         if peers:
             group["schedule_step"] = peers[0]["schedule_step"]
             state = peers[0].get("policy_state")
         else:
             group["schedule_step"] = 0
             state = self.policy.initial_state()
-        group["policy"] = describe(self.policy)
+        group["policy"] = encode(self.policy)
         if state is not None:
             group["policy_state"] = dict(state)
         self.rewrite([group])
 
     def values(self, step: int, state: dict[str, Any] | None) -> Values:
         """What the policy says of a step, checked: a user's policy may say anything."""
-        lr_factor, momentum = self.policy.at(step) if state is None else self.policy.after(state, step)
-        if not 0 <= lr_factor < math.inf:
-            raise ValueError(f"need 0 <= lr_factor < inf, got {lr_factor=} from {self.policy!r} at {step=}")
-        if momentum is not None and not 0 <= momentum < math.inf:
-            raise ValueError(f"need 0 <= momentum < inf, got {momentum=} from {self.policy!r} at {step=}")
-        return Values(lr_factor, momentum)
+        answer = self.policy.at(step) if state is None else self.policy.after(state, step)
+        try:
+            lr_factor, momentum = answer
+        except TypeError:
+            raise TypeError(f"need at() to return (lr_factor, momentum), got {answer!r} from {self.policy!r}") from None
+        if type(lr_factor) is float and 0 <= lr_factor < math.inf and _is_momentum(momentum):
+            return Values(lr_factor, momentum)
+        where = f" at step {step} from {self.policy!r}"
+        return Values(
+            finite("lr_factor", lr_factor, minimum=0, where=where),
+            None if momentum is None else finite("momentum", momentum, minimum=0, where=where),
+        )
 
     def upcoming(self, groups: list[Group], *, ahead: int = 1) -> Upcoming:
         """What will hold ``ahead`` updates from now. Nothing is written yet."""
         step = groups[0]["schedule_step"] + ahead
         lr_factor, momentum = self.values(step, groups[0].get("policy_state"))
-        return Upcoming(step, [check_rate("max_lr", float(g["max_lr"])) * lr_factor for g in groups], momentum)
+        rates = [_peak(group) * lr_factor for group in groups]
+        if math.inf in rates:
+            raise ValueError(f"need max_lr * lr_factor to be finite, got lr_factor={lr_factor} at {step=}")
+        return Upcoming(step, rates, momentum)
 
     def write(self, groups: list[Group], upcoming: Upcoming) -> None:
         """Put the values in force."""
         step, rates, momentum = upcoming
         for group, rate in zip(groups, rates, strict=True):
             group["schedule_step"] = step
+            group["max_lr"] = _peak(group)  # plain data, whatever kind of number the user put there
             lr = group["lr"]
             if isinstance(lr, torch.Tensor):
                 lr.fill_(rate)
@@ -100,9 +112,15 @@ class Schedule:
         Distributed checkpointing does so before a ``step()`` that is to create optimizer state and
         move nothing. A rate of 0 that the policy (or a peak of 0) asks for is no such sign.
         """
-        if not all(_is_zero(group["lr"]) for group in groups):
+        if not all_zero(groups):
             return False
-        return any(rate != 0 for rate in self.upcoming(groups, ahead=0).rates)
+        rates = self.upcoming(groups, ahead=0).rates
+        return any(_as_held(group["lr"], rate) != 0 for group, rate in zip(groups, rates, strict=True))
+
+    def is_edited(self, groups: list[Group]) -> bool:
+        """Whether some rate in force is not the policy's."""
+        rates = self.upcoming(groups, ahead=0).rates
+        return any(group["lr"] != _as_held(group["lr"], rate) for group, rate in zip(groups, rates, strict=True))
 
     def report(self, groups: list[Group], metric: float) -> None:
         """Tell the policy a metric; where that changes the values, they are in force at once."""
@@ -115,16 +133,48 @@ class Schedule:
             self.rewrite(groups)
 
 
-def check_rate(name: str, value: Any) -> Any:
-    """A learning rate is a finite number >= 0."""
-    if not 0 <= value < math.inf:
-        raise ValueError(f"need 0 <= {name} < inf, got {name}={value!r}")
-    return value
+def _is_momentum(momentum: Any) -> bool:
+    return momentum is None or (type(momentum) is float and 0 <= momentum < math.inf)
 
 
-def _is_zero(lr: Any) -> bool:
-    # A rate that lives on a device is not asked: that would make the host wait for the device.
-    return bool(lr == 0) if not isinstance(lr, torch.Tensor) or lr.device.type == "cpu" else False
+def _peak(group: Group) -> float:
+    peak = group["max_lr"]
+    return peak if type(peak) is float and 0 <= peak < math.inf else finite("max_lr", peak, minimum=0)
+
+
+def _as_held(lr: Any, rate: float) -> Any:
+    """The rate as ``group["lr"]`` can hold it: a tensor rounds."""
+    return torch.full((), rate, dtype=lr.dtype).item() if isinstance(lr, torch.Tensor) else rate
+
+
+def all_zero(groups: list[Group]) -> bool:
+    """Whether every rate in force is 0; one that lives on a device is not asked, as the host would have to wait."""
+    for group in groups:
+        lr = group["lr"]
+        if (isinstance(lr, torch.Tensor) and lr.device.type != "cpu") or lr != 0:
+            return False
+    return True
+
+
+def check_tensor_lr(lr: torch.Tensor) -> None:
+    """A tensor that a policy is to write rates into must be able to hold them."""
+    if lr.requires_grad:
+        raise ValueError("need lr without requires_grad beside a policy, which overwrites it")
+    if not lr.is_floating_point():
+        raise ValueError(f"need lr as a floating-point tensor beside a policy, got lr={lr!r}")
+
+
+def encode(policy: Policy) -> str:
+    """The policy's description as one string: engines that split checkpoints into leaves keep it whole."""
+    return json.dumps(describe(policy))
+
+
+def warn(message: str) -> None:
+    """Warn where the user called, however deep inside torch and this package that was."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("torch", "cyclic_optim"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def adopt(schedule: Schedule | None, groups: list[Group], previous: list[Group]) -> Schedule | None:
@@ -147,41 +197,61 @@ def adopt(schedule: Schedule | None, groups: list[Group], previous: list[Group])
         raise ValueError("need schedule_step in every param group of the checkpoint or in none")
     if schedule is not None:
         # What an older dict does not say is as the code says.
-        described = describe(schedule.policy)
         for group, old in zip(groups, previous, strict=True):
             group.setdefault("max_lr", old["max_lr"])
-            group.setdefault("policy", described)
+            group.setdefault("policy", encode(schedule.policy))
     _check(groups)
     saved = groups[0]["policy"]
-    if schedule is None:
-        schedule, described = _from_checkpoint(saved), saved
-    _adopt_state(schedule.policy, groups)
-    if saved == described:
+    schedule = schedule or _from_checkpoint(saved)
+    if saved == encode(schedule.policy):
+        _adopt_state(schedule.policy, groups)
         schedule.upcoming(groups, ahead=0)  # for its checks
-        return schedule
-    warnings.warn(
-        f"the checkpoint was written under the policy {_text(saved)}; going on at step "
-        f"{groups[0]['schedule_step']} under the one in the code, {_text(described)}",
-        UserWarning,
-        stacklevel=2,
-    )
-    for group in groups:
-        group["policy"] = described
-    schedule.rewrite(groups)
+    else:
+        _change_policy(schedule, groups, previous, saved)
     return schedule
 
 
-def _from_checkpoint(saved: object) -> Schedule:
+def _change_policy(schedule: Schedule, groups: list[Group], previous: list[Group], saved: Any) -> None:
+    ours = encode(schedule.policy)
+    warn(
+        f"the checkpoint was written under the policy {_text(saved)}; going on at step "
+        f"{groups[0]['schedule_step']} under the one in the code, {_text(ours)}"
+    )
     try:
-        return Schedule(rebuild(saved))
-    except ValueError as error:
+        _adopt_state(schedule.policy, groups)
+    except ValueError:  # the other policy's memory
+        _restart_state(schedule.policy, groups)
+    for group, old in zip(groups, previous, strict=True):
+        group["policy"] = ours
+        # Where the old policy left momentum is of no meaning; the new one may leave it alone.
+        group["momentum"] = old["momentum"]
+    schedule.rewrite(groups)
+
+
+def _text(saved: Any) -> str:
+    """A policy from a checkpoint as it would print."""
+    try:
+        description = json.loads(saved)
+        fields = ", ".join(f"{name}={value!r}" for name, value in description["fields"].items())
+        return f"{description['name']}({fields})"
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return repr(saved)
+
+
+def _from_checkpoint(saved: Any) -> Schedule:
+    try:
+        return Schedule(rebuild(json.loads(saved)))
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{error}; pass the policy to the optimizer to load this checkpoint") from error
 
 
 def _start(schedule: Schedule, groups: list[Group], previous: list[Group]) -> None:
     for group, old in zip(groups, previous, strict=True):
-        # torch's OneCycleLR leaves a max_lr of its own behind; the code's peak is the one meant.
+        # torch's schedulers leave a max_lr of their own behind, and momentum wherever it was.
         group["max_lr"] = old["max_lr"]
+        if "max_momentum" in group:
+            group["momentum"] = old["momentum"]
+        group.pop("initial_lr", None)  # the sign of a scheduler, which stayed behind
     for i, group in enumerate(groups):
         schedule.enrol(group, groups[:i])
 
@@ -194,23 +264,22 @@ def _check(groups: list[Group]) -> None:
         for key in ("max_lr", "policy"):
             if key not in group:
                 raise ValueError(f"need {key} beside schedule_step in a param group of the checkpoint")
-        if not isinstance(group["max_lr"], numbers.Real):
-            raise ValueError(f"need max_lr to be a number, got max_lr={group['max_lr']!r}")
+        finite("max_lr", group["max_lr"], minimum=0)
         if group["policy"] != groups[0]["policy"]:
             raise ValueError("need the same policy in all param groups of the checkpoint")
 
 
 def _adopt_state(policy: Policy, groups: list[Group]) -> None:
-    initial = policy.initial_state()
+    state = groups[0].get("policy_state", policy.initial_state())
+    policy.check_state(state)
     for group in groups:
-        state = group.pop("policy_state", initial)
-        if initial is not None:
-            policy.check_state(state)
+        if state is not None:
             group["policy_state"] = dict(state)
 
 
-def _text(description: Any) -> str:
-    if not isinstance(description, dict) or not isinstance(description.get("fields"), dict):
-        return repr(description)
-    fields = ", ".join(f"{key}={_text(value)}" for key, value in description["fields"].items())
-    return f"{description.get('name')}({fields})"
+def _restart_state(policy: Policy, groups: list[Group]) -> None:
+    state = policy.initial_state()
+    for group in groups:
+        group.pop("policy_state", None)
+        if state is not None:
+            group["policy_state"] = dict(state)

@@ -98,3 +98,15 @@ def test_sparse_gradients_are_unscaled():
     grad_scaler.scale(embedding(torch.tensor([1])).sum()).backward()
     grad_scaler.step(optimizer)
     torch.testing.assert_close(start - embedding.weight, torch.tensor([[0.0, 0.0], [0.5, 0.5], [0.0, 0.0]]))
+
+
+def test_groups_with_other_flags_are_unscaled_too():
+    """Beside a policy a group that asks for torch's own loop works under GradScaler like the fused ones."""
+    params = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(4))]
+    groups = [{"params": params[:1]}, {"params": params[1:], "fused": False}]
+    optimizer = CyclicSGD(groups, lr=0.25, fused=True, policy=Constant())
+    grad_scaler = scaler()
+    grad_scaler.scale(sum(param.sum() for param in params)).backward()
+    grad_scaler.step(optimizer)
+    for param in params:
+        assert torch.equal(param, torch.full_like(param, 0.75))

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import pickle
 import warnings
 
@@ -149,7 +150,7 @@ def test_without_a_policy_in_the_code_the_checkpoints_is_taken(policy):
     optimizer.step()
     saved = through_a_file(optimizer.state_dict())
     _, plain = one_param(lr=0.5)
-    if "'code':" in repr(saved):
+    if '"code":' in saved["param_groups"][0]["policy"]:
         before = snapshot(plain)
         with pytest.raises(ValueError, match="pass the policy to the optimizer"):
             plain.load_state_dict(saved)
@@ -291,7 +292,7 @@ MALFORMED = {
     "a peak of text": break_group("max_lr", "1"),
     "a nan rate": break_group("lr", float("nan")),
     "a momentum of text": break_group("momentum", "much"),
-    "policies that differ": break_group("policy", {"name": "Constant", "fields": {}}),
+    "policies that differ": break_group("policy", '{"name": "Constant", "fields": {}}'),
     "a buffer of another shape": break_state({"momentum_buffer": torch.ones(7)}),
     "a buffer that is none": break_state({"momentum_buffer": "none"}),
     "state that is no dict": break_state([1, 2]),
@@ -320,6 +321,7 @@ def test_malformed_checkpoints_are_refused(malformed):
     optimizer.step()
 
 
+@pytest.mark.parametrize("as_json", [True, False])
 @pytest.mark.parametrize(
     "description",
     [
@@ -333,16 +335,69 @@ def test_malformed_checkpoints_are_refused(malformed):
         {"name": "Sequential", "fields": {"policies": [1], "milestones": []}},
     ],
 )
-def test_a_policy_that_cannot_be_rebuilt_is_refused(description):
+def test_a_policy_that_cannot_be_rebuilt_is_refused(description, as_json):
     """A description is looked up in the library's own table and nowhere else, and checked like any policy."""
     _, optimizer = one_param(lr=1.0, policy=Constant())
     saved = optimizer.state_dict()
-    saved["param_groups"][0]["policy"] = description
+    saved["param_groups"][0]["policy"] = json.dumps(description) if as_json else description
     _, plain = one_param(lr=0.5)
     before = snapshot(plain)
     with pytest.raises(ValueError, match="pass the policy to the optimizer"):
         plain.load_state_dict(saved)
     assert snapshot(plain) == before
+
+
+@pytest.mark.parametrize(
+    "change", [break_group("nesterov", "q"), break_group("fused", "yes"), break_group("lr", torch.tensor(1))]
+)
+def test_flags_and_rates_that_cannot_be_are_refused(change):
+    """Flags that are no flags and tensors that hold no rates are refused under a policy."""
+    saved = copy.deepcopy(one_param(lr=1.0, policy=Constant())[1].state_dict())
+    change(saved)
+    _, optimizer = one_param(lr=1.0, policy=Constant())
+    before = snapshot(optimizer)
+    with pytest.raises((ValueError, TypeError), match=r"need (nesterov|fused|lr)"):
+        optimizer.load_state_dict(saved)
+    assert snapshot(optimizer) == before
+
+
+def test_momentum_that_another_policy_left_behind_is_not_kept():
+    """Where the policy in the code leaves momentum alone, it is the code's, not where a cycle happened to be."""
+    _, cycled = one_param(lr=1.0, momentum=0.9, policy=OneCycle(total_steps=20, base_momentum=0.5))
+    sgd = SGD([torch.nn.Parameter(torch.ones(3, dtype=torch.float64))], lr=1.0)
+    torch.optim.lr_scheduler.OneCycleLR(sgd, max_lr=1.0, total_steps=10)
+    for _ in range(6):
+        cycled.step()
+    with pytest.warns(UserWarning, match="written under the policy OneCycle"):
+        one_param(lr=1.0, momentum=0.8, policy=Constant())[1].load_state_dict(cycled.state_dict())
+    for saved in (cycled.state_dict(), sgd.state_dict()):
+        _, optimizer = one_param(lr=1.0, momentum=0.8, policy=Constant())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer.load_state_dict(saved)
+        assert optimizer.param_groups[0]["momentum"] == 0.8
+
+
+def test_a_plateau_of_the_other_mode_starts_afresh():
+    """Metrics that were compared the other way round are forgotten when the policy in the code wins."""
+    _, optimizer = one_param(lr=1.0, policy=Plateau(mode="max"))
+    optimizer.report(5.0)
+    _, other = one_param(lr=1.0, policy=Plateau(mode="min"))
+    with pytest.warns(UserWarning, match="mode='max'.*mode='min'"):
+        other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["policy_state"] == Plateau(mode="min").initial_state()
+
+
+def test_an_error_of_a_users_hook_is_not_relabelled():
+    """What a load_state_dict hook raises comes through as it is."""
+    _, optimizer = one_param(lr=1.0, policy=Constant())
+
+    def fail(*_):
+        raise RuntimeError("mine")
+
+    optimizer.register_load_state_dict_pre_hook(fail)
+    with pytest.raises(RuntimeError, match=r"^mine$"):
+        optimizer.load_state_dict(optimizer.state_dict())
 
 
 def test_an_error_in_a_users_hook_rolls_back():
@@ -403,3 +458,30 @@ def test_distributed_checkpoint_round_trip(flatten):
     train(model, optimizer, 2)
     train(fresh_model, fresh, 2)
     assert all(map(torch.equal, fresh_model.parameters(), model.parameters()))
+
+
+@pytest.mark.parametrize("policy", [OneCycle(total_steps=20), Triangular(step_size_up=4)], ids=str)
+def test_distributed_checkpoint_files(policy, tmp_path):
+    """Saved to and loaded from a distributed checkpoint, also under a policy of another kind."""
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    def make(policy):
+        model = torch.nn.Linear(3, 2)
+        return model, CyclicSGD(model.parameters(), lr=1.0, policy=policy)
+
+    model, optimizer = make(OneCycle(total_steps=20))
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    optimizer.zero_grad()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of running in one process; and ours, of the policies
+        checkpoint.save({"optimizer": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=tmp_path)
+        fresh_model, fresh = make(policy)
+        loaded = {"optimizer": get_optimizer_state_dict(fresh_model, fresh)}
+        checkpoint.load(loaded, checkpoint_id=tmp_path)
+        set_optimizer_state_dict(fresh_model, fresh, loaded["optimizer"])
+    group = fresh.param_groups[0]
+    assert group["schedule_step"] == 1
+    assert (group["lr"], group["momentum"]) == tuple(policy.at(1))

@@ -66,6 +66,7 @@ KIND_OF = {
     "empty": lambda: torch.ones(0, 3),
     "parameter": lambda: torch.nn.Parameter(torch.ones(2, 3)),
     "meta": lambda: torch.ones(2, 3, device="meta"),
+    "negated": lambda: torch._neg_view(torch.ones(2, 3)),
 }
 KINDS = list(KIND_OF)
 
@@ -210,6 +211,44 @@ def test_dtypes_mixed_in_one_group(way):
 
 
 @ways_to_fused
+@pytest.mark.parametrize("numel", [1, 15, 16, 31, 33, 1000])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_updated_in_every_element(dtype, numel, way):
+    """Half-precision parameters of any size move like SGD's, which torch's fused op on the CPU does not do."""
+    results = []
+    for make in (torch.optim.SGD, lambda params, **options: CyclicSGD(params, **options, **way)):
+        param = torch.nn.Parameter(torch.zeros(numel, dtype=dtype))
+        optimizer = make([param], lr=0.5, momentum=0.5)
+        for step in range(3):
+            param.grad = torch.randn(numel, generator=torch.Generator().manual_seed(step)).to(dtype)
+            optimizer.step()
+        results.append(param.detach())
+    assert results[1].all()
+    assert torch.equal(*results)
+
+
+@ways_to_fused
+def test_negated_views(way):
+    """A gradient that is a lazily negated view counts by its value."""
+    param = torch.nn.Parameter(torch.ones(20))
+    param.grad = torch._neg_view(torch.full((20,), 2.0))
+    CyclicSGD([param], lr=0.5, **way).step()
+    assert torch.equal(param, torch.full((20,), 2.0))
+
+
+def test_devices_mixed_in_one_group():
+    """Parameters on different devices are updated each on its own."""
+    params = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3, device="meta"))]
+    optimizer = CyclicSGD(params, lr=0.5, momentum=0.9, policy=Constant())
+    for _ in range(3):
+        for param in params:
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+    torch.testing.assert_close(params[0].detach(), torch.full((3,), 1 - 0.5 * (1 + 1.9 + 2.71)))
+    assert optimizer.state[params[1]]["momentum_buffer"].device.type == "meta"
+
+
+@ways_to_fused
 def test_the_gradient_belongs_to_the_caller(way):
     """A step without a loss scale leaves every gradient as it found it."""
     param = torch.nn.Parameter(torch.ones(3))
@@ -247,14 +286,14 @@ def test_sorting_happens_only_when_something_changes(monkeypatch):
     monkeypatch.setattr(fused, "_sort", lambda *args: sorted_.append(1) or original(*args))
     param = torch.nn.Parameter(grow())
     optimizer = CyclicSGD([param], lr=0.1, policy=Triangular(step_size_up=3))
-    for seed in range(5):
+    for seed in range(6):
         param.grad = grow(seed=seed)
         optimizer.step()
-    assert len(sorted_) == 2  # the first step, at which there were no buffers, and all others
+    assert len(sorted_) == 3  # the first step, at which there were no buffers; the second; the third is remembered
     param.grad = grow(layout="channels_last")
-    optimizer.step()
-    optimizer.step()
-    assert len(sorted_) == 3
+    for _ in range(4):
+        optimizer.step()
+    assert len(sorted_) == 4
 
 
 @pytest.mark.parametrize("witness", [fast_witness, slow_witness])

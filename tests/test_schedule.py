@@ -1,8 +1,10 @@
 """What CyclicSGD does with a policy: the values shown are the values used, and nothing else moves them."""
 
 import copy
+import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -17,6 +19,7 @@ from cyclic_optim import (
     Constant,
     CyclicSGD,
     LambdaPolicy,
+    LinearRamp,
     OneCycle,
     Plateau,
     Policy,
@@ -172,7 +175,7 @@ def test_a_group_added_later_joins_the_cycle_where_it_stands():
 def test_a_group_that_cannot_join_is_not_added():
     """Adding a group with an invalid peak raises and leaves the optimizer as it was."""
     _, optimizer = one_param(lr=1.0, policy=Constant())
-    with pytest.raises(ValueError, match=r"need 0 <= max_lr < inf, got max_lr=nan"):
+    with pytest.raises(ValueError, match="need lr to be a finite number >= 0, got lr=nan"):
         optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "lr": float("nan")})
     assert len(optimizer.param_groups) == 1
 
@@ -193,6 +196,19 @@ def test_nesterov_with_the_policys_momentum(nesterov_momentum):
     )
     optimizer.step()
     torch.testing.assert_close(1 - param, torch.full((3,), 0.1 * (0.5 + 0.9 * 0.5), dtype=torch.float64))
+
+
+def test_nesterov_with_a_policys_momentum_that_starts_at_0():
+    """A policy's momentum counts for Nesterov also where it begins at 0."""
+
+    class Gathering(Policy):
+        def at(self, step):
+            return Values(1.0, min(step, 9) / 10)
+
+    param, optimizer = one_param(lr=1.0, nesterov=True, policy=Gathering())
+    assert shown(optimizer) == [(1.0, 0.0)]
+    optimizer.step()
+    assert torch.equal(param, torch.full_like(param, 0.5))
 
 
 def test_nesterov_without_any_momentum_is_refused():
@@ -217,6 +233,23 @@ def test_tensor_lr_that_requires_grad_is_refused():
     """A policy overwrites lr, so a learned lr beside it is a contradiction."""
     with pytest.raises(ValueError, match="need lr without requires_grad"):
         one_param(lr=torch.tensor(1.0, requires_grad=True), policy=Constant())
+
+
+@pytest.mark.parametrize("lr", [torch.tensor(1), torch.tensor([2])], ids=str)
+def test_a_tensor_lr_that_cannot_hold_rates_is_refused(lr):
+    """An integer tensor would round every rate to a whole number."""
+    with pytest.raises(ValueError, match="need lr as a floating-point tensor"):
+        one_param(lr=lr, policy=Constant())
+
+
+def test_a_tensor_lr_that_rounds_the_rate_to_0_goes_on():
+    """Where the tensor's dtype cannot tell the rate from 0, the schedule still advances, and comes back from there."""
+    policy = LambdaPolicy(lambda step: 1.0 if step in (0, 5) else 1e-12)
+    _, optimizer = one_param(lr=torch.tensor(1.0, dtype=torch.float16), policy=policy)
+    for _ in range(5):
+        optimizer.step()
+    assert optimizer.param_groups[0]["schedule_step"] == 5
+    assert optimizer.param_groups[0]["lr"] == 1.0
 
 
 def test_closure_is_called_once_with_gradients():
@@ -276,6 +309,17 @@ def test_a_dry_run_creates_state_and_moves_nothing():
     assert torch.equal(optimizer.state[param]["momentum_buffer"], torch.zeros_like(param))
 
 
+def test_after_a_dry_run_the_rates_are_the_policys_again():
+    """An edit of lr to 0 holds for one step like any other: it does not stop the training for ever."""
+    param, optimizer = one_param(lr=1.0, policy=Constant())
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step()
+    assert torch.equal(param, torch.ones_like(param))
+    optimizer.step()
+    assert torch.equal(param, torch.full_like(param, 0.5))
+    assert optimizer.param_groups[0]["schedule_step"] == 1
+
+
 def test_a_rate_of_zero_from_the_policy_is_no_dry_run():
     """Where the policy itself says 0, the step counts and momentum gathers."""
     param, optimizer = one_param(lr=1.0, momentum=0.9, policy=LambdaPolicy(lambda step: min(step, 1)))
@@ -285,17 +329,20 @@ def test_a_rate_of_zero_from_the_policy_is_no_dry_run():
     assert torch.equal(optimizer.state[param]["momentum_buffer"], param.grad)
 
 
-def test_distributed_checkpointing_of_a_fresh_optimizer_changes_nothing():
+@pytest.mark.parametrize("policy", [Triangular(step_size_up=4), LinearRamp(10, start_factor=0.0)], ids=str)
+@pytest.mark.parametrize("lr", [1.0, torch.tensor(1.0)], ids=str)
+def test_distributed_checkpointing_of_a_fresh_optimizer_changes_nothing(policy, lr):
     """get_optimizer_state_dict, which runs a hidden step, leaves weights, peaks, rates and counter as they were."""
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
     model = torch.nn.Linear(3, 2)
     before = copy.deepcopy(model.state_dict())
-    optimizer = CyclicSGD(model.parameters(), lr=1.0, weight_decay=0.1, policy=Triangular(step_size_up=4))
+    optimizer = CyclicSGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=0.1, policy=policy)
+    values = copy.deepcopy(shown(optimizer))
     saved = get_optimizer_state_dict(model, optimizer)
     assert saved["param_groups"][0]["schedule_step"] == 0
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    assert shown(optimizer) == [tuple(Triangular(step_size_up=4).at(0))]
+    assert shown(optimizer) == values
     assert all(not state["momentum_buffer"].any() for state in optimizer.state.values())
 
 
@@ -337,16 +384,48 @@ class Broken(Policy):
 def test_a_policy_of_ones_own_is_checked(answer):
     """What a user's policy returns is held to the same rules: finite, not negative."""
     param, optimizer = one_param(lr=1.0, policy=Broken(*answer))
-    with pytest.raises(ValueError, match=r"need 0 <= (lr_factor|momentum) < inf"):
+    with pytest.raises(ValueError, match=r"need (lr_factor|momentum) to be a finite number >= 0.* at step 1 from"):
         optimizer.step()
     assert torch.equal(param, torch.ones_like(param))
+
+
+def test_numbers_of_another_kind_become_plain():
+    """numpy's numbers, from a policy of one's own or an edit of max_lr, end up as Python's in groups and checkpoint."""
+
+    class Numpys(Policy):
+        def at(self, step):
+            return np.float64(0.5), np.float32(0.25)
+
+    _, optimizer = one_param(lr=1.0, policy=Numpys())
+    optimizer.param_groups[0]["max_lr"] = np.float64(2.0)
+    optimizer.step()
+    group = optimizer.param_groups[0]
+    assert [type(group[key]) for key in ("lr", "momentum", "max_lr")] == [float] * 3
+    assert (group["lr"], group["momentum"], group["max_lr"]) == (1.0, 0.25, 2.0)
+
+
+def test_a_policy_that_returns_no_pair_says_so():
+    """A bare number in place of (lr_factor, momentum) is an error with the rule in it."""
+
+    class Bare(Policy):
+        def at(self, step):
+            return 0.5
+
+    with pytest.raises(TypeError, match=r"need at\(\) to return \(lr_factor, momentum\), got 0.5"):
+        one_param(lr=1.0, policy=Bare())
+
+
+def test_a_rate_beyond_floats_is_refused():
+    """A peak times a factor that overflows is an error, not an infinite rate."""
+    with pytest.raises(ValueError, match=r"need max_lr \* lr_factor to be finite"):
+        one_param(lr=1e308, policy=LambdaPolicy(lambda step: 10.0))
 
 
 def test_an_invalid_peak_is_refused_before_the_update():
     """An edit of max_lr to nonsense raises at the next step, before anything moves."""
     param, optimizer = one_param(lr=1.0, policy=Constant())
     optimizer.param_groups[0]["max_lr"] = float("nan")
-    with pytest.raises(ValueError, match="need 0 <= max_lr < inf, got max_lr=nan"):
+    with pytest.raises(ValueError, match="need max_lr to be a finite number >= 0, got max_lr=nan"):
         optimizer.step()
     assert torch.equal(param, torch.ones_like(param))
 
@@ -355,12 +434,23 @@ def test_policy_and_scheduler_together_warn_once():
     """A policy beside an outside scheduler gets one warning that both write lr; either alone gets none."""
     _, optimizer = one_param(lr=1.0, policy=Constant())
     scheduler = torch_schedules.StepLR(optimizer, step_size=1)
-    with pytest.warns(UserWarning, match="both write lr"):
+    with pytest.warns(UserWarning, match="both write lr") as caught:
         optimizer.step()
+    assert [warning.filename for warning in caught] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scheduler.step()
         optimizer.step()
+
+
+def test_a_scheduler_is_noticed_by_what_it_writes():
+    """After pickling, which undoes the scheduler's mark on step, its writing gives it away."""
+    _, optimizer = one_param(lr=1.0, policy=Constant())
+    torch_schedules.ExponentialLR(optimizer, gamma=0.5)
+    twin = pickle.loads(pickle.dumps(optimizer))
+    twin.param_groups[0]["lr"] = 0.5
+    with pytest.warns(UserWarning, match="both write lr"):
+        twin.step()
 
 
 def test_plateau_follows_reported_metrics():
@@ -419,16 +509,34 @@ def test_values_are_right_under_compile():
         ("weight_decay", float("inf"), ValueError),
         ("weight_decay", -1, ValueError),
         ("dampening", float("nan"), ValueError),
+        ("lr", 10**400, ValueError),
         ("policy", OneCycle, TypeError),
         ("policy", lambda step: 1.0, TypeError),
         ("policy", "one_cycle", TypeError),
     ],
+    ids=lambda value: repr(value)[:12],
 )
 def test_bad_arguments_name_rule_and_value(argument, value, error):
     """With a policy every number must be finite and in range, and the message names argument and value."""
     arguments = {"lr": 0.1, "policy": Constant()} | {argument: value}
     with pytest.raises(error, match=rf"need (0 <= )?{argument}.*got {argument}="):
         CyclicSGD([torch.nn.Parameter(torch.ones(1))], **arguments)
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({"weight_decay": float("nan")}, "need weight_decay to be a finite number"),
+        ({"momentum": "x"}, "need momentum to be a number"),
+        ({"nesterov": "yes"}, "need nesterov to be a bool"),
+        ({"fused": True, "foreach": True}, "need at most one of fused and foreach"),
+    ],
+    ids=str,
+)
+def test_a_groups_own_bad_arguments_are_refused(group, message):
+    """What a param group sets for itself is held to the same rules."""
+    with pytest.raises((ValueError, TypeError), match=message):
+        CyclicSGD([{"params": [torch.nn.Parameter(torch.ones(1))], **group}], lr=0.1, policy=Constant())
 
 
 def test_an_uncalled_policy_says_to_call_it():

@@ -110,7 +110,7 @@ def _real(name: str, value: Any) -> float:
     return int(value) if isinstance(value, numbers.Integral) else plain
 
 
-def finite(name: str, value: Any, minimum: float = -math.inf) -> float:
+def finite(name: str, value: Any, minimum: float = -math.inf, where: str = "") -> float:
     """``value`` as Python's float, or a ValueError: for numbers, and for what a user's function returned."""
     try:
         plain = float(value) if isinstance(value, numbers.Real) else math.nan
@@ -118,7 +118,7 @@ def finite(name: str, value: Any, minimum: float = -math.inf) -> float:
         plain = math.inf
     if not math.isfinite(plain) or plain < minimum:
         bound = f" >= {minimum}" if minimum > -math.inf else ""
-        raise ValueError(f"need {name} to be a finite number{bound}, got {name}={value!r}")
+        raise ValueError(f"need {name} to be a finite number{bound}, got {name}={value!r}{where}")
     return plain
 
 

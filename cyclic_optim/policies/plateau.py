@@ -55,7 +55,7 @@ class Plateau(Policy):
 
     def initial_state(self) -> dict[str, Any]:
         worst = math.inf if self.mode == "min" else -math.inf
-        return {"best": worst, "num_bad_reports": 0, "cooldown_counter": 0, "lr_factor": 1.0}
+        return {"mode": self.mode, "best": worst, "num_bad_reports": 0, "cooldown_counter": 0, "lr_factor": 1.0}
 
     def after(self, state: dict[str, Any], step: int) -> Values:
         return Values(state["lr_factor"])
@@ -89,6 +89,8 @@ class Plateau(Policy):
         expected = self.initial_state()
         if not isinstance(state, dict) or state.keys() != expected.keys():
             raise ValueError(f"need the state of Plateau to have the keys {sorted(expected)}, got {state!r}")
+        if state["mode"] != self.mode:
+            raise ValueError(f"need reports to be compared by mode={self.mode!r}, got mode={state['mode']!r}")
         for key in ("num_bad_reports", "cooldown_counter"):
             if type(state[key]) is not int or state[key] < 0:
                 raise ValueError(f"need {key} to be an int >= 0, got {key}={state[key]!r}")

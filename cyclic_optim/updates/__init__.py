@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .fused import Buckets, fused_sgd
+from .fused import Buckets, fused_sgd, unscale
 
-__all__ = ["Buckets", "fused_sgd", "takes_fused"]
+__all__ = ["Buckets", "fused_sgd", "takes_fused", "unscale"]
 
 
 def takes_fused(scheduled: bool, foreach: bool | None, differentiable: bool, fused: bool | None) -> bool:

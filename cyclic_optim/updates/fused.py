@@ -2,8 +2,9 @@
 
 The op walks memory and knows one flag for all its tensors, so it is right only for plain, dense,
 floating-point tensors of one dtype and device whose parameter, gradient and buffer lie in memory
-alike, and which have either all stepped before or all not. Tensors are therefore sorted into
-buckets: one call of the op for each kind that it can do, torch's exact loop for the rest.
+alike, and which have either all stepped before or all not. On the CPU it is wrong for half precision.
+Tensors are therefore sorted into buckets: one call of the op for each kind that it can do, torch's exact
+loop for the rest.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from torch.nn import Parameter
 from torch.optim.sgd import sgd
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
-from .witness import Check, slow_witness, witness
+from .witness import Check, witness
 
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+# torch 2.13's op on the CPU leaves all but a few parameters of half precision where they were.
+_DTYPES_ON_CPU = {torch.float32, torch.float64}
 _PLAIN = {Tensor, Parameter}
 
 
@@ -40,18 +43,21 @@ class Buckets:
     def __init__(self) -> None:
         self._buckets: list[Bucket] = []
         self._counts: tuple[int, int] | None = None
-        self._same: Check = slow_witness([])
+        self._same: Check | None = None
 
     def of(self, params: list[Tensor], grads: list[Tensor], buffers: list[Tensor | None]) -> list[Bucket]:
         if any(buffer is None for buffer in buffers):
             self._counts = None  # first steps are not worth remembering
             return _sort(params, grads, buffers)
         tensors: list[Any] = [*params, *grads, *buffers]
+        counts = len(params), len(buffers)
         # All that the sorting depends on, every time: stale buckets would be silently wrong.
-        if self._counts != (len(params), len(buffers)) or not self._same(*tensors):
-            self._buckets = _sort(params, grads, buffers)
-            self._same = witness(tensors)
-            self._counts = len(params), len(buffers)
+        if self._counts == counts and self._same is not None and self._same(*tensors):
+            return self._buckets
+        self._buckets = _sort(params, grads, buffers)
+        # Where another set of parameters has gradients at every step, remembering one is lost labour.
+        self._same = witness(tensors) if self._counts == counts else None
+        self._counts = counts
         return self._buckets
 
 
@@ -69,12 +75,12 @@ def _sort(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor | None
 
 def _fusible(param: Tensor, *others: Tensor | None) -> bool:
     tensors = [param, *(other for other in others if other is not None)]
+    device = param.device
     return (
-        _PLAIN.issuperset(map(type, tensors))
-        and param.dtype in _DTYPES
-        and param.device.type in _get_fused_kernels_supported_devices()
-        and len({(tensor.dtype, tensor.device, tensor.shape) for tensor in tensors}) == 1
-        and all(tensor.layout is torch.strided for tensor in tensors)
+        all(type(t) in _PLAIN and t.layout is torch.strided and not t.is_neg() for t in tensors)
+        and param.dtype in (_DTYPES_ON_CPU if device.type == "cpu" else _DTYPES)
+        and device.type in _get_fused_kernels_supported_devices()
+        and all(t.dtype is param.dtype and t.device == device and t.shape == param.shape for t in tensors)
         and _lie_alike(tensors)
     )
 

@@ -26,7 +26,7 @@ def slow_witness(tensors: list[Tensor]) -> Check:
 
 def _facts(tensor: Tensor) -> Any:
     place = tensor.stride() if tensor.layout is torch.strided else tensor.layout
-    return type(tensor), tensor.dtype, tensor.device, tensor.shape, place
+    return type(tensor), tensor.dtype, tensor.device, tensor.shape, place, tensor.is_neg()
 
 
 def fast_witness(tensors: list[Tensor]) -> Check:
@@ -49,6 +49,7 @@ def _guards_notice_everything() -> bool:
         torch.zeros(2, 3, device="meta"),
         torch.zeros(2, 4),
         torch.nn.Parameter(torch.zeros(2, 3)),
+        torch._neg_view(torch.zeros(2, 3)),
     ]
     try:
         check = fast_witness([like, like])
