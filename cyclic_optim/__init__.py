@@ -1,6 +1,7 @@
 """SGD that owns its learning-rate and momentum cycle. See the README for a tour."""
 
 from .optimizer import CyclicSGD
+from .plotting import plot_policy
 from .policies import (
     Constant,
     CosineDecay,
@@ -52,5 +53,6 @@ __all__ = [
     "Values",
     "WarmupStableDecay",
     "lr_range_test",
+    "plot_policy",
     "supervised_step",
 ]

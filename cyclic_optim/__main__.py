@@ -1,0 +1,412 @@
+"""The command line: ``python -m cyclic_optim`` or ``cyclic-optim``. List the policies, look at one."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import math
+import os
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import MISSING, Field, fields
+from typing import Any, NamedTuple
+
+from . import __version__
+from .plotting import Moment, brief, check_arguments, needs_log, plot_policy, require_matplotlib, sampled, trace
+from .policies import POLICIES, Policy
+from .policies.base import Rule, finite, whole
+
+WIDEST_CHART = 100
+LR_ROWS, MOMENTUM_ROWS = 13, 7  # odd: one row is the middle
+DEFAULT_STEPS = (
+    "to the policy's end and a tenth more; without an end three cycles of one that repeats exactly, else six times "
+    "the longest number of steps in its options, else 10, 100, ... until a tenth of the peak is passed, or 1000"
+)
+METAVARS: dict[Any, str] = {int: "N", float: "NUMBER", str: "WORD", tuple: "N"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments (default: those of the process).
+
+    Returns:
+        The exit status: 0, or 1 where the request was right and could not be carried out.
+
+    Raises:
+        SystemExit: status 2 for wrong arguments, 0 after ``--help`` and ``--version``.
+    """
+    try:
+        try:
+            arguments = command_line().parse_args(argv)
+            return int(arguments.run(arguments))
+        finally:
+            # Here, and not when Python exits, where a broken pipe could not be caught.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its exit: what is left goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130  # as shells have it
+
+
+# --- the arguments, made from the policies' fields
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The parser, with a command for every policy that options alone can describe."""
+    parser = argparse.ArgumentParser(
+        prog="cyclic-optim",
+        description="Learning-rate and momentum schedules of cyclic_optim.",
+        epilog="Example: cyclic-optim preview one-cycle --total-steps 1000 --lr 0.1 --out one_cycle.png",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"cyclic-optim {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    listing = commands.add_parser("list", help="name every policy", allow_abbrev=False)
+    listing.set_defaults(run=_list)
+    preview = commands.add_parser("preview", help="show lr and momentum over the steps", allow_abbrev=False)
+    policies = preview.add_subparsers(title="policies", metavar="POLICY", required=True)
+    for policy in POLICIES.values():
+        if not _code_only(policy):
+            _add_policy(policies, policy)
+    return parser
+
+
+def _add_policy(policies: Any, policy: type[Policy]) -> None:
+    summary, documented = _summary(policy), _documented(policy)
+    parser = policies.add_parser(
+        command_name(policy), help=_escaped(summary), description=_escaped(summary), allow_abbrev=False
+    )
+    parser.set_defaults(run=_preview, policy=policy, parser=parser)
+    group = parser.add_argument_group("fields of the policy")
+    for field in option_fields(policy):
+        _add_field(group, field, documented.get(field.name, ""))
+    lr_type = _converted("lr", lambda name, value: finite(name, value, minimum=0))
+    shown = parser.add_argument_group("what to show")
+    shown.add_argument("--lr", type=lr_type, default=1.0, metavar="NUMBER", help="the peak rate (default: 1)")
+    steps_type = _converted("steps", whole(1)["rule"])
+    shown.add_argument(
+        "--steps", type=steps_type, metavar="N", help=f"how many steps to show (default: {DEFAULT_STEPS})"
+    )
+    output = shown.add_mutually_exclusive_group()
+    output.add_argument(
+        "--out", type=_file_name, metavar="FILE", help="write a picture (.png, .svg, .pdf; needs matplotlib)"
+    )
+    output.add_argument("--csv", action="store_true", help="print step,lr,momentum for every step")
+
+
+def _add_field(group: argparse._ArgumentGroup, field: Field[Any], documented: str) -> None:
+    rule: Rule = field.metadata["rule"]
+    option = "--" + field.name.replace("_", "-")
+    # The default of each is None, "not given": the policy's own default then holds.
+    common: dict[str, Any] = {"dest": field.name, "help": _escaped(_help(field, rule, documented)), "default": None}
+    if rule.kind is bool:
+        group.add_argument(option, action=argparse.BooleanOptionalAction, **common)
+        return
+    common.update(required=_required(field), metavar=METAVARS[rule.kind])
+    if rule.kind is tuple:
+        # What is asked of all of them together, the policy checks.
+        group.add_argument(option, nargs="*", type=_number, **common)
+    else:
+        group.add_argument(option, type=_converted(field.name, rule), **common)
+
+
+def _help(field: Field[Any], rule: Rule, documented: str) -> str:
+    """What the docstring says of a field, and in brackets its rule and its default."""
+    notes = [rule.text.format(field.name)] if rule.text else []
+    if _required(field):
+        notes.append("required")
+    elif field.default is not None:
+        notes.append(f"default: {field.default}")
+    return f"{documented} [{'; '.join(notes)}]" if notes else documented
+
+
+def command_name(policy: type[Policy]) -> str:
+    """The policy's name on the command line: ``OneCycle`` is ``one-cycle``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", policy.__name__).lower()
+
+
+def option_fields(policy: type[Policy]) -> list[Field[Any]]:
+    """The fields that an option can give: those of plain data."""
+    rules = [(field, field.metadata.get("rule")) for field in _fields(policy)]
+    return [field for field, rule in rules if rule is not None and (rule.kind is bool or rule.kind in METAVARS)]
+
+
+def _code_only(policy: type[Policy]) -> list[str]:
+    """The fields that must be given and that no option can give: functions and policies."""
+    offered = option_fields(policy)
+    return [field.name for field in _fields(policy) if field not in offered and _required(field)]
+
+
+def _fields(policy: type[Policy]) -> tuple[Field[Any], ...]:
+    return fields(policy)  # type: ignore[arg-type]  # all of the table are dataclasses
+
+
+def _required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _number(text: str) -> int | float | str:
+    """The number that ``text`` is, or ``text``: what it must be, the policy's own rule says."""
+    with suppress(ValueError):
+        return int(text)
+    with suppress(ValueError):
+        return float(text)
+    return text
+
+
+def _file_name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("need the name of a file, got ''")
+    return text
+
+
+def _converted(name: str, rule: Callable[[str, Any], Any]) -> Callable[[str], Any]:
+    """An argparse type: what ``rule`` makes of the text, its error in argparse's words."""
+
+    def convert(text: str) -> Any:
+        try:
+            words = isinstance(rule, Rule) and rule.kind is str
+            return rule(name, text if words else _number(text))
+        except (TypeError, ValueError) as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+# --- what the docstrings say
+
+
+def _docstring(policy: type[Policy]) -> str:
+    return inspect.cleandoc(policy.__doc__ or "")
+
+
+def _plain(text: str) -> str:
+    """Without the markup of roles and literals."""
+    return re.sub(r":\w+:`([^`]*)`", r"\1", text).replace("``", "")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%%")  # argparse formats its help
+
+
+def _summary(policy: type[Policy]) -> str:
+    return _plain(_docstring(policy).partition("\n")[0])
+
+
+def _documented(policy: type[Policy]) -> dict[str, str]:
+    """Each argument's text in the Args section, and in those of the policies that the docstring refers to."""
+    docstring, documented = _docstring(policy), {}
+    for name in re.findall(r":class:`(\w+)`", docstring):
+        documented.update(_args_section(_docstring(POLICIES[name])) if name in POLICIES else {})
+    return documented | _args_section(docstring)
+
+
+def _args_section(docstring: str) -> dict[str, str]:
+    section = re.search(r"^Args:\n((?: +.*\n?|\n)+)", docstring, re.MULTILINE)
+    entries = re.findall(r"^ {4}(\w[\w, ]*): ((?:.*\n?)(?: {5,}.*\n?)*)", section[1] if section else "", re.MULTILINE)
+    return {name: _plain(" ".join(text.split())) for names, text in entries for name in names.split(", ")}
+
+
+# --- the commands
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    indent = 2 + max(len(command_name(policy)) for policy in POLICIES.values())
+    for policy in POLICIES.values():
+        missing = ", ".join(_code_only(policy))
+        note = f" [In code only: {missing} cannot be given on a command line.]" if missing else ""
+        wrapper = textwrap.TextWrapper(
+            max(_columns(), 2 * indent), subsequent_indent=" " * indent, break_on_hyphens=False
+        )
+        print(wrapper.fill(f"{command_name(policy):{indent}}{_summary(policy)}{note}"))
+    return 0
+
+
+def _preview(arguments: argparse.Namespace) -> int:
+    parser: argparse.ArgumentParser = arguments.parser
+    given = {field.name: getattr(arguments, field.name) for field in option_fields(arguments.policy)}
+    try:
+        policy = arguments.policy(**{name: value for name, value in given.items() if value is not None})
+        wanted = default_steps(policy) if arguments.steps is None else arguments.steps
+        steps, lr = check_arguments(policy, wanted, arguments.lr)
+        if arguments.csv:
+            return _print_csv(policy, steps, lr)
+        if arguments.out is not None:
+            return _save(policy, steps, lr, arguments.out)
+        return _print_chart(policy, steps, lr)
+    except (TypeError, ValueError, OverflowError) as error:
+        parser.error(str(error))
+
+
+def default_steps(policy: Policy) -> int:
+    """How many steps show what a policy does; ``DEFAULT_STEPS`` says it in words."""
+    if policy.end:
+        return policy.end + math.ceil(policy.end / 10) + 1
+    if policy.period and policy.period > 1:
+        return 3 * policy.period + 1
+    lengths = [getattr(policy, f.name) or 0 for f in option_fields(type(policy)) if f.metadata["rule"].kind is int]
+    if any(lengths):
+        return 6 * max(lengths)
+    return next((10**k for k in range(1, 7) if policy.at(10**k).lr_factor < 0.1), 1000)
+
+
+def _print_csv(policy: Policy, steps: int, lr: float) -> int:
+    print("step,lr,momentum")
+    for step, rate, momentum in trace(policy, range(steps), lr):
+        print(f"{step},{rate!r},{'' if momentum is None else repr(momentum)}")
+    return 0
+
+
+def _save(policy: Policy, steps: int, lr: float, path: str) -> int:
+    try:
+        require_matplotlib()
+        # Not through pyplot, which would look for a screen.
+        from matplotlib.figure import Figure
+
+        figure = Figure(layout="constrained")
+        plot_policy(policy, steps, lr, figure.subplots())
+        figure.savefig(path, dpi=150)
+    except (ImportError, OSError) as error:
+        print(f"cyclic-optim: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+# --- a chart for the terminal
+
+
+class _Glyphs(NamedTuple):
+    """The characters of a chart: dots in a cell (across, down), what draws them, and the axes."""
+
+    across: int
+    down: int
+    cell: Callable[[set[tuple[int, int]]], str]
+    upright: str
+    tick: str
+    corner: str
+    level: str
+
+
+_BRAILLE_BITS = {(0, 0): 0x01, (0, 1): 0x02, (0, 2): 0x04, (1, 0): 0x08, (1, 1): 0x10, (1, 2): 0x20}
+_BRAILLE_BITS |= {(0, 3): 0x40, (1, 3): 0x80}  # a later addition to the script, hence the order
+BRAILLE = _Glyphs(2, 4, lambda dots: chr(0x2800 + sum(_BRAILLE_BITS[dot] for dot in dots)) if dots else " ", *"│┤└─")
+ASCII = _Glyphs(1, 1, lambda dots: "*" if dots else " ", *"|++-")
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _glyphs() -> _Glyphs:
+    try:
+        "⣿│┤└─".encode(sys.stdout.encoding or "ascii")
+    except (LookupError, UnicodeEncodeError):
+        return ASCII
+    return BRAILLE
+
+
+def _print_chart(policy: Policy, steps: int, lr: float) -> int:
+    moments = list(trace(policy, sampled(steps), lr))
+    columns = min(_columns(), WIDEST_CHART)
+    lines = [brief(policy, columns), *_lr_chart(moments, columns)]
+    if any(moment.momentum is not None for moment in moments):
+        lines += ["", *_momentum_chart(moments, columns)]
+    for line in lines:
+        print(line[:columns].rstrip())
+    return 0
+
+
+def _lr_chart(moments: list[Moment], columns: int) -> list[str]:
+    rates = [moment.lr for moment in moments]
+    if needs_log(rates):
+        points = [(moment.step, math.log10(moment.lr)) for moment in moments]
+        low, high = math.log10(min(rates)), math.log10(max(rates))
+        return ["learning rate (log scale)", *_chart(points, low, high, LR_ROWS, columns, lambda level: 10**level)]
+    points = [(moment.step, moment.lr) for moment in moments]
+    return ["learning rate", *_chart(points, 0.0, max(rates) or 1.0, LR_ROWS, columns)]
+
+
+def _momentum_chart(moments: list[Moment], columns: int) -> list[str]:
+    points = [(moment.step, moment.momentum) for moment in moments if moment.momentum is not None]
+    momenta = [momentum for _, momentum in points]
+    low, high = min(momenta), max(momenta)
+    if low == high:
+        low, high = low - 0.05, high + 0.05
+    return ["momentum", *_chart(points, low, high, MOMENTUM_ROWS, columns)]
+
+
+def _chart(
+    points: list[tuple[int, float]],
+    low: float,
+    high: float,
+    rows: int,
+    columns: int,
+    shown: Callable[[float], float] = lambda level: level,
+) -> list[str]:
+    """The lines of a chart of these (step, level), ``shown`` saying what to write for a level at the axis."""
+    glyphs = _glyphs()
+    levels = (high, (low + high) / 2, low)
+    labels = dict(zip((0, rows // 2, rows - 1), _labels([shown(level) for level in levels]), strict=True))
+    margin = 1 + max(map(len, labels.values()))
+    width = max(1, columns - margin - 2)
+    cells = _cells(points, low, high, rows, width, glyphs)
+    lines = [
+        f"{labels.get(row, ''):>{margin}} {glyphs.tick if row in labels else glyphs.upright}"
+        + "".join(glyphs.cell(cells.get((column, row), set())) for column in range(width))
+        for row in range(rows)
+    ]
+    axis = " " * (margin + 1) + glyphs.corner + glyphs.level * width
+    return [*lines, axis, " " * (margin + 2) + _step_labels(points[0][0], points[-1][0], width)]
+
+
+def _labels(levels: Sequence[float]) -> list[str]:
+    """As few digits as tell them apart, at least three."""
+    for digits in range(3, 18):
+        labels = [f"{level:.{digits}g}" for level in levels]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
+
+
+def _step_labels(first: int, last: int, width: int) -> str:
+    left, middle, right = f"{first:,}", "optimizer step", f"{last:,}"
+    if len(left) + len(middle) + len(right) + 4 > width:
+        middle = ""
+    return left + middle.center(max(1, width - len(left) - len(right))) + right
+
+
+def _cells(
+    points: list[tuple[int, float]], low: float, high: float, rows: int, width: int, glyphs: _Glyphs
+) -> dict[tuple[int, int], set[tuple[int, int]]]:
+    """The dots of the curve, by the cell they lie in; columns and rows are counted from the upper left."""
+    first, last = points[0][0], points[-1][0]
+    across, down = width * glyphs.across - 1, rows * glyphs.down - 1
+    places = [
+        (round((step - first) / max(1, last - first) * across), round((high - level) / (high - low) * down))
+        for step, level in points
+    ]
+    cells: dict[tuple[int, int], set[tuple[int, int]]] = {}
+    for start, stop in zip(places, places[1:] or places, strict=False):
+        for x, y in _line(start, stop):
+            column, row = x // glyphs.across, y // glyphs.down
+            cells.setdefault((column, row), set()).add((x % glyphs.across, y % glyphs.down))
+    return cells
+
+
+def _line(start: tuple[int, int], stop: tuple[int, int]) -> list[tuple[int, int]]:
+    """The dots from one to another."""
+    (x, y), (dx, dy) = start, (stop[0] - start[0], stop[1] - start[1])
+    count = max(abs(dx), abs(dy), 1)
+    return [(x + round(i * dx / count), y + round(i * dy / count)) for i in range(count + 1)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,292 @@
+"""Pictures of a policy and of a range test. matplotlib is imported only when one is drawn."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from statistics import median, quantiles
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from .policies import Policy
+from .policies.base import finite, whole
+from .schedule import Schedule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_STEPS = 5000  # drawn at once: several for each pixel of a picture's width
+FEW_STEPS = 50  # so few that each step gets a dot of its own
+LR_COLOUR, MOMENTUM_COLOUR, RANGE_COLOUR, RANGE_TEXT = "#0072b2", "#d55e00", "#e69f00", "#804d00"
+
+
+class Moment(NamedTuple):
+    """What holds in one step."""
+
+    step: int
+    lr: float
+    momentum: float | None
+
+
+class RangeTestCurve(Protocol):
+    """What is drawn of a range test; ``suggest`` raises ValueError where the curve suggests nothing."""
+
+    @property
+    def lrs(self) -> Sequence[float]: ...
+    @property
+    def losses(self) -> Sequence[float]: ...
+    @property
+    def smoothed(self) -> Sequence[float]: ...
+    @property
+    def mode(self) -> str: ...
+    @property
+    def stopped(self) -> str: ...
+    def suggest(self) -> tuple[float, float]: ...
+
+
+# --- what both pictures and the command line share
+
+
+def require_matplotlib() -> None:
+    """Say how to get matplotlib where there is none.
+
+    Raises:
+        ImportError: matplotlib cannot be imported.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"need matplotlib to draw: pip install 'cyclic_optim[plot]' ({error})") from error
+
+
+def check_arguments(policy: Policy, steps: int, lr: float) -> tuple[int, float]:
+    """``steps`` and ``lr`` as plain numbers, or an error that states the rule and the value."""
+    if not isinstance(policy, Policy):
+        raise TypeError(f"need policy to be a Policy, got {policy=}")
+    return whole(1)["rule"]("steps", steps), finite("lr", lr, minimum=0)
+
+
+def trace(policy: Policy, steps: Iterable[int], lr: float) -> Iterator[Moment]:
+    """The values in force at these steps, by the same arithmetic and checks as in the optimizer."""
+    schedule, state = Schedule(policy), policy.initial_state()
+    for step in steps:
+        lr_factor, momentum = schedule.values(step, state)
+        yield Moment(step, lr * lr_factor, momentum)
+
+
+def sampled(steps: int) -> Sequence[int]:
+    """The steps 0..steps-1, or at most ``MOST_STEPS`` of them with the first and the last among them.
+
+    One comes from each of equally long stretches, but not from the same place in each: a cycle as
+    long as the stretch would look like a constant.
+    """
+    if steps <= MOST_STEPS:
+        return range(steps)
+    golden = (math.sqrt(5) - 1) / 2
+    inner = (int((i + i * golden % 1) / MOST_STEPS * steps) for i in range(1, MOST_STEPS - 1))
+    return sorted({0, *inner, steps - 1})
+
+
+def needs_log(rates: Sequence[float]) -> bool:
+    """Whether rates are drawn on a log axis: where most of them would lie flat at the foot of a linear one.
+
+    That is where none is 0, at least half of them are no higher than an eighth of the highest, and the
+    lowest is below a thirtieth of it. Decays and range tests are; a cycle with a short deep tail
+    (``OneCycle``), one between two rates far apart, and a decay that ends at 0 are not.
+    """
+    highest = max(rates)
+    return 0 < min(rates) < highest / 30 and median(rates) <= highest / 8
+
+
+def brief(policy: object, width: int = 72) -> str:
+    """A policy's repr without the fields that have their default, in at most ``width`` characters."""
+    text = _brief(policy)
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(_brief, value)) + ("," if len(value) == 1 else "") + ")"
+    if isinstance(value, Policy) and is_dataclass(value):
+        shown = [f for f in fields(value) if f.repr and (f.default is MISSING or getattr(value, f.name) != f.default)]
+        arguments = ", ".join(f"{f.name}={_brief(getattr(value, f.name))}" for f in shown)
+        return f"{type(value).__name__}({arguments})"
+    if isinstance(value, Policy) and type(value).__repr__ is object.__repr__:
+        return type(value).__name__  # rather than its address
+    return getattr(value, "__qualname__", None) or repr(value)
+
+
+# --- a policy
+
+
+def plot_policy(policy: Policy, steps: int, lr: float = 1.0, ax: Axes | None = None) -> Axes:
+    """Draw the learning rate, and momentum where the policy cycles it, over the steps 0..steps-1.
+
+    Momentum has an axis of its own on the right. The rate's axis is logarithmic where most rates would
+    otherwise lie flat at its foot (:func:`needs_log` has the rule), else linear from 0. Of more than 5000
+    steps at most 5000 are drawn, the first and the last among them and one from each 5000th part: turning points
+    are then off by less than a pixel, and cycles shorter than a pixel fill a band. A ``Plateau`` is drawn
+    as it is before any report.
+
+    Args:
+        policy: any :class:`Policy`, your own included.
+        steps: how many optimizer steps to draw, at least 1.
+        lr: the peak rate, by which the policy's factor is multiplied.
+        ax: where to draw (default: a new figure). Other axes of its figure are left alone.
+
+    Returns:
+        The Axes of the learning rate.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule, or the policy returned no finite number >= 0.
+        ImportError: matplotlib is not installed.
+    """
+    steps, lr = check_arguments(policy, steps, lr)
+    moments = list(trace(policy, sampled(steps), lr))
+    ax = _axes(ax)
+    drawn = [moment.step for moment in moments]
+    rates = [moment.lr for moment in moments]
+    marker = "." if steps <= FEW_STEPS else ""
+    ax.plot(drawn, rates, color=LR_COLOUR, linewidth=1.8, marker=marker)
+    _scale_rates(ax, rates)
+    ax.set_xlabel("optimizer step")
+    ax.set_ylabel("learning rate", color=LR_COLOUR)
+    ax.set_title(brief(policy), fontsize="medium", parse_math=False)
+    _whole_ticks(ax)
+    momenta = [math.nan if moment.momentum is None else moment.momentum for moment in moments]
+    if not all(map(math.isnan, momenta)):
+        _draw_momentum(ax, drawn, momenta, marker)
+    return ax
+
+
+def _axes(ax: Axes | None) -> Axes:
+    """The given axes, or new ones, in the house's looks; no setting of the user's is changed."""
+    require_matplotlib()
+    if ax is None:
+        from matplotlib import pyplot
+
+        ax = pyplot.subplots(layout="constrained")[1]
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(alpha=0.25)
+    return ax
+
+
+def _scale_rates(ax: Axes, rates: Sequence[float]) -> None:
+    if needs_log(rates):
+        ax.set_yscale("log")
+    else:
+        # Height is then proportional to the rate; curves already there stay in view.
+        ax.update_datalim([(0, 0)], updatex=False)
+        ax.autoscale_view(scalex=False)
+
+
+def _whole_ticks(ax: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+
+def _draw_momentum(ax: Axes, steps: Sequence[int], momenta: Sequence[float], marker: str) -> None:
+    figure = ax.get_figure(root=True)
+    current = figure.gca() if figure else ax
+    twin = ax.twinx()
+    if figure:
+        # What the caller draws next through pyplot goes where it would have gone.
+        figure.sca(current)
+    twin.plot(steps, momenta, color=MOMENTUM_COLOUR, linewidth=1.4, linestyle="--", marker=marker)
+    twin.set_ylabel("momentum", color=MOMENTUM_COLOUR)
+    twin.ticklabel_format(axis="y", useOffset=False)
+    twin.spines["top"].set_visible(False)
+    # The rate is what people look for: it lies above momentum, so the background moves below both.
+    twin.patch.set(visible=True, facecolor=ax.get_facecolor())
+    ax.patch.set_visible(False)
+    ax.set_zorder(twin.get_zorder() + 0.1)
+
+
+# --- a range test
+
+
+def plot_range_test(result: RangeTestCurve, ax: Axes | None = None) -> Axes:
+    """Draw the losses of a range test over the learning rate, and the range it suggests.
+
+    The rate's axis is logarithmic for an exponential test. The losses' axis shows the descent and where the
+    climb after it begins, not how far a diverging loss got. Losses that are not finite are not drawn. Where
+    the curve suggests no range, none is marked, and the title says so and why.
+
+    Args:
+        result: what :func:`lr_range_test` returned, or anything with its ``lrs``, ``losses``, ``smoothed``,
+            ``mode``, ``stopped`` and ``suggest``.
+        ax: where to draw (default: a new figure). Other axes of its figure are left alone.
+
+    Returns:
+        The Axes drawn into.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    ax = _axes(ax)
+    losses, smoothed = _finite_or_gap(result.losses), _finite_or_gap(result.smoothed)
+    ax.plot(result.lrs, losses, color=LR_COLOUR, alpha=0.35, linewidth=1, label="each step")
+    # The smoothed curve may end early, before a loss that nothing can be averaged with.
+    ax.plot(result.lrs[: len(smoothed)], smoothed, color=LR_COLOUR, linewidth=2.2, label="smoothed")
+    if result.mode == "exponential":
+        ax.set_xscale("log")
+    _scale_range_test(ax, result.lrs, losses, smoothed)
+    title = textwrap.fill(f"LR range test ({result.stopped})", 72)
+    try:
+        base_lr, max_lr = result.suggest()
+    except ValueError as error:
+        title += "\n" + textwrap.fill(f"no range suggested: {error}", 72)
+    else:
+        title += "\n"  # the last line is for the marks' labels
+        _mark_range(ax, base_lr, max_lr)
+    ax.set_title(title, fontsize="medium", parse_math=False)
+    ax.set(xlabel="learning rate", ylabel="training loss")
+    ax.legend(loc="best", frameon=False)
+    return ax
+
+
+def _finite_or_gap(losses: Iterable[float]) -> list[float]:
+    return [float(loss) if math.isfinite(loss) else math.nan for loss in losses]
+
+
+def _scale_range_test(ax: Axes, lrs: Sequence[float], losses: Sequence[float], smoothed: Sequence[float]) -> None:
+    # Rates whose losses cannot be drawn were tried all the same.
+    ax.update_datalim([(lr, 0) for lr in lrs], updatey=False)
+    ax.autoscale_view()
+    limits = _loss_limits(losses, smoothed)
+    if limits is not None:
+        ax.set_ylim(limits)
+
+
+def _loss_limits(losses: Sequence[float], smoothed: Sequence[float]) -> tuple[float, float] | None:
+    """What to show: from the lowest smoothed loss to the highest of the descent, and the noise around it.
+
+    None where the losses leave nothing to choose: the axis then shows all there is.
+    """
+    known = [loss for loss in smoothed if not math.isnan(loss)]
+    if len(known) < 2:
+        return None
+    low = min(known)
+    length = smoothed.index(low) + 1
+    # Where the loss never falls there is no descent to speak of: three quarters of the curve are shown.
+    quarters = quantiles(known, n=4, method="inclusive")
+    high = max(quarters[2], *(loss for loss in smoothed[:length] if not math.isnan(loss)))
+    # A single wild loss leaves the picture rather than squash it.
+    most = 0.75 * (high - low)
+    lowest = max(low - most, min((loss for loss in losses if not math.isnan(loss)), default=low))
+    highest = min(high + most, max((loss for loss in losses[:length] if not math.isnan(loss)), default=high))
+    bottom, top = min(low, lowest), max(high, highest)
+    room = 0.08 * (top - bottom)
+    return (bottom - room, top + room) if 0 < room < math.inf else None
+
+
+def _mark_range(ax: Axes, base_lr: float, max_lr: float) -> None:
+    ax.axvspan(base_lr, max_lr, color=RANGE_COLOUR, alpha=0.15, linewidth=0)
+    # Above the axes, each on its own side of the range: in nobody's way, however narrow the range is.
+    style: dict[str, Any] = {"xycoords": ax.get_xaxis_transform(), "xytext": (0, 4), "textcoords": "offset points"}
+    for name, rate, alignment in (("base lr", base_lr, "right"), ("max lr", max_lr, "left")):
+        ax.axvline(rate, color=RANGE_TEXT, linestyle="--", linewidth=1.2)
+        ax.annotate(f"{name} {rate:.2g}", (rate, 1), ha=alignment, color=RANGE_TEXT, **style)

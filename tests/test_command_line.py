@@ -1,0 +1,308 @@
+"""The command line: every policy, its options made from its fields, and no traceback, whatever is typed."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import POLICY_STRATEGIES, carries_code
+
+import cyclic_optim
+from cyclic_optim import CosineRestarts, ExponentialDecay, OneCycle, StepDecay, Triangular, Triangular2
+from cyclic_optim.__main__ import command_name, default_steps, main
+from cyclic_optim.policies import POLICIES
+
+IN_CODE_ONLY = {"Sequential", "LambdaPolicy"}
+PREVIEWED = [name for name in POLICIES if name not in IN_CODE_ONLY]
+NO_OPTION = {"scale_fn"}
+
+
+def run(*arguments, **environment):
+    """The command line as a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "cyclic_optim", *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment},
+    )
+
+
+def options_of(policy):
+    """The words that describe a policy on the command line."""
+    words = [command_name(type(policy))]
+    for field in fields(policy):
+        value, option = getattr(policy, field.name), field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, tuple):
+            words += [f"--{option}", *map(str, value)]
+        elif value is not None:
+            words.append(f"--{option}={value}")
+    return words
+
+
+def refused(capsys, *arguments):
+    """The message with which the arguments are refused."""
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def shown(capsys, *arguments):
+    """What is printed for right arguments."""
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert not captured.err
+    return captured.out
+
+
+def printed(*arguments, columns=80):
+    """The lines that are printed, for the tests of which hypothesis makes many."""
+    lines = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", str(columns))
+        patch.setattr("builtins.print", lines.append)
+        assert main(arguments) == 0
+    return lines
+
+
+@pytest.mark.parametrize("name", PREVIEWED)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_the_csv_is_the_policy(name, data):
+    """For every policy and options, every line has the step, and rate and momentum to the last bit."""
+    policy = data.draw(POLICY_STRATEGIES[name].filter(lambda policy: not carries_code(policy)))
+    steps, lr = data.draw(st.integers(1, 100)), data.draw(st.floats(0, 10))
+    lines = printed("preview", *options_of(policy), f"--lr={lr!r}", f"--steps={steps}", "--csv")
+    assert lines[0] == "step,lr,momentum"
+    read = [[float(cell) if cell else None for cell in line.split(",")] for line in lines[1:]]
+    assert read == [[step, lr * policy.at(step).lr_factor, policy.at(step).momentum] for step in range(steps)]
+
+
+@pytest.mark.parametrize("name", PREVIEWED)
+def test_help_has_an_option_for_every_field_of_data(name, capsys, monkeypatch):
+    """Each option is explained: none is left without a word."""
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit) as exit_:
+        main(["preview", command_name(POLICIES[name]), "--help"])
+    assert exit_.value.code == 0
+    section = capsys.readouterr().out.partition("fields of the policy:\n")[2].partition("\n\n")[0]
+    explained = {}
+    for block in re.split(r"^  --", section, flags=re.MULTILINE)[1:]:
+        option, words = " ".join(block.split()).split(maxsplit=1)
+        # What is left besides rule, default, and the placeholder of the value.
+        explained[option.strip(",").replace("-", "_")] = re.sub(r"\[N \.\.\.\]|\[[^N].*\]|--\S+|\b[A-Z]+\b", "", words)
+    assert explained.keys() == {field.name for field in fields(POLICIES[name])} - NO_OPTION
+    assert all(re.search("[a-z]", words) for words in explained.values()), explained
+
+
+def test_help_tells_rule_default_and_meaning(capsys, monkeypatch):
+    """The docstring's words, the rule's, and the default; a policy that refers to another has its words."""
+    monkeypatch.setenv("COLUMNS", "300")
+    for policy, words in (
+        ("one-cycle", "fraction of the steps spent climbing. [0 < pct_start < 1; default: 0.3]"),
+        ("one-cycle", "[1 <= total_steps; required]"),
+        ("triangular2", "optimizer steps of the rising half of a cycle. [1 <= step_size_up; default: 2000]"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["preview", policy, "--help"])
+        assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("one-cycle --total-steps 10 --pct-start 1.5", "need 0 < pct_start < 1, got pct_start=1.5"),
+        ("one-cycle --total-steps 10.5", "need total_steps to be an int (a number of optimizer steps)"),
+        ("one-cycle --total-steps ten", "need total_steps to be an int"),
+        ("one-cycle --total-steps 3", "need 1 < pct_start * total_steps"),
+        ("one-cycle --total-steps 10 --anneal-strategy tanh", "need anneal_strategy to be one of 'cos', 'linear'"),
+        ("one-cycle --total-steps 10 --base-momentum 0.99", "need base_momentum <= max_momentum"),
+        ("one-cycle --total 10", "the following arguments are required: --total-steps"),
+        ("one-cycle", "the following arguments are required: --total-steps"),
+        (
+            "multi-step-decay --milestones 30 20",
+            "need 0 <= milestones[0] <= milestones[1] <= ..., got milestones=(30, 20)",
+        ),
+        ("multi-step-decay --milestones 1.5", "need milestones[0] to be an int"),
+        ("exponential-decay --gamma nan", "need gamma to be a finite number, got gamma=nan"),
+        ("constant --lr -1", "need lr to be a finite number >= 0, got lr=-1"),
+        ("constant --lr fast", "need lr to be a finite number >= 0, got lr='fast'"),
+        ("constant --steps 0", "need 1 <= steps, got steps=0"),
+        ("constant --csv --out x.png", "not allowed with argument"),
+        ("constant --out=", "need the name of a file"),
+        ("constant --out x.unheard-of", "not supported"),
+        ("one-cycle --total-steps 1" + 400 * "0", "too large"),
+        ("sequential", "invalid choice: 'sequential'"),
+        ("OneCycle", "invalid choice: 'OneCycle'"),
+        ("", "required: POLICY"),
+    ],
+)
+def test_wrong_options_are_refused_in_the_librarys_words(arguments, message, capsys, tmp_path, monkeypatch):
+    """Exit status 2, argparse's form, the rule and the value."""
+    monkeypatch.chdir(tmp_path)
+    error = refused(capsys, "preview", *arguments.split())
+    assert error.startswith("usage: cyclic-optim preview")
+    assert message in error.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_command_is_refused(capsys):
+    """Nothing to do is a mistake."""
+    assert "required: COMMAND" in refused(capsys)
+
+
+def test_list_names_every_policy(capsys):
+    """Each with the first line of its docstring, without markup, and why two cannot be previewed."""
+    text = shown(capsys, "list")
+    assert [line.split()[0] for line in text.splitlines() if line[0] != " "] == list(
+        map(command_name, POLICIES.values())
+    )
+    assert "`" not in text
+    flowing = " ".join(text.split())
+    assert "one-cycle Up to the peak, down again, and at the end far below" in flowing
+    assert flowing.count("In code only") == len(IN_CODE_ONLY)
+    assert "[In code only: fn cannot be given on a command line.]" in flowing
+
+
+def test_version(capsys):
+    """The package's version."""
+    with pytest.raises(SystemExit) as exit_:
+        main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == f"cyclic-optim {cyclic_optim.__version__}\n"
+
+
+@pytest.mark.parametrize("name", PREVIEWED)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_a_chart_fits_the_terminal(name, data):
+    """No line is wider than the terminal, and there is a curve; momentum is shown where it is cycled."""
+    policy = data.draw(POLICY_STRATEGIES[name].filter(lambda policy: not carries_code(policy)))
+    columns = data.draw(st.integers(30, 300))
+    given_steps = data.draw(st.sampled_from([[], ["--steps=1"], ["--steps=7"]]))
+    lines = printed("preview", *options_of(policy), "--lr=0.1", *given_steps, columns=columns)
+    assert max(map(len, lines)) <= columns
+    assert any(0x2800 < ord(letter) < 0x2900 for line in lines for letter in line)
+    assert ("momentum" in lines) == (policy.at(0).momentum is not None)
+
+
+@pytest.mark.parametrize("columns", [1, 5, 10])
+def test_a_terminal_too_narrow_for_a_chart_is_no_error(columns):
+    """What does not fit is cut off."""
+    assert max(map(len, printed("preview", "one-cycle", "--total-steps=9", columns=columns))) <= columns
+
+
+def test_a_chart_shows_the_curve(capsys, monkeypatch):
+    """A straight climb is a diagonal of stars where the terminal knows nothing but ASCII."""
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("cyclic_optim.__main__._glyphs", lambda: cyclic_optim.__main__.ASCII)
+    lines = shown(capsys, "preview", "linear-ramp", "--total-iters=10", "--start-factor=0", "--steps=11").splitlines()
+    places = [min(i for i, letter in enumerate(line) if letter == "*") for line in lines if "*" in line]
+    assert len(places) == 13
+    assert places == sorted(places, reverse=True)
+    assert places[-1] == lines[-2].index("+") + 1
+    assert lines[-1].split() == ["0", "optimizer", "step", "10"]
+
+
+def test_a_terminal_without_braille_gets_ascii():
+    """What the terminal cannot show is not printed, and does not end in an error."""
+    result = run("preview", "one-cycle", "--total-steps=100", PYTHONIOENCODING="ascii")
+    assert result.returncode == 0
+    assert result.stdout.isascii()
+    assert "*" in result.stdout
+
+
+def test_axis_labels_are_told_apart(capsys):
+    """Momentum that hardly moves has labels with as many digits as it takes."""
+    text = shown(capsys, "preview", "triangular", "--steps=10")
+    labels = re.findall(r"^ *(\S+) ┤", text.partition("momentum")[2], re.MULTILINE)
+    assert len(set(labels)) == 3
+
+
+@pytest.mark.parametrize(
+    ("policy", "steps"),
+    [
+        (OneCycle(1000), 1100),
+        (Triangular(100), 601),
+        (CosineRestarts(50), 151),
+        (Triangular2(100), 600),
+        (StepDecay(30), 180),
+        (ExponentialDecay(0.999), 10000),
+        (ExponentialDecay(1), 1000),
+    ],
+)
+def test_default_steps_show_what_the_policy_does(policy, steps):
+    """A bit more than the whole, or a few cycles, or until the decay has done its work."""
+    assert default_steps(policy) == steps
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_out_writes_a_picture(suffix, tmp_path, capsys):
+    """The file is a picture of the kind that its name says."""
+    path = tmp_path / f"cycle.{suffix}"
+    assert not shown(capsys, "preview", "one-cycle", "--total-steps=100", f"--out={path}")
+    assert path.read_bytes().startswith(b"\x89PNG" if suffix == "png" else b"<?xml")
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    """Exit status 1 and the reason."""
+    assert main(["preview", "constant", f"--out={tmp_path / 'missing' / 'x.png'}"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("cyclic-optim: ")
+    assert "No such file or directory" in error
+    assert error.count("\n") == 1
+
+
+def test_without_matplotlib_out_names_the_cure_and_the_chart_works(tmp_path):
+    """Exit status 1 and what to install; the chart and the CSV need no matplotlib."""
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from cyclic_optim.__main__ import main\n"
+        "assert main(['preview', 'constant', '--csv']) == main(['preview', 'constant']) == 0\n"
+        f"sys.exit(main(['preview', 'constant', '--out', {str(tmp_path / 'x.png')!r}]))\n"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", env=environment)
+    assert result.returncode == 1
+    assert "pip install 'cyclic_optim[plot]'" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_as_a_process():
+    """``python -m cyclic_optim`` prints, and passes the exit status on."""
+    result = run("preview", "step-decay", "--step-size=2", "--lr=0.5", "--steps=3", "--csv")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "step,lr,momentum\n0,0.5,\n1,0.5,\n2,0.05,\n"
+    wrong = run("preview", "step-decay", "--step-size=0")
+    assert wrong.returncode == 2
+    assert wrong.stderr.splitlines()[-1].endswith("need 1 <= step_size, got step_size=0")
+    assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize("arguments", [["preview", "constant", "--csv", "--steps=1000000"], ["list"], ["--help"]])
+def test_a_reader_that_leaves_early_is_no_error(arguments):
+    """A broken pipe ends the output without a word."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cyclic_optim", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() in (0, 1)
+
+
+def test_importing_the_package_does_not_import_the_command_line():
+    """The command line is there for those who call it."""
+    code = "import sys, cyclic_optim; print(*(name for name in sys.modules if name.startswith('cyclic_optim')))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "cyclic_optim.__main__" not in loaded
