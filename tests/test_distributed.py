@@ -33,7 +33,10 @@ def _worker(rank, folder, flags):
     for layer in (model[0], model[2], model):
         fully_shard(layer, mesh=mesh)
     optimizer = CyclicSGD(model.parameters(), lr=0.1, policy=Triangular(step_size_up=3), **flags)
+    fused, op = [], torch._fused_sgd_
+    torch._fused_sgd_ = lambda *args, **kwargs: fused.append(1) or op(*args, **kwargs)
     train(model, optimizer, torch.linspace(-1, 1, 20, dtype=torch.float64).view(4, 5))
+    assert len(fused) == 5
     assert all(isinstance(state["momentum_buffer"], DTensor) for state in optimizer.state.values())
     whole = {name: param.full_tensor() for name, param in model.named_parameters()}
     if rank == 0:

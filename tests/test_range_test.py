@@ -36,6 +36,13 @@ OPTIMIZERS = {
 }
 
 
+class Noise(torch.nn.Module):
+    """Draws from Python's and NumPy's generators, as an augmentation may."""
+
+    def forward(self, x):
+        return x * (1 + 0.1 * random.random() + 0.1 * np.random.rand())
+
+
 class Setting:
     """A network with BatchNorm and dropout, in the middle of its training."""
 
@@ -44,7 +51,7 @@ class Setting:
         random.seed(0)
         np.random.seed(0)
         layers = [torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Dropout(0.3), torch.nn.Linear(6, 3)]
-        self.model = torch.nn.Sequential(*layers)
+        self.model = torch.nn.Sequential(*layers, torch.nn.Dropout(0.3), Noise())
         self.model[2].eval()
         data = TensorDataset(torch.randn(24, 4), torch.randint(3, (24,)))
         self.loader = DataLoader(data, batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(1))
@@ -65,8 +72,6 @@ class Setting:
             else:
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
-            with torch.no_grad():
-                self.model[0].weight += 1e-3 * (random.random() + np.random.rand())
 
     def snapshot(self):
         return copy.deepcopy(
@@ -150,15 +155,17 @@ def test_an_interrupt_leaves_nothing_behind(error, at):
     assert same(before, setting.snapshot())
 
 
+@pytest.mark.parametrize("trained", [0, 2])
 @pytest.mark.parametrize("fused", [None, True])
-def test_a_grad_scaler_is_put_back(fused):
-    """With a GradScaler, steps are scaled and may be skipped, and the scaler is as before."""
+def test_a_grad_scaler_is_put_back(fused, trained):
+    """With a GradScaler, steps are scaled and may be skipped, and the scaler is as before, also if it was new."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120, growth_interval=3)
-    setting = Setting("SGD, fused" if fused else "SGD", scaler=scaler)
-    before = setting.snapshot()
+    setting = Setting("SGD, fused" if fused else "SGD", scaler=scaler, trained=trained)
+    before, inside = setting.snapshot(), copy.deepcopy(vars(scaler))
     result = run(setting)
     assert len(result.losses) > 5
     assert same(before, setting.snapshot())
+    assert same(inside, vars(scaler))
 
 
 def test_rates_climb_from_start_to_end():

@@ -172,6 +172,13 @@ def test_a_group_added_later_joins_the_cycle_where_it_stands():
     assert set(late) == {"params", "lr"}
 
 
+def test_the_default_momentum_is_the_users():
+    """The policy's momentum goes into the groups; what groups are given by default stays what the user wrote."""
+    _, optimizer = one_param(lr=1.0, momentum=0.5, policy=Triangular(step_size_up=4))
+    assert optimizer.defaults["momentum"] == 0.5
+    assert optimizer.param_groups[0]["momentum"] == 0.9
+
+
 def test_a_group_that_cannot_join_is_not_added():
     """Adding a group with an invalid peak raises and leaves the optimizer as it was."""
     _, optimizer = one_param(lr=1.0, policy=Constant())

@@ -136,7 +136,7 @@ def fused_sgd(
         "momentum": momentum,
         "lr": lr,
         "dampening": dampening,
-        "nesterov": nesterov and momentum != 0,
+        "nesterov": nesterov,
         "maximize": maximize,
     }
     for bucket in chosen:
