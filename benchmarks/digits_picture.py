@@ -33,9 +33,13 @@ def picture(found: Any, traces: dict[str, Trace], accuracies: dict[str, list[lis
     handles, labels = right.get_legend_handles_labels()
     style = {"frameon": False, "columnspacing": 1.4, "handlelength": 1.7, "handletextpad": 0.5}
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), **style)
+    plt.close(figure)
+    return as_png(figure)
+
+
+def as_png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
-    plt.close(figure)
     return buffer.getvalue()
 
 

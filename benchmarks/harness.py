@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import platform
 import shlex
@@ -35,16 +36,16 @@ def run_benchmark(body: Callable[[], None], *, needs: tuple[str, ...]) -> int:
     return 0
 
 
-def progress(items: list[Item], label: str) -> Iterator[Item]:
+def progress(items: list[Item], label: str, unit: str = "run") -> Iterator[Item]:
     """The items, with a progress bar where tqdm is installed and a line every now and then where it is not."""
     if importlib.util.find_spec("tqdm"):
         from tqdm import tqdm
 
-        yield from tqdm(items, desc=label, unit="run", dynamic_ncols=True)
+        yield from tqdm(items, desc=label, unit=unit, dynamic_ncols=True)
         return
     for done, item in enumerate(items):
         if done % max(1, len(items) // 10) == 0:
-            print(f"{label}: {done} of {len(items)} runs done", file=sys.stderr, flush=True)
+            print(f"{label}: {done} of {len(items)} {unit}s done", file=sys.stderr, flush=True)
         yield item
 
 
@@ -85,4 +86,13 @@ def write_results(folder: Path, contents: dict[str, bytes]) -> None:
 
 
 def as_json(record: dict[str, Any]) -> bytes:
-    return (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
+    return (json.dumps(_finite(record), indent=1, allow_nan=False) + "\n").encode()
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity, which a diverged loss may be and JSON does not have, as null."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
