@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import SGD
-from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
+from torch.optim.optimizer import (
+    ParamsT,
+    _device_dtype_check_for_fused,
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+    _use_grad_for_differentiable,
+)
 from torch.optim.sgd import sgd
 
 from .policies import Policy
 from .policies.base import finite
 from .schedule import Group, Schedule, adopt, all_zero, check_tensor_lr, warn
-from .updates import Buckets, fused_sgd, takes_fused, unscale
+from .updates import HYPERPARAMETERS, FusedUpdate, takes_fused, unscale
 
 _BOTH_WRITE = (
     "an LR scheduler is attached to a CyclicSGD that has a policy: both write lr, and the last to do so "
@@ -79,11 +85,11 @@ class CyclicSGD(SGD):
     ) -> None:
         _check_policy(policy)
         self._schedule: Schedule | None = None
-        self._buckets: list[Buckets] = []
+        self._fused_update = FusedUpdate()
         if policy is not None:
             _check_numbers(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
             self._schedule = Schedule(policy)
-        cycled = policy is not None and Schedule(policy).values(0, policy.initial_state()).momentum is not None
+        cycled = policy is not None and Schedule(policy).values(0, policy.initial_state())[1] is not None
         super().__init__(
             params,
             lr,
@@ -140,7 +146,6 @@ class CyclicSGD(SGD):
             raise TypeError("need a policy that listens to a metric (Plateau), got policy=None")
         self._schedule.report(self.param_groups, float(metric))
 
-    @_use_grad_for_differentiable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply one update with the values in force, then move them along the policy.
 
@@ -153,63 +158,97 @@ class CyclicSGD(SGD):
         Raises:
             ValueError: the policy has no valid values for the next step. No update was applied.
         """
+        if (
+            _compiler_is_near()
+            or self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or _profiler_enabled()
+        ):
+            # A subclass with a step of its own has torch's wrapper round that.
+            watched = type(self).step is CyclicSGD.step
+            return _watched_step(self, closure) if watched else _bare_step(self, closure)
+        # What torch's wrapper does where nobody watches, in a tenth of the time.
+        enabled = _is_grad_enabled()
+        _set_grad_enabled(self.defaults["differentiable"])
+        try:
+            return self._step(closure, eager=True)
+        finally:
+            _set_grad_enabled(enabled)
+
+    step.hooked = True  # type: ignore[attr-defined]  # torch then leaves hooks and profiling to it
+
+    def _step(self, closure: Callable[[], Any] | None = None, *, eager: bool = False) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        found_inf: Tensor | None = getattr(self, "found_inf", None)  # GradScaler sets it for fused=True
-        if self._schedule is None:
-            self._update(found_inf)
+        found_inf: Tensor | None = self.__dict__.get("found_inf")  # GradScaler sets it for fused=True
+        if self._schedule is not None:
+            # Numbers that change with every step would be compiled in anew until torch gives up.
+            uncompiled = not eager and _compiler_is_near()
+            update = _uncompiled_scheduled_update if uncompiled else CyclicSGD._scheduled_update
+            update(self, self._schedule, found_inf)
+        elif torch.compiler.is_compiling():
+            self._update_by_torch(self.param_groups, found_inf)
         else:
-            self._scheduled_update(self._schedule, found_inf)
+            uncompiled = not eager and _compiler_is_near()
+            (_uncompiled_update if uncompiled else CyclicSGD._update)(self, found_inf)
         return loss
 
-    # Numbers that change with every step would be compiled in anew until torch gives up.
-    @torch._disable_dynamo  # type: ignore[attr-defined]
     def _scheduled_update(self, schedule: Schedule, found_inf: Tensor | None) -> None:
         groups = self.param_groups
-        self._watch_for_scheduler(schedule)
+        if "initial_lr" in groups[0] or "step" in self.__dict__:
+            self._watch_for_scheduler(schedule)
         if found_inf is not None and found_inf.item() != 0:
             return
-        if schedule.is_dry_run(groups) or self._is_first_dry_run():
+        if all_zero(groups) and (schedule.is_dry_run(groups) or self._is_first_dry_run()):
             self._create_buffers()
             schedule.rewrite(groups)
             return
         # Before the update: where the policy has no valid answer, nothing must have moved.
-        upcoming = schedule.upcoming(self.param_groups)
+        upcoming = schedule.upcoming(groups)
         self._update(found_inf=None)
-        schedule.write(self.param_groups, upcoming)
+        schedule.write(groups, upcoming)
 
     def _update(self, found_inf: Tensor | None) -> None:
         """Apply one update to every group, with the values in force, as SGD.step does."""
-        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
-        scheduled = self._schedule is not None
-        update = fused_sgd if scheduled else _eager_fused_sgd  # a schedule is out of dynamo's sight already
-        for i, group in enumerate(self.param_groups):
+        groups, scheduled = self.param_groups, self._schedule is not None
+        grad_scale: Tensor | None = self.__dict__.get("grad_scale")
+        if self._fused_update.again(groups, self.state, grad_scale, found_inf):
+            return
+        self._check_that_it_can_be_fused()
+        fused = [group for group in groups if takes_fused(group, scheduled)]
+        others = [group for group in groups if not takes_fused(group, scheduled)]
+        self._fused_update.anew(fused, self.state, grad_scale, found_inf, whole=not others)
+        if scheduled:  # torch's own loops know no loss scale
+            for group in others:
+                unscale([param.grad for param in group["params"] if param.grad is not None], grad_scale)
+        self._update_by_torch(others, found_inf)
+
+    def _check_that_it_can_be_fused(self) -> None:
+        """Once, with SGD's errors, where fused was asked for."""
+        if getattr(self, "_need_device_dtype_check_for_fused", True):
+            for group in self.param_groups:
+                for param in group["params"] if group["fused"] else ():
+                    if param.grad is not None:
+                        _device_dtype_check_for_fused(param)
+                        self._need_device_dtype_check_for_fused = False
+                        return
+
+    def _update_by_torch(self, groups: list[Group], found_inf: Tensor | None) -> None:
+        scale: dict[str, Any] = {} if self._schedule is not None else {"grad_scale": self.__dict__.get("grad_scale")}
+        for group in groups:
             params: list[Tensor] = []
             grads: list[Tensor] = []
             buffers: list[Tensor | None] = []
             has_sparse_grad = self._init_group(group, params, grads, buffers)  # type: ignore[no-untyped-call]
-            foreach, fused, differentiable = group["foreach"], group["fused"], group["differentiable"]
-            options: dict[str, Any] = {key: group[key] for key in _HYPERPARAMETERS}
-            options.update(grad_scale=grad_scale, found_inf=found_inf)
-            new: Iterable[int]
-            # Under torch.compile the lists are traced; sorting them is for eager tensors.
-            compiling = torch.compiler.is_compiling()
-            if not compiling and takes_fused(scheduled, foreach, differentiable, fused):
-                new = update(self._buckets_of(i), params, grads, buffers, **options)
-            else:
-                if scheduled:  # torch's own loops know no loss scale
-                    unscale(grads, options.pop("grad_scale"))
-                sgd(params, grads, buffers, has_sparse_grad, foreach, fused, **options)
-                new = range(len(buffers))
-            for j in new:
-                self.state[params[j]]["momentum_buffer"] = buffers[j]
-
-    def _buckets_of(self, index: int) -> Buckets:
-        while len(self._buckets) <= index:
-            self._buckets.append(Buckets())
-        return self._buckets[index]
+            options: dict[str, Any] = {key: group[key] for key in HYPERPARAMETERS}
+            foreach, fused = group["foreach"], group["fused"]
+            sgd(params, grads, buffers, has_sparse_grad, foreach, fused, found_inf=found_inf, **scale, **options)
+            for param, buffer in zip(params, buffers, strict=False):  # there are none without momentum
+                self.state[param]["momentum_buffer"] = buffer
 
     def _create_buffers(self) -> None:
         for group in self.param_groups:
@@ -246,7 +285,7 @@ class CyclicSGD(SGD):
             # What an older dict lacks is as the code has it; torch would fall back on slower paths.
             _fill(state["param_groups"], previous)
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._buckets = []
+        self._fused_update = FusedUpdate()
         if self.defaults.get("fused"):
             self._step_supports_amp_scaling = True  # torch forgets it on unpickling
         if previous:
@@ -282,11 +321,25 @@ class CyclicSGD(SGD):
             raise
 
 
-# As torch has it for its own: dynamo cannot trace the op, and must not try where it falls back to eager.
-_eager_fused_sgd = torch._disable_dynamo(fused_sgd)  # type: ignore[attr-defined]
+# torch's own wrappers: gradients off, and round that hooks and profiling.
+_bare_step = _use_grad_for_differentiable(CyclicSGD._step)
+_watched_step = SGD.profile_hook_step(_bare_step)
 
-_HYPERPARAMETERS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
-_DEFAULTS = (*_HYPERPARAMETERS, "foreach", "differentiable", "fused")
+# What the compiler must not look into, also where it fell back to eager and looks at every function called.
+_uncompiled_scheduled_update = torch._disable_dynamo(CyclicSGD._scheduled_update)  # type: ignore[attr-defined]
+_uncompiled_update = torch._disable_dynamo(CyclicSGD._update)  # type: ignore[attr-defined]
+# Looked up once, as they are called on every step.
+_profiler_enabled = torch._C._autograd._profiler_enabled
+_is_grad_enabled, _set_grad_enabled = torch.is_grad_enabled, torch._C._set_grad_enabled
+_callback = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: "unknown")
+
+
+def _compiler_is_near() -> bool:
+    """Whether torch.compile traces this, or watches which functions are called."""
+    return torch.compiler.is_compiling() or _callback() is not None
+
+
+_DEFAULTS = (*HYPERPARAMETERS, "foreach", "differentiable", "fused")
 _FLAGS = ("nesterov", "maximize", "foreach", "differentiable", "fused")
 _NUMBERS = ("lr", "momentum", "dampening", "weight_decay")
 

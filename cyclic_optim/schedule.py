@@ -17,25 +17,21 @@ optimizer only that its groups have ``lr`` and perhaps ``momentum``.
 from __future__ import annotations
 
 import json
-import math
 import sys
 import warnings
-from typing import Any, NamedTuple
+from math import inf
+from typing import Any
 
 import torch
 
-from .policies import Policy, Values, describe, rebuild
+from .policies import Policy, describe, rebuild
 from .policies.base import finite
 
 Group = dict[str, Any]
 
 
-class Upcoming(NamedTuple):
-    """Everything that will hold after the step at hand, worked out and checked before it."""
-
-    step: int
-    rates: list[float]
-    momentum: float | None
+#: What will hold after the step at hand, worked out and checked before it: the next step's number, factor and momentum.
+Upcoming = tuple[int, float, float | None]
 
 
 class Schedule:
@@ -64,41 +60,46 @@ class Schedule:
             group["policy_state"] = dict(state)
         self.rewrite([group])
 
-    def values(self, step: int, state: dict[str, Any] | None) -> Values:
+    def values(self, step: int, state: dict[str, Any] | None) -> tuple[float, float | None]:
         """What the policy says of a step, checked: a user's policy may say anything."""
         answer = self.policy.at(step) if state is None else self.policy.after(state, step)
         try:
             lr_factor, momentum = answer
         except TypeError:
             raise TypeError(f"need at() to return (lr_factor, momentum), got {answer!r} from {self.policy!r}") from None
-        if type(lr_factor) is float and 0 <= lr_factor < math.inf and _is_momentum(momentum):
-            return Values(lr_factor, momentum)
+        usual = type(lr_factor) is float and 0 <= lr_factor < inf
+        if usual and (momentum is None or (type(momentum) is float and 0 <= momentum < inf)):
+            return lr_factor, momentum
         where = f" at step {step} from {self.policy!r}"
-        return Values(
+        return (
             finite("lr_factor", lr_factor, minimum=0, where=where),
             None if momentum is None else finite("momentum", momentum, minimum=0, where=where),
         )
 
     def upcoming(self, groups: list[Group], *, ahead: int = 1) -> Upcoming:
         """What will hold ``ahead`` updates from now. Nothing is written yet."""
-        step = groups[0]["schedule_step"] + ahead
-        lr_factor, momentum = self.values(step, groups[0].get("policy_state"))
-        rates = [_peak(group) * lr_factor for group in groups]
-        if math.inf in rates:
-            raise ValueError(f"need max_lr * lr_factor to be finite, got lr_factor={lr_factor} at {step=}")
-        return Upcoming(step, rates, momentum)
+        first = groups[0]
+        step = first["schedule_step"] + ahead
+        lr_factor, momentum = self.values(step, first.get("policy_state"))
+        for group in groups:
+            peak = group["max_lr"]
+            if type(peak) is not float or not 0 <= peak < inf:
+                peak = finite("max_lr", peak, minimum=0)
+            if peak * lr_factor == inf:
+                raise ValueError(f"need max_lr * lr_factor to be finite, got max_lr={peak}, {lr_factor=} at {step=}")
+        return step, lr_factor, momentum
 
     def write(self, groups: list[Group], upcoming: Upcoming) -> None:
         """Put the values in force."""
-        step, rates, momentum = upcoming
-        for group, rate in zip(groups, rates, strict=True):
+        step, lr_factor, momentum = upcoming
+        for group in groups:
             group["schedule_step"] = step
-            group["max_lr"] = _peak(group)  # plain data, whatever kind of number the user put there
-            lr = group["lr"]
-            if isinstance(lr, torch.Tensor):
-                lr.fill_(rate)
+            if type(group["max_lr"]) is not float:  # plain data, whatever kind of number the user put there
+                group["max_lr"] = finite("max_lr", group["max_lr"], minimum=0)
+            if type(group["lr"]) is float or not isinstance(group["lr"], torch.Tensor):
+                group["lr"] = group["max_lr"] * lr_factor
             else:
-                group["lr"] = rate
+                group["lr"].fill_(group["max_lr"] * lr_factor)
             if momentum is not None:
                 group["momentum"] = momentum
 
@@ -114,13 +115,18 @@ class Schedule:
         """
         if not all_zero(groups):
             return False
-        rates = self.upcoming(groups, ahead=0).rates
-        return any(_as_held(group["lr"], rate) != 0 for group, rate in zip(groups, rates, strict=True))
+        return any(_as_held(group["lr"], rate) != 0 for group, rate in zip(groups, self._rates(groups), strict=True))
 
     def is_edited(self, groups: list[Group]) -> bool:
         """Whether some rate in force is not the policy's."""
-        rates = self.upcoming(groups, ahead=0).rates
-        return any(group["lr"] != _as_held(group["lr"], rate) for group, rate in zip(groups, rates, strict=True))
+        return any(
+            group["lr"] != _as_held(group["lr"], rate) for group, rate in zip(groups, self._rates(groups), strict=True)
+        )
+
+    def _rates(self, groups: list[Group]) -> list[float]:
+        """The rates in force as far as the policy is asked."""
+        _, lr_factor, _ = self.upcoming(groups, ahead=0)
+        return [group["max_lr"] * lr_factor for group in groups]
 
     def report(self, groups: list[Group], metric: float) -> None:
         """Tell the policy a metric; where that changes the values, they are in force at once."""
@@ -133,15 +139,6 @@ class Schedule:
             self.rewrite(groups)
 
 
-def _is_momentum(momentum: Any) -> bool:
-    return momentum is None or (type(momentum) is float and 0 <= momentum < math.inf)
-
-
-def _peak(group: Group) -> float:
-    peak = group["max_lr"]
-    return peak if type(peak) is float and 0 <= peak < math.inf else finite("max_lr", peak, minimum=0)
-
-
 def _as_held(lr: Any, rate: float) -> Any:
     """The rate as ``group["lr"]`` can hold it: a tensor rounds."""
     return torch.full((), rate, dtype=lr.dtype).item() if isinstance(lr, torch.Tensor) else rate
@@ -151,7 +148,7 @@ def all_zero(groups: list[Group]) -> bool:
     """Whether every rate in force is 0; one that lives on a device is not asked, as the host would have to wait."""
     for group in groups:
         lr = group["lr"]
-        if (isinstance(lr, torch.Tensor) and lr.device.type != "cpu") or lr != 0:
+        if (type(lr) is not float and isinstance(lr, torch.Tensor) and lr.device.type != "cpu") or lr != 0:
             return False
     return True
 

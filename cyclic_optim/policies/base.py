@@ -202,6 +202,8 @@ def check_momenta(base_momentum: float, max_momentum: float) -> None:
 
 def step_index(step: int) -> int:
     """``step`` as an int; whatever is not a whole number >= 0 is refused."""
+    if type(step) is int and step >= 0:
+        return step
     try:
         index = operator.index(step)
     except TypeError:
@@ -211,18 +213,33 @@ def step_index(step: int) -> int:
     return index
 
 
-def between(start: float, stop: float, fraction: float) -> float:
-    """The point ``fraction`` of the way from ``start`` to ``stop``.
+def blend(low: Values, high: Values, height: float) -> Values:
+    """The values ``height`` of the way from ``low`` to ``high``; both have a momentum, or neither has.
 
-    Exact at both ends, never outside them for a fraction in [0, 1], and accurate to a few units in
+    Exact at both ends, never outside them for a height in [0, 1], and accurate to a few units in
     the last place however far apart the ends are: each half is measured from its own end, so that
     nothing cancels.
     """
-    if fraction < 0.5:
-        return start + (stop - start) * fraction
-    return stop - (stop - start) * (1 - fraction)
+    low_factor, low_momentum = low
+    high_factor, high_momentum = high
+    momentum = None
+    if height < 0.5:
+        lr_factor = low_factor + (high_factor - low_factor) * height
+        if low_momentum is not None and high_momentum is not None:
+            momentum = low_momentum + (high_momentum - low_momentum) * height
+    else:
+        depth = 1 - height
+        lr_factor = high_factor - (high_factor - low_factor) * depth
+        if low_momentum is not None and high_momentum is not None:
+            momentum = high_momentum - (high_momentum - low_momentum) * depth
+    # Half the time of Values(...), on every step.
+    return tuple.__new__(Values, (lr_factor, momentum))
 
 
 def rise(fraction: float) -> float:
     """The cosine ramp (1 - cos(pi x)) / 2, from 0 to 1, written without the cancellation at its foot."""
-    return math.sin(math.pi / 2 * fraction) ** 2
+    root = math.sin(_QUARTER_TURN * fraction)
+    return root * root
+
+
+_QUARTER_TURN = math.pi / 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from .base import FUNCTION, Policy, Values, ascending, finite, step_index
 
@@ -50,12 +51,21 @@ class Sequential(Policy):
     def at(self, step: int) -> Values:
         step = step_index(step)
         index = bisect_right(self.milestones, step)
-        starts = (0, *self.milestones)
-        lr_factor, momentum = self.policies[index].at(step - starts[index])
-        while momentum is None and index > 0:
-            index -= 1
-            momentum = self.policies[index].at(starts[index + 1] - 1 - starts[index]).momentum
-        return Values(lr_factor, momentum)
+        lr_factor, momentum = self.policies[index].at(step - self._starts[index])
+        return Values(lr_factor, self._inherited[index] if momentum is None else momentum)
+
+    @cached_property
+    def _starts(self) -> tuple[int, ...]:
+        return (0, *self.milestones)
+
+    @cached_property
+    def _inherited(self) -> tuple[float | None, ...]:
+        """For each policy, the momentum that those before it ended with."""
+        left: list[float | None] = [None]
+        for policy, start, end in zip(self.policies, self._starts, self.milestones, strict=False):
+            _, momentum = policy.at(end - 1 - start)
+            left.append(left[-1] if momentum is None else momentum)
+        return tuple(left)
 
     @property
     def end(self) -> int | None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from .base import (
@@ -18,7 +18,7 @@ from .base import (
     UNIT,
     Policy,
     Values,
-    between,
+    blend,
     check_momenta,
     finite,
     one_of,
@@ -37,17 +37,17 @@ class Cycle(NamedTuple):
     end: int
 
 
-def cycle_of(step: int, up: int, down: int, growth: float) -> Cycle:
-    """The cycle that ``step`` lies in, when the first climbs for ``up`` steps and falls for ``down``.
+def cycle_of(step: int, up: int, down: int, growth: float) -> tuple[int, int, int, int]:
+    """The :class:`Cycle` that ``step`` lies in, when the first climbs for ``up`` steps and falls for ``down``.
 
     Cycle k is ``growth**k`` times as long as the first; its start, peak and end are those of the
     exact geometric series, rounded down to whole steps.
     """
     length = up + down
     if growth == 1:
-        number, position = divmod(step, length)
-        start = step - position
-        return Cycle(number, start, start + up, start + length)
+        number = step // length
+        start = number * length
+        return number, start, start + up, start + length
     # The logarithm is off by one at most, near a boundary; whole numbers then decide.
     grown = min(step / length * (growth - 1), sys.float_info.max)
     guess = int(math.log1p(grown) / math.log1p(growth - 1))
@@ -101,11 +101,14 @@ class _Triangles(Policy):
         cycle, start, peak, end = cycle_of(step, up, down, self.cycle_growth)
         # Integers over integers: rounded once, whatever the step.
         height = (step - start) / (peak - start) if step <= peak else (end - step) / (end - peak)
-        height = self._scaled(height, cycle, step)
-        return Values(
-            between(1 / self.div_factor, 1.0, height),
-            between(self.max_momentum, self.base_momentum, height) if self.cycle_momentum else None,
-        )
+        low, high = self._ends
+        return blend(low, high, self._scaled(height, cycle, step))
+
+    @cached_property
+    def _ends(self) -> tuple[Values, Values]:
+        # Momentum moves inversely to the rate.
+        lowest, highest = (self.max_momentum, self.base_momentum) if self.cycle_momentum else (None, None)
+        return Values(1 / self.div_factor, lowest), Values(1.0, highest)
 
 
 @dataclass(frozen=True)
@@ -148,11 +151,11 @@ class Triangular(_Triangles):
         given = cycle + 1 if self.scale_mode == "cycle" else step
         returned = self.scale_fn(given)
         height *= finite(f"scale_fn({given})", returned)
-        scaled_to = between(1 / self.div_factor, 1.0, height), between(self.max_momentum, self.base_momentum, height)
-        if scaled_to[0] < 0 or (self.cycle_momentum and scaled_to[1] < 0):
+        lr_factor, momentum = blend(*self._ends, height)
+        if lr_factor < 0 or (momentum is not None and momentum < 0):
             raise ValueError(
                 "need a scale that keeps the rate and the momentum at or above 0, "
-                f"got (lr_factor, momentum) = {scaled_to} at {step=} from scale_fn({given})={returned!r}"
+                f"got {lr_factor=}, {momentum=} at {step=} from scale_fn({given})={returned!r}"
             )
         return height
 
@@ -227,7 +230,12 @@ class CosineRestarts(Policy):
     def at(self, step: int) -> Values:
         step = step_index(step)
         _, start, _, end = cycle_of(step, self.t_0, 0, self.t_mult)
-        return Values(between(self.min_factor, 1.0, rise((end - step) / (end - start))))
+        low, high = self._ends
+        return blend(low, high, rise((end - step) / (end - start)))
+
+    @cached_property
+    def _ends(self) -> tuple[Values, Values]:
+        return Values(self.min_factor), Values(1.0)
 
     @property
     def period(self) -> int | None:

@@ -9,8 +9,9 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from .base import POSITIVE_UNIT, UNIT, Policy, Values, ascending, between, one_of, real, rise, step_index, whole
+from .base import POSITIVE_UNIT, UNIT, Policy, Values, ascending, blend, one_of, real, rise, step_index, whole
 
 _POSITIVE = real("0 < {}", lambda value: value > 0)
 
@@ -55,10 +56,14 @@ class LinearRamp(Policy):
 
     def at(self, step: int) -> Values:
         step = min(step_index(step), self.total_iters)
-        if self.start_factor <= self.end_factor:
-            return Values(between(self.start_factor, self.end_factor, step / self.total_iters))
+        low, high, climbs = self._ends
         # From the low end, where a step's share of the line is told exactly.
-        return Values(between(self.end_factor, self.start_factor, (self.total_iters - step) / self.total_iters))
+        return blend(low, high, (step if climbs else self.total_iters - step) / self.total_iters)
+
+    @cached_property
+    def _ends(self) -> tuple[Values, Values, bool]:
+        low, high = sorted((self.start_factor, self.end_factor))
+        return Values(low), Values(high), self.start_factor <= self.end_factor
 
     @property
     def end(self) -> int:
@@ -127,7 +132,12 @@ class CosineDecay(Policy):
 
     def at(self, step: int) -> Values:
         left = self.t_max - min(step_index(step), self.t_max)
-        return Values(between(self.min_factor, 1.0, rise(left / self.t_max)))
+        low, high = self._ends
+        return blend(low, high, rise(left / self.t_max))
+
+    @cached_property
+    def _ends(self) -> tuple[Values, Values]:
+        return Values(self.min_factor), Values(1.0)
 
     @property
     def end(self) -> int:
@@ -303,7 +313,12 @@ class WarmupStableDecay(Policy):
         if left >= self.decay:
             return Values(1.0)
         height = _COOLDOWNS[self.shape](left / self.decay, (self.decay - left) / self.decay)
-        return Values(between(self.min_factor, 1.0, height))
+        low, high = self._ends
+        return blend(low, high, height)
+
+    @cached_property
+    def _ends(self) -> tuple[Values, Values]:
+        return Values(self.min_factor), Values(1.0)
 
     @property
     def end(self) -> int:

@@ -12,7 +12,7 @@ from .base import (
     UNIT,
     Policy,
     Values,
-    between,
+    blend,
     check_momenta,
     one_of,
     real,
@@ -32,10 +32,8 @@ class _Ramp(NamedTuple):
     last_step: float
     low_step: float
     high_step: float
-    low_factor: float
-    high_factor: float
-    low_momentum: float
-    high_momentum: float
+    low: Values
+    high: Values
 
 
 @dataclass(frozen=True)
@@ -98,29 +96,26 @@ class OneCycle(Policy):
         top = float(self.pct_start * self.total_steps) - 1
         foot = float(2 * self.pct_start * self.total_steps) - 2
         last = self.total_steps - 1
-        first_factor = 1 / self.div_factor
-        last_factor = first_factor / self.final_div_factor
-        low, high = self.max_momentum, self.base_momentum  # by the rate: momentum moves inversely
-        climb = _Ramp(top, 0, top, first_factor, 1.0, low, high)
+        # Momentum moves inversely to the rate.
+        lowest, highest = (self.max_momentum, self.base_momentum) if self.cycle_momentum else (None, None)
+        first = Values(1 / self.div_factor, lowest)
+        peak = Values(1.0, highest)
+        end = Values(first.lr_factor / self.final_div_factor, lowest)
+        climb = _Ramp(top, 0, top, first, peak)
         if not self.three_phase:
-            return climb, _Ramp(last, last, top, last_factor, 1.0, low, high)
-        return (
-            climb,
-            _Ramp(foot, foot, top, first_factor, 1.0, low, high),
-            _Ramp(last, last, foot, last_factor, first_factor, low, low),
-        )
+            return climb, _Ramp(last, last, top, end, peak)
+        return climb, _Ramp(foot, foot, top, first, peak), _Ramp(last, last, foot, end, first)
 
     def at(self, step: int) -> Values:
-        step = min(step_index(step), self.total_steps - 1)
+        step = step_index(step)
+        if step >= self.total_steps:
+            step = self.total_steps - 1
         for ramp in self._ramps:
-            if step <= ramp.last_step:
+            if step <= ramp[0]:
                 break
-        fraction = (step - ramp.low_step) / (ramp.high_step - ramp.low_step)
-        height = rise(fraction) if self.anneal_strategy == "cos" else fraction
-        return Values(
-            between(ramp.low_factor, ramp.high_factor, height),
-            between(ramp.low_momentum, ramp.high_momentum, height) if self.cycle_momentum else None,
-        )
+        _, low_step, high_step, low, high = ramp
+        fraction = (step - low_step) / (high_step - low_step)
+        return blend(low, high, rise(fraction) if self.anneal_strategy == "cos" else fraction)
 
     @property
     def end(self) -> int:

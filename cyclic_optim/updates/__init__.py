@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from .fused import Buckets, fused_sgd, unscale
+from typing import Any
 
-__all__ = ["Buckets", "fused_sgd", "takes_fused", "unscale"]
+from .fused import HYPERPARAMETERS, FusedUpdate, unscale
+
+__all__ = ["HYPERPARAMETERS", "FusedUpdate", "takes_fused", "unscale"]
 
 
-def takes_fused(scheduled: bool, foreach: bool | None, differentiable: bool, fused: bool | None) -> bool:
-    """Whether a group with these flags goes through :func:`fused_sgd` or through torch's own ``sgd``.
+def takes_fused(group: dict[str, Any], scheduled: bool) -> bool:
+    """Whether a group with its flags goes through :class:`FusedUpdate` or through torch's own ``sgd``.
 
     Flags that were set are honoured. Unset, they mean torch's default for plain SGD, whose results
     must be torch's to the bit, and the fused update beside a policy.
     """
-    if foreach or differentiable:
+    if group["foreach"] or group["differentiable"]:
         return False
-    return bool(fused) if fused is not None else scheduled and foreach is None
+    return bool(group["fused"]) if group["fused"] is not None else scheduled and group["foreach"] is None

@@ -1,17 +1,18 @@
-"""torch's fused SGD op, with everything that it gets wrong kept away from it.
+"""torch's fused SGD op, with everything that it gets wrong kept away from it, at the cost of little but the op.
 
 The op walks memory and knows one flag for all its tensors, so it is right only for plain, dense,
 floating-point tensors of one dtype and device whose parameter, gradient and buffer lie in memory
 alike, and which have either all stepped before or all not. On the CPU it is wrong for half precision.
-Tensors are therefore sorted into buckets: one call of the op for each kind that it can do, torch's exact
-loop for the rest.
+Tensors are therefore sorted into calls: one of the op for each kind that it can do, torch's exact
+loop for the rest. Sorting costs far more than updating small tensors does, so the calls are remembered, and
+on every step everything that they depend on is looked at again, in the cheapest way there is.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from itertools import compress
+from itertools import accumulate
+from operator import attrgetter, is_, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -20,57 +21,202 @@ from torch.nn import Parameter
 from torch.optim.sgd import sgd
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
-from .witness import Check, witness
+from .witness import Check, slow_witness, witness
+
+Group = dict[str, Any]
+State = dict[Any, dict[str, Any]]
+Tensors = tuple[list[Any], list[Any], list[Any]]  # parameters, gradients, buffers (None where there is none)
+
+#: The hyperparameters of a param group that torch's ``sgd`` and its fused op take by these names.
+HYPERPARAMETERS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+
+#: On the CPU the op starts a team of threads for every tensor. Below this many elements that costs more than
+#: it saves: benchmarks/crossing.py has the measurement.
+SMALL = 2**14
 
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 # torch 2.13's op on the CPU leaves all but a few parameters of half precision where they were.
 _DTYPES_ON_CPU = {torch.float32, torch.float64}
 _PLAIN = {Tensor, Parameter}
+_NO_STATE: dict[str, Any] = {"momentum_buffer": None}
+
+_gradient, _buffer = attrgetter("grad"), itemgetter("momentum_buffer")
+_hyperparameters = itemgetter(*HYPERPARAMETERS)
+_flags = itemgetter("foreach", "differentiable", "fused")
 
 
-class Bucket(NamedTuple):
-    """Tensors that one call can update."""
+class Kind(NamedTuple):
+    """What tensors must have in common to be updated in one call."""
 
+    group: int
+    exact: bool  # by torch's loop, as the op is not right for them
+    serial: bool  # too small for threads
+    first: bool  # without a momentum buffer yet
+    dtype: torch.dtype
     device: torch.device
-    first: bool  # none of them has a momentum buffer yet
-    fused: bool  # the op is right for them
-    members: Sequence[bool]  # one flag for each tensor of the group
 
 
-class Buckets:
-    """How one param group's tensors fall into buckets, sorted anew only when something about them changes."""
+class Call(NamedTuple):
+    """An update of the tensors from ``start`` to ``stop``, which are of one kind."""
+
+    kind: Kind
+    start: int
+    stop: int
+
+
+class Calls(NamedTuple):
+    """The calls of one step, in the order of the tensors: by the op on one thread, on all threads, by torch's loop."""
+
+    serial: list[Call]
+    parallel: list[Call]
+    exact: list[Call]
+
+    @property
+    def first(self) -> list[Call]:
+        return [call for calls in self for call in calls if call.kind.first]
+
+
+class FusedUpdate:
+    """The fused update of an optimizer's param groups."""
 
     def __init__(self) -> None:
-        self._buckets: list[Bucket] = []
-        self._counts: tuple[int, int] | None = None
-        self._same: Check | None = None
+        self._memory: Memory | None = None
+        self._last: list[Any] = []
 
-    def of(self, params: list[Tensor], grads: list[Tensor], buffers: list[Tensor | None]) -> list[Bucket]:
-        if any(buffer is None for buffer in buffers):
-            self._counts = None  # first steps are not worth remembering
-            return _sort(params, grads, buffers)
-        tensors: list[Any] = [*params, *grads, *buffers]
-        counts = len(params), len(buffers)
-        # All that the sorting depends on, every time: stale buckets would be silently wrong.
-        if self._counts == counts and self._same is not None and self._same(*tensors):
-            return self._buckets
-        self._buckets = _sort(params, grads, buffers)
-        # Where another set of parameters has gradients at every step, remembering one is lost labour.
-        self._same = witness(tensors) if self._counts == counts else None
-        self._counts = counts
-        return self._buckets
+    def again(self, groups: list[Group], state: State, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
+        """Update all groups by what is remembered; False, and nothing done, if anything is not as it was."""
+        memory = self._memory
+        recalled = None if memory is None else memory.recall(groups, state)
+        if memory is None or recalled is None:
+            return False
+        _run(memory.calls, groups, *recalled, grad_scale, found_inf)
+        return True
+
+    def anew(
+        self, groups: list[Group], state: State, grad_scale: Tensor | None, found_inf: Tensor | None, *, whole: bool
+    ) -> None:
+        """Sort the tensors of these groups, and update them; worth remembering if they are the whole optimizer's.
+
+        A ``found_inf`` of any non-zero value makes all of it do nothing; gradients are left divided by
+        ``grad_scale``, as the op leaves them.
+        """
+        calls, tensors = _sort(groups, state)
+        params, _, buffers = tensors
+        first = calls.first
+        for kind, start, stop in first:
+            if not kind.exact:
+                # Zeros rather than uninitialised memory: whatever comes between, nothing foreign is in it.
+                buffers[start:stop] = [torch.zeros_like(param, requires_grad=False) for param in params[start:stop]]
+        if _run(calls, groups, tensors, _local(tensors), grad_scale, found_inf):
+            for _, start, stop in first:
+                for param, buffer in zip(params[start:stop], buffers[start:stop], strict=True):
+                    state[param]["momentum_buffer"] = buffer
+        # Where other parameters have gradients at every step, remembering is lost labour.
+        settled = whole and not first and _identical(params, self._last)
+        self._memory = Memory(groups, state, calls, tensors) if settled else None
+        self._last = params
 
 
-def _sort(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor | None]) -> list[Bucket]:
-    kinds = [
-        (param.dtype, param.device, buffer is None and bool(buffers), _fusible(param, grad, buffer))
-        for param, grad, buffer in zip(params, grads, buffers or [None] * len(params), strict=True)
-    ]
-    return [
-        Bucket(device, first, fused, [other == kind for other in kinds])
-        for kind in dict.fromkeys(kinds)
-        for _, device, first, fused in [kind]
-    ]
+class Memory:
+    """The calls of a step, and all that they depend on."""
+
+    def __init__(self, groups: list[Group], state: State, calls: Calls, tensors: Tensors) -> None:
+        self.calls = calls
+        self._objects = _objects(groups, state)
+        self._flags = [*map(_flags, groups)]
+        self._without_buffers = [i for i, group in enumerate(groups) if group["momentum"] == 0]
+        self._params, _, buffers = tensors
+        active = set(map(id, self._params))
+        self._idle = [param for group in groups for param in group["params"] if id(param) not in active]
+        self._states = [
+            _NO_STATE if buffer is None else state[param] for param, buffer in zip(self._params, buffers, strict=True)
+        ]
+        self._by_op = calls.exact[0].start if calls.exact else len(self._params)
+        self._simple = not calls.exact and not self._without_buffers
+        # No tensor becomes a shard: one of another type is not like it.
+        self._sharded = _local(tensors) is not tensors
+        by_op, by_loop = self._halves(_local(tensors))
+        self._op_is_right: Check = witness(by_op)
+        self._loop_is_right: Check = slow_witness(by_loop)
+
+    def recall(self, groups: list[Group], state: State) -> tuple[Tensors, Tensors] | None:
+        """The tensors in the order of the calls, and their local shards; None if the calls may be wrong for them.
+
+        All that the sorting depends on, every time: stale calls would be silently wrong.
+        """
+        if not _identical(_objects(groups, state), self._objects) or [*map(_flags, groups)] != self._flags:
+            return None
+        for i in self._without_buffers:
+            if groups[i]["momentum"] != 0:
+                return None
+        for param in self._idle:
+            if param.grad is not None:
+                return None
+        try:
+            tensors = self._params, [*map(_gradient, self._params)], [*map(_buffer, self._states)]
+        except KeyError:  # a buffer was taken away
+            return None
+        local = _local(tensors) if self._sharded else tensors
+        by_op, by_loop = self._halves(local)
+        if self._op_is_right(*by_op) and (not by_loop or self._loop_is_right(*by_loop)):
+            return tensors, local
+        return None
+
+    def _halves(self, tensors: Tensors) -> tuple[list[Any], list[Any]]:
+        """The tensors that the op updates, and those that torch's loop does."""
+        params, grads, buffers = tensors
+        if self._simple:
+            return [*params, *grads, *buffers], []
+        n = self._by_op
+        by_op, by_loop = [*params[:n], *grads[:n], *buffers[:n]], [*params[n:], *grads[n:], *buffers[n:]]
+        return [t for t in by_op if t is not None], [t for t in by_loop if t is not None]
+
+
+def _objects(groups: list[Group], state: State) -> list[Any]:
+    """Every parameter's state, every group and its parameters: what a change of any of them replaces."""
+    objects = [*state, *state.values()]
+    for group in groups:
+        objects.append(group)
+        objects += group["params"]
+    return objects
+
+
+def _identical(some: list[Any], others: list[Any]) -> bool:
+    return len(some) == len(others) and all(map(is_, some, others))
+
+
+# -- sorting ----------------------------------------------------------------------------------------
+
+
+def _sort(groups: list[Group], state: State) -> tuple[Calls, Tensors]:
+    """The calls that update every parameter that has a gradient, and the tensors in their order."""
+    kinds: dict[Kind, list[tuple[Any, Any, Any]]] = {}
+    for index, group in enumerate(groups):
+        with_buffers = group["momentum"] != 0
+        params = [param for param in group["params"] if param.grad is not None]
+        grads = [param.grad for param in params]
+        buffers = [state[param].get("momentum_buffer") if with_buffers else None for param in params]
+        rows = zip(params, grads, buffers, strict=True)
+        for row, local in zip(rows, zip(*_local((params, grads, buffers)), strict=True), strict=True):
+            kinds.setdefault(_kind(index, with_buffers, *local), []).append(row)
+    in_order = sorted(kinds, key=lambda kind: (kind.exact, not kind.serial, kind.group))
+    tensors = [row for kind in in_order for row in kinds[kind]]
+    ends = [*accumulate(len(kinds[kind]) for kind in in_order)]
+    calls = [Call(kind, end - len(kinds[kind]), end) for kind, end in zip(in_order, ends, strict=True)]
+    return (
+        Calls(
+            serial=[call for call in calls if call.kind.serial],
+            parallel=[call for call in calls if not call.kind.serial and not call.kind.exact],
+            exact=[call for call in calls if call.kind.exact],
+        ),
+        ([row[0] for row in tensors], [row[1] for row in tensors], [row[2] for row in tensors]),
+    )
+
+
+def _kind(group: int, with_buffers: bool, param: Tensor, grad: Tensor, buffer: Tensor | None) -> Kind:
+    exact = not _fusible(param, grad, buffer)
+    serial = not exact and param.device.type == "cpu" and param.numel() < SMALL
+    return Kind(group, exact, serial, with_buffers and buffer is None, param.dtype, param.device)
 
 
 def _fusible(param: Tensor, *others: Tensor | None) -> bool:
@@ -93,95 +239,99 @@ def _lie_alike(tensors: list[Tensor]) -> bool:
     return same and bool(torch.ops.aten.is_non_overlapping_and_dense(tensors[0]))
 
 
-def fused_sgd(
-    buckets: Buckets,
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffer_list: list[Tensor | None],
-    *,
-    weight_decay: float,
-    momentum: float,
-    lr: float | Tensor,
-    dampening: float,
-    nesterov: bool,
-    maximize: bool,
-    grad_scale: Tensor | None = None,
-    found_inf: Tensor | None = None,
-) -> list[int]:
-    """One SGD update, with the arguments of :func:`torch.optim.sgd.sgd`.
+def _local(tensors: Tensors) -> Tensors:
+    """The tensors with DTensors replaced by their local shards, where all three are sharded alike.
 
-    ``momentum_buffer_list`` holds None for a tensor that has not stepped yet, and its new buffer
-    afterwards; it is empty where ``momentum`` is 0, which leaves buffers as they are. A ``found_inf`` of
-    any non-zero value makes all of it do nothing; gradients are left divided by ``grad_scale``, as the
-    op leaves them.
-
-    Returns:
-        The indices of the tensors that got their buffer just now.
+    The update is elementwise, so shards can be updated where they lie; the op itself refuses DTensors.
     """
-    if not params:
-        return []
-    shards, grad_shards, buffer_shards = _local(params, grads, momentum_buffer_list)
-    chosen = buckets.of(shards, grad_shards, buffer_shards)
+    distributed = sys.modules.get("torch.distributed.tensor")
+    if distributed is None or _PLAIN.issuperset(map(type, tensors[0])):
+        return tensors
+    sharded = distributed.DTensor
+
+    def shards(*row: Any) -> tuple[Any, ...]:
+        given = [tensor for tensor in row if tensor is not None]
+        if not all(isinstance(tensor, sharded) for tensor in given):
+            return row
+        if len({(tensor.device_mesh, tensor.placements) for tensor in given}) > 1:
+            return row
+        if any(placement.is_partial() for placement in given[0].placements):
+            return row
+        return tuple(None if tensor is None else tensor.to_local() for tensor in row)
+
+    rows = [shards(*row) for row in zip(*tensors, strict=True)]
+    return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
+
+
+# -- updating ---------------------------------------------------------------------------------------
+
+
+def _run(
+    calls: Calls,
+    groups: list[Group],
+    tensors: Tensors,
+    local: Tensors,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> bool:
+    """Make the calls; False if ``found_inf`` said not to."""
     if found_inf is not None:
         # Creating a buffer and torch's own loop are decided on the host; the op can decide by itself.
-        if found_inf.device.type == "cpu" or any(bucket.first or not bucket.fused for bucket in chosen):
+        if found_inf.device.type == "cpu" or calls.exact or calls.first:
             if found_inf.item() != 0:
-                return []
+                return False
             found_inf = None
         else:
             found_inf = (found_inf != 0).to(torch.float32)  # the op itself knows 1 alone
-    new = [i for i, buffer in enumerate(momentum_buffer_list) if buffer is None]
-    options: dict[str, Any] = {
-        "weight_decay": weight_decay,
-        "momentum": momentum,
-        "lr": lr,
-        "dampening": dampening,
-        "nesterov": nesterov,
-        "maximize": maximize,
-    }
-    for bucket in chosen:
-        whole = len(chosen) == 1
-        if not bucket.fused:
-            _exact(bucket, params, grads, momentum_buffer_list, grad_scale, options)
-            continue
-        if bucket.first:
-            _create(bucket, params, momentum_buffer_list)
-            _, _, buffer_shards = _local(params, grads, momentum_buffer_list)
-        lists: list[list[Any]] = [shards, grad_shards, buffer_shards]
-        if not whole:
-            lists = [list(compress(tensors, bucket.members)) for tensors in lists]
-        torch._fused_sgd_(
-            *lists,
-            **options,
-            is_first_step=bucket.first,
-            grad_scale=None if grad_scale is None else grad_scale.to(bucket.device),
-            found_inf=None if found_inf is None else found_inf.to(bucket.device),
-        )
-    return new
+    if calls.serial:
+        threads = torch.get_num_threads()
+        try:
+            # For this thread alone, and no longer than this: the setting is the user's.
+            torch.set_num_threads(1)
+            for call in calls.serial:
+                _by_op(call, groups[call.kind.group], local, grad_scale, found_inf)
+        finally:
+            torch.set_num_threads(threads)
+    for call in calls.parallel:
+        _by_op(call, groups[call.kind.group], local, grad_scale, found_inf)
+    for call in calls.exact:
+        _by_loop(call, groups[call.kind.group], tensors, grad_scale)
+    return True
 
 
-def _create(bucket: Bucket, params: list[Tensor], buffers: list[Tensor | None]) -> None:
-    for i, member in enumerate(bucket.members):
-        if member:
-            # Zeros rather than uninitialised memory: whatever comes between, nothing foreign is in it.
-            buffers[i] = torch.zeros_like(params[i], requires_grad=False)
+def _by_op(call: Call, group: Group, tensors: Tensors, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    kind, start, stop = call
+    params, grads, buffers = tensors
+    lr, momentum, dampening, weight_decay, nesterov, maximize = _hyperparameters(group)
+    torch._fused_sgd_(
+        params[start:stop],
+        grads[start:stop],
+        buffers[start:stop] if momentum != 0 else [],
+        weight_decay=weight_decay,
+        momentum=momentum,
+        lr=lr,
+        dampening=dampening,
+        nesterov=nesterov,
+        maximize=maximize,
+        is_first_step=kind.first,
+        grad_scale=None if grad_scale is None else grad_scale.to(kind.device),
+        found_inf=None if found_inf is None else found_inf.to(kind.device),
+    )
 
 
-def _exact(
-    bucket: Bucket,
-    params: list[Tensor],
-    grads: list[Tensor],
-    buffers: list[Tensor | None],
-    grad_scale: Tensor | None,
-    options: dict[str, Any],
-) -> None:
-    members = [i for i, member in enumerate(bucket.members) if member]
-    own_grads = [grads[i] for i in members]
-    unscale(own_grads, grad_scale)
-    own_buffers = [buffers[i] for i in members] if buffers else []
-    sgd([params[i] for i in members], own_grads, own_buffers, foreach=False, fused=False, **options)
-    for i, buffer in zip(members, own_buffers, strict=False):
-        buffers[i] = buffer
+def _by_loop(call: Call, group: Group, tensors: Tensors, grad_scale: Tensor | None) -> None:
+    _, start, stop = call
+    params, grads, buffers = (kept[start:stop] for kept in tensors)
+    unscale(grads, grad_scale)
+    sgd(
+        params,
+        grads,
+        buffers if group["momentum"] != 0 else [],
+        foreach=False,
+        fused=False,
+        **{key: group[key] for key in HYPERPARAMETERS},
+    )
+    tensors[2][start:stop] = buffers  # new ones among them
 
 
 def unscale(grads: list[Tensor], grad_scale: Tensor | None) -> None:
@@ -189,28 +339,3 @@ def unscale(grads: list[Tensor], grad_scale: Tensor | None) -> None:
     if grad_scale is not None:
         for grad in grads:
             grad.div_(grad_scale.to(grad.device))
-
-
-def _local(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor | None]) -> tuple[list[Any], ...]:
-    """The lists with DTensors replaced by their local shards, where all three are sharded alike.
-
-    The update is elementwise, so shards can be updated where they lie; the op itself refuses DTensors.
-    """
-    distributed = sys.modules.get("torch.distributed.tensor")
-    if distributed is None or _PLAIN.issuperset(map(type, params)):
-        return params, grads, buffers
-    sharded = distributed.DTensor
-
-    def shards(*tensors: Tensor | None) -> tuple[Any, ...]:
-        given = [tensor for tensor in tensors if tensor is not None]
-        if not all(isinstance(tensor, sharded) for tensor in given):
-            return tensors
-        if len({(tensor.device_mesh, tensor.placements) for tensor in given}) > 1:  # type: ignore[attr-defined]
-            return tensors
-        if any(placement.is_partial() for placement in given[0].placements):  # type: ignore[attr-defined]
-            return tensors
-        return tuple(None if tensor is None else tensor.to_local() for tensor in tensors)  # type: ignore[attr-defined]
-
-    rows = [shards(*row) for row in zip(params, grads, buffers or [None] * len(params), strict=True)]
-    local_params, local_grads, local_buffers = map(list, zip(*rows, strict=True))
-    return local_params, local_grads, local_buffers if buffers else []
