@@ -294,6 +294,34 @@ def test_hooks_run_once_per_step(policy):
     assert sorted(calls) == ["global post", "global pre", "post", "pre"]
 
 
+HOOKS = {
+    "pre": lambda optimizer, hook: optimizer.register_step_pre_hook(hook),
+    "post": lambda optimizer, hook: optimizer.register_step_post_hook(hook),
+    "global pre": lambda optimizer, hook: register_optimizer_step_pre_hook(hook),
+    "global post": lambda optimizer, hook: register_optimizer_step_post_hook(hook),
+}
+
+
+class OwnStep(CyclicSGD):
+    """A subclass that does something more in each step."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("cls", [CyclicSGD, OwnStep])
+@pytest.mark.parametrize("kind", HOOKS)
+def test_a_hook_of_any_kind_runs_by_itself(kind, cls):
+    """One hook alone runs once per step, from the step after it was registered, also round a subclass's own step."""
+    optimizer, calls = cls([torch.nn.Parameter(torch.ones(1))], policy=Constant()), []
+    optimizer.step()
+    handle = HOOKS[kind](optimizer, lambda *_: calls.append(1))
+    optimizer.step()
+    handle.remove()
+    optimizer.step()
+    assert calls == [1]
+
+
 def test_profiler_sees_one_range_per_step():
     """The profiler shows each step once, under the class's own name."""
     _, optimizer = one_param(lr=1.0, policy=Constant())
@@ -485,6 +513,23 @@ def test_repr_prints_the_policy():
     assert "policy: StepDecay(step_size=5, gamma=0.1)" in repr(optimizer)
     for line in ("    lr: 1.0", "    max_lr: 1.0", "    schedule_step: 0"):
         assert line in repr(optimizer).splitlines()
+
+
+def test_changing_values_are_not_compiled_in():
+    """Under torch.compile, steps at ever new rates and momenta recompile nothing, in step itself or round it."""
+    for within in (False, True):
+        torch._dynamo.reset()
+        param, optimizer = one_param(lr=0.1, foreach=True, policy=Triangular(step_size_up=20))
+
+        def train(optimizer=optimizer, param=param):
+            param.grad = 2 * param.detach()
+            optimizer.step()
+
+        compiled = torch.compile(train if within else optimizer.step, backend="eager")
+        compiled()
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for _ in range(5):
+                compiled()
 
 
 def test_values_are_right_under_compile():

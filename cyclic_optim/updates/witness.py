@@ -62,10 +62,8 @@ def _guards_notice_everything() -> bool:
 
 def witness(tensors: list[Tensor]) -> Check:
     """The faster of the two that is right here."""
-    # The guards take one tensor that comes twice, such as a gradient that two parameters share, for a difference.
-    strided = _GUARDS_WORK and all(tensor.layout is torch.strided for tensor in tensors)
-    check = fast_witness(tensors) if strided else None
-    return check if check is not None and check(*tensors) else slow_witness(tensors)
+    strided = all(tensor.layout is torch.strided for tensor in tensors)
+    return fast_witness(tensors) if strided and _GUARDS_WORK else slow_witness(tensors)
 
 
 _GUARDS_WORK = _guards_notice_everything()

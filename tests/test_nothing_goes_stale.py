@@ -1,0 +1,382 @@
+"""What a step remembers of its tensors never outlives a change: between steps, users do as they please."""
+
+import contextlib
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cyclic_optim import Constant, CyclicSGD
+from cyclic_optim.updates import fused
+from cyclic_optim.updates import witness as witness_module
+
+#: Alike, unlike, of one element, and one large enough for threads.
+SHAPES = [(2, 3, 2, 2), (2, 3, 2, 2), (4, 5), (4, 5), (1,), (1,), (130, 130)]
+WAYS = {"policy": {"policy": Constant()}, "fused=True": {"fused": True}}
+#: Torch's guards, and what stands in for them where they are not what they were.
+GUARDS = {"fast": True, "slow": False}
+
+
+def params_of(optimizer):
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def other_layout(tensor):
+    """The same values in another layout, where the shape has one."""
+    if tensor.dim() == 4:
+        contiguous = tensor.is_contiguous()
+        return tensor.contiguous(memory_format=torch.channels_last if contiguous else torch.contiguous_format)
+    return tensor.t().contiguous().t() if tensor.dim() == 2 and tensor.is_contiguous() else tensor.contiguous()
+
+
+def other_dtype(tensor):
+    return tensor.float() if tensor.dtype is torch.float64 else tensor.double()
+
+
+# Each takes an optimizer and two indices, and does the same to CyclicSGD and to SGD.
+
+
+def lay_out_a_parameter_anew(optimizer, i, j):
+    param = params_of(optimizer)[i]
+    param.data = other_layout(param.data)
+
+
+def convert_a_parameter(optimizer, i, j):
+    param = params_of(optimizer)[i]
+    param.data = other_dtype(param.data)
+
+
+def lay_out_a_gradient_anew(optimizer, i, j):
+    param = params_of(optimizer)[i]
+    if param.grad is not None:
+        param.grad = other_layout(param.grad)
+
+
+def drop_a_gradient(optimizer, i, j):
+    params_of(optimizer)[i].grad = None
+
+
+def share_a_gradient(optimizer, i, j):
+    one, other = params_of(optimizer)[i], params_of(optimizer)[j]
+    if one.shape == other.shape and one.dtype == other.dtype:
+        other.grad = one.grad
+
+
+def freeze_or_thaw_a_parameter(optimizer, i, j):
+    param = params_of(optimizer)[i]
+    param.requires_grad_(not param.requires_grad)
+
+
+def momentum_buffer(optimizer, i):
+    return optimizer.state.get(params_of(optimizer)[i], {}).get("momentum_buffer")
+
+
+def replace_a_buffer(optimizer, i, j):
+    if momentum_buffer(optimizer, i) is not None:
+        optimizer.state[params_of(optimizer)[i]]["momentum_buffer"] = 0.5 * momentum_buffer(optimizer, i)
+
+
+def lay_out_a_buffer_anew(optimizer, i, j):
+    buffer = momentum_buffer(optimizer, i)
+    if buffer is not None:
+        buffer.data = other_layout(buffer.data)
+
+
+def convert_a_buffer(optimizer, i, j):
+    buffer = momentum_buffer(optimizer, i)
+    if buffer is not None:
+        buffer.data = other_dtype(buffer.data)
+
+
+def delete_a_buffer(optimizer, i, j):
+    optimizer.state.get(params_of(optimizer)[i], {}).pop("momentum_buffer", None)
+
+
+def delete_a_state(optimizer, i, j):
+    optimizer.state.pop(params_of(optimizer)[i], None)
+
+
+def clear_all_state(optimizer, i, j):
+    optimizer.state.clear()
+
+
+def give_the_last_state_away(optimizer, i, j):
+    if optimizer.state:
+        owner, state = optimizer.state.popitem()
+        optimizer.state[torch.nn.Parameter(owner.detach().clone())] = state
+
+
+def replace_a_state_by_its_copy(optimizer, i, j):
+    param = params_of(optimizer)[i]
+    if param in optimizer.state:
+        optimizer.state[param] = dict(optimizer.state[param])
+
+
+def swap_two_states(optimizer, i, j):
+    one, other = params_of(optimizer)[i], params_of(optimizer)[j]
+    state = optimizer.state
+    if one.shape == other.shape and one in state and other in state:
+        state[one], state[other] = state[other], state[one]
+
+
+def replace_a_parameter_and_keep_its_state(optimizer, i, j):
+    old = params_of(optimizer)[i]
+    new = torch.nn.Parameter(2 * old.detach())
+    new.grad = old.grad
+    if old in optimizer.state:
+        optimizer.state[new] = optimizer.state.pop(old)
+    for group in optimizer.param_groups:
+        group["params"][:] = [new if param is old else param for param in group["params"]]
+
+
+def move_a_parameter_to_the_other_group(optimizer, i, j):
+    param = params_of(optimizer)[i]
+    for group in optimizer.param_groups:
+        others = [one for one in group["params"] if one is not param]
+        group["params"][:] = others if len(others) < len(group["params"]) else [*others, param]
+
+
+def swap_groups(optimizer, i, j):
+    optimizer.param_groups.reverse()
+
+
+def swap_the_groups_parameters(optimizer, i, j):
+    one, other = optimizer.param_groups
+    one["params"], other["params"] = other["params"], one["params"]
+
+
+def edit(**values):
+    def edited(optimizer, i, j):
+        group = optimizer.param_groups[i % 2]
+        group.update(values)
+        if "max_lr" in group:
+            group["max_lr"] = group["lr"]
+
+    return edited
+
+
+def reload(optimizer, i, j):
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+def flag(**values):
+    """A flag that chooses another implementation of the same update: SGD's twin keeps its own."""
+
+    def flagged(optimizer, i, j):
+        if isinstance(optimizer, CyclicSGD):
+            optimizer.param_groups[i % 2].update(values)
+
+    return flagged
+
+
+CHANGES = {
+    change.__name__: change
+    for change in (
+        lay_out_a_parameter_anew,
+        convert_a_parameter,
+        lay_out_a_gradient_anew,
+        drop_a_gradient,
+        share_a_gradient,
+        freeze_or_thaw_a_parameter,
+        replace_a_buffer,
+        lay_out_a_buffer_anew,
+        convert_a_buffer,
+        delete_a_buffer,
+        delete_a_state,
+        clear_all_state,
+        give_the_last_state_away,
+        replace_a_state_by_its_copy,
+        swap_two_states,
+        replace_a_parameter_and_keep_its_state,
+        move_a_parameter_to_the_other_group,
+        swap_groups,
+        swap_the_groups_parameters,
+        reload,
+    )
+} | {
+    "no momentum": edit(momentum=0),
+    "momentum": edit(momentum=0.8),
+    "another rate": edit(lr=0.03),
+    "weight decay": edit(weight_decay=0.1),
+    "dampening": edit(dampening=0.5),
+    "Nesterov": edit(nesterov=True),
+    "maximize": edit(maximize=True),
+    "foreach": flag(foreach=True, fused=None),
+    "neither": flag(foreach=False, fused=None),
+    "fused": flag(foreach=None, fused=True),
+}
+
+
+class World:
+    """An optimizer and its parameters, whose values and gradients come from seeds."""
+
+    def __init__(self, make):
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64)) for shape in SHAPES]
+        groups = [{"params": params[:3]}, {"params": params[3:], "lr": 0.02, "weight_decay": 0.01}]
+        self.optimizer = make(groups)
+
+    def step(self, seed, change=None, when="after"):
+        """A step on new gradients, with a change ``before`` or ``after`` they came."""
+        if change is not None and when == "before":
+            change(self.optimizer)
+        generator = torch.Generator().manual_seed(seed)
+        for param in params_of(self.optimizer):
+            if param.requires_grad:
+                grad = torch.randn(param.shape, generator=generator, dtype=torch.float64)
+                param.grad = torch.empty_like(param, requires_grad=False).copy_(grad)
+        if change is not None and when == "after":
+            change(self.optimizer)
+        self.optimizer.step()
+
+
+def assert_same(world, twin):
+    for param, other in zip(params_of(world.optimizer), params_of(twin.optimizer), strict=True):
+        tolerance = {"rtol": 1e-4, "atol": 1e-4} if torch.float32 in (param.dtype,) else {"rtol": 1e-6, "atol": 1e-6}
+        torch.testing.assert_close(param, other, **tolerance)
+        buffers = [
+            one.optimizer.state.get(key, {}).get("momentum_buffer") for one, key in ((world, param), (twin, other))
+        ]
+        assert (buffers[0] is None) == (buffers[1] is None)
+        if buffers[0] is not None:
+            torch.testing.assert_close(buffers[0].double(), buffers[1].double(), rtol=1e-4, atol=1e-4)
+
+
+def side_by_side(way, changes):
+    world = World(lambda groups: CyclicSGD(groups, lr=0.1, momentum=0.9, **way))
+    twin = World(lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9, foreach=False))
+    seed = 0
+    for change, i, j, when, steps in changes:
+        for first in [True, *[False] * (steps - 1)]:
+            seed += 1
+            change_it = None
+            if first:
+                i, j = i % len(SHAPES), j % len(SHAPES)
+                change_it = lambda optimizer, change=change, i=i, j=j: change(optimizer, i, j)  # noqa: E731
+            for one in (world, twin):
+                one.step(seed, change_it, when)
+            assert_same(world, twin)
+
+
+def nothing(optimizer, i, j):
+    """No change."""
+
+
+@pytest.mark.parametrize("guards", GUARDS)
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_change_is_noticed(change, when, way, guards, monkeypatch):
+    """After steps that are remembered, each change, before or after the gradients came, gives SGD's weights."""
+    monkeypatch.setattr(witness_module, "_GUARDS_WORK", GUARDS[guards])
+    for i, j in ((0, 1), (3, 2), (6, 4)):
+        side_by_side(way, [(nothing, 0, 0, when, 3), (CHANGES[change], i, j, when, 3)])
+
+
+@pytest.mark.parametrize("change", [nothing, lay_out_a_gradient_anew, drop_a_gradient])
+def test_steps_alike_are_remembered(change, monkeypatch):
+    """From the third step on nothing is sorted, whatever layouts there are and whoever has no gradient."""
+    world = World(lambda groups: CyclicSGD(groups, lr=0.1, policy=Constant()))
+    sorted_, original = [], fused._sort
+    monkeypatch.setattr(fused, "_sort", lambda *args: sorted_.append(1) or original(*args))
+    for seed in range(10):
+        world.step(seed, lambda optimizer: change(optimizer, 0, 0))
+    assert len(sorted_) == 2
+
+
+def test_what_changes_at_every_step_is_not_worth_remembering(monkeypatch):
+    """Where two sets of parameters take turns, calls are sorted at every step, and no memory of them is built."""
+    built = []
+    monkeypatch.setattr(fused, "Memory", lambda *args: built.append(1))
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = CyclicSGD(params, lr=0.1, policy=Constant())
+    for step in range(10):
+        for i, param in enumerate(params):
+            param.grad = torch.ones(2) if step % 2 == i else None
+        optimizer.step()
+    optimizer = CyclicSGD([{"params": params[:1]}, {"params": params[1:], "foreach": True}], policy=Constant())
+    for _ in range(10):  # nor where another implementation has a part in it
+        optimizer.step()
+    assert built == []
+
+
+@pytest.mark.parametrize("flags", [{"foreach": True}, {"fused": False}, {"differentiable": True}])
+def test_flags_that_are_set_later_are_honoured(flags, monkeypatch):
+    """An implementation that is asked for after steps that are remembered is the one that runs from then on."""
+    world = World(lambda groups: CyclicSGD(groups, lr=0.1, policy=Constant()))
+    for seed in range(4):
+        world.step(seed)
+    called = []
+    original = torch._fused_sgd_
+    monkeypatch.setattr(torch, "_fused_sgd_", lambda *args, **options: called.append(1) or original(*args, **options))
+    world.step(4)
+    assert called
+    called.clear()
+    for group in world.optimizer.param_groups:
+        group.update(flags)
+    world.step(5)
+    assert not called
+
+
+@given(
+    changes=st.lists(
+        st.tuples(
+            st.sampled_from(list(CHANGES.values())),
+            st.integers(0, 6),
+            st.integers(0, 6),
+            st.sampled_from(["before", "after"]),
+            st.integers(1, 3),
+        ),
+        max_size=12,
+    ),
+    way=st.sampled_from(list(WAYS.values())),
+    guards=st.sampled_from(list(GUARDS.values())),
+)
+def test_any_sequence_of_changes_gives_sgds_weights(changes, way, guards):
+    """Whatever is done between steps, in whatever order, the weights are those of SGD's plain loop."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(witness_module, "_GUARDS_WORK", guards)
+        side_by_side(way, [(nothing, 0, 0, "after", 3), *changes])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_the_users_threads_are_left_alone(threads, error, monkeypatch):
+    """A step, also one that raises in the middle, leaves the number of threads as it found it."""
+    world = World(lambda groups: CyclicSGD(groups, lr=0.1, policy=Constant()))
+    before, seen = torch.get_num_threads(), []
+    original = torch._fused_sgd_
+
+    def op(*args, **options):
+        seen.append(torch.get_num_threads())
+        if error is not None and len(seen) > 6:
+            raise error
+        original(*args, **options)
+
+    try:
+        torch.set_num_threads(threads)
+        monkeypatch.setattr(torch, "_fused_sgd_", op)
+        for seed in range(4):
+            with contextlib.suppress(*[error] if error else []):
+                world.step(seed)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1, threads}  # small tensors on one, large ones on all
+
+
+def test_small_and_large_tensors_get_the_same_bits_as_in_one_call():
+    """On how many threads a tensor is updated does not show in its values."""
+    torch.manual_seed(0)
+    for numel in (1, 31, fused.SMALL - 1, fused.SMALL, 3 * fused.SMALL + 5):
+        values, grad = torch.randn(numel), torch.randn(numel)
+        ends = []
+        for make in (CyclicSGD, torch.optim.SGD):
+            param = torch.nn.Parameter(values.clone())
+            optimizer = make([param], lr=0.1, momentum=0.9, weight_decay=0.01, fused=True)
+            for _ in range(3):
+                param.grad = grad.clone()
+                optimizer.step()
+            ends.append(param.detach())
+        assert torch.equal(*ends)
