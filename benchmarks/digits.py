@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from digits_picture import Trace, picture
-from harness import as_json, command_line, environment, markdown_table, progress, run_benchmark, write_results
+from harness import RESULTS, as_json, command_line, environment, markdown_table, progress, run_benchmark, write_results
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, StepLR
@@ -43,7 +43,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cyclic_optim import CyclicSGD, ExponentialRamp, ExpRange, OneCycle, Policy, Triangular, Triangular2
 
-RESULTS = Path(__file__).parent / "results"
 BATCH_SIZE = 64
 COMMON: dict[str, Any] = {"momentum": 0.9, "weight_decay": 5e-4}  # most policies cycle the momentum
 

@@ -1,23 +1,53 @@
-"""What the benchmarks share: progress, tables, the record of where they ran, files that are never half-written."""
+"""What the benchmarks share: measuring in turns, progress, tables, where they ran, files never half-written."""
 
 from __future__ import annotations
 
+import argparse
+import gc
+import importlib.metadata
 import importlib.util
+import itertools
 import json
 import math
 import os
 import platform
+import random
 import shlex
+import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 import cyclic_optim
 
+RESULTS = Path(__file__).parent / "results"
+SAMPLE_SECONDS = 3e-3  # what is faster is repeated until a sample lasts this long
+
 Item = TypeVar("Item")
+Call = Callable[[], object]
+Times = dict[str, list[float]]  # by contender: the seconds of one call, round by round
+
+
+# -- running a benchmark ----------------------------------------------------------------------------
+
+
+def timing_options(description: str, quick: str) -> argparse.ArgumentParser:
+    """The options that all timing benchmarks have."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--threads", type=int, metavar="N", help="torch's threads (default: as many as torch takes)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where to write (default: benchmarks/results)")
+    return parser
+
+
+def use_threads(threads: int | None, parser: argparse.ArgumentParser) -> None:
+    if threads is not None and threads < 1:
+        parser.error(f"need --threads >= 1, got {threads}")
+    torch.set_num_threads(threads or torch.get_num_threads())
 
 
 def run_benchmark(body: Callable[[], None], *, needs: tuple[str, ...]) -> int:
@@ -54,15 +84,121 @@ def command_line(script: str) -> str:
     return shlex.join(["python", f"benchmarks/{Path(script).name}", *sys.argv[1:]])
 
 
-def environment() -> dict[str, Any]:
+# -- measuring --------------------------------------------------------------------------------------
+
+
+def interleaved(contenders: dict[str, Call], rounds: int, *, label: str = "measuring") -> Times:
+    """Seconds of one call, measured once per round for every contender, in an order drawn anew for each round.
+
+    What disturbs the machine for a while then meets all of them, and the ratio of two of them in the same round
+    says more than that of two medians. A sample is as many calls as last ``SAMPLE_SECONDS``, at least one.
+    """
+    repetitions = {name: _calibrated(call) for name, call in contenders.items()}
+    times: Times = {name: [] for name in contenders}
+    order = random.Random(0)
+    for _ in progress([*range(rounds)], label, "round"):
+        for name in order.sample([*contenders], len(contenders)):
+            times[name].append(_sample(contenders[name], repetitions[name]))
+    return times
+
+
+def _calibrated(call: Call) -> int:
+    for _ in range(3):
+        call()
+    return max(1, math.ceil(SAMPLE_SECONDS / min(_sample(call, 1) for _ in range(3))))
+
+
+def _sample(call: Call, repetitions: int) -> float:
+    call()  # the contender before has left its own data in the caches
+    gc.disable()
+    try:
+        started = time.perf_counter()
+        for _ in itertools.repeat(None, repetitions):
+            call()
+        return (time.perf_counter() - started) / repetitions
+    finally:
+        gc.enable()
+
+
+class Spread(NamedTuple):
+    """A median with its quartiles."""
+
+    low: float
+    median: float
+    high: float
+
+    def text(self, scale: float = 1) -> str:
+        low, median, high = (significant(scale * value) for value in self)
+        return f"{median} [{low}, {high}]"
+
+
+def significant(value: float) -> str:
+    """With at least three digits, however small: 1,234, 12.3, 0.0123."""
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{max(0, digits)}f}"
+
+
+def spread(values: list[float]) -> Spread:
+    return Spread(*statistics.quantiles(values, n=4, method="inclusive"))
+
+
+def ratios(times: Times, reference: str) -> dict[str, Spread]:
+    """How many times as long as the reference each contender took, from the ratios of each round."""
+    return {
+        name: spread([other / own for other, own in zip(seconds, times[reference], strict=True)])
+        for name, seconds in times.items()
+    }
+
+
+def rounded(times: Times) -> Times:
+    """For the record, to the picosecond: more is noise."""
+    return {name: [round(value, 12) for value in seconds] for name, seconds in times.items()}
+
+
+# -- where it ran -----------------------------------------------------------------------------------
+
+
+def environment(*packages: str) -> dict[str, Any]:
+    """The machine and the versions, those of the packages named included."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cyclic_optim": cyclic_optim.__version__,
+        **{package: version(package) for package in packages},
         "machine": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def processor() -> str:
+    """The processor's name, which only Linux keeps from Python."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def environment_line(record: dict[str, Any]) -> str:
+    """What ``environment`` returned, as a line under a table."""
+    machine = ("machine", "processor", "cpus", "threads", "load")
+    versions = [f"{name} {value or '(not installed)'}" for name, value in record.items() if name not in machine]
+    system, processor, cores, threads, load = (record[key] for key in machine)
+    hardware = f"{system}, {processor}, {cores} cores (load {load} before), {threads} threads of torch"
+    return f"{hardware}; {', '.join(versions)}."
+
+
+# -- what comes out ---------------------------------------------------------------------------------
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:

@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from digits import RESULTS, Data, Loader, evaluate, load_data, train_epoch
+from digits import Data, Loader, evaluate, load_data, train_epoch
 from digits import make_model as convolutional
 from digits_picture import as_png
-from harness import as_json, command_line, environment, markdown_table, progress, run_benchmark, write_results
+from harness import RESULTS, as_json, command_line, environment, markdown_table, progress, run_benchmark, write_results
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

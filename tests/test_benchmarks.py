@@ -1,0 +1,92 @@
+"""The benchmarks of cost in their quickest form: that they write what they say, and nothing of how fast anything is."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+PNG = b"\x89PNG\r\n\x1a\n"
+SGDS = {"SGD, OneCycleLR", "SGD(foreach=True), OneCycleLR", "SGD(fused=True), OneCycleLR"}
+PEERS = {
+    "CyclicSGD, Triangular",
+    *SGDS,
+    *(name.replace("OneCycleLR", "CyclicLR") for name in SGDS),
+    "the bare fused op over cached lists",
+    "floor: small tensors serially, large ones in parallel",
+}
+PACKAGES = {  # which need not be installed
+    "optimi SGD(foreach=False), OneCycleLR",
+    "optimi SGD(foreach=True), OneCycleLR",
+    "SGDScheduleFree(foreach=False)",
+    "SGDScheduleFree(foreach=True)",
+}
+
+
+def results(script, out, *arguments):
+    """What ``script`` writes, run as a user runs it, on one thread: its record and its table, which it prints too."""
+    done = subprocess.run(
+        [sys.executable, FOLDER / f"{script}.py", "--quick", "--out", out, *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    table = (out / f"{script}.md").read_text(encoding="utf-8")
+    assert table in done.stdout
+    return json.loads((out / f"{script}.json").read_text()), table
+
+
+def check_ratios(model, table):
+    """A positive ratio with ordered quartiles for each contender, and a row in both tables."""
+    for name, ratio in model["ratios"].items():
+        assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+        assert all(seconds > 0 for seconds in model["seconds"][name])
+        assert table.count(f"\n| {name} ") == (1 if name == "CyclicSGD, OneCycle" else 2)
+
+
+def test_cost_of_a_step_is_compared_with_every_peer(tmp_path):
+    """Each contender has its ratio and its rows, or the reason why it was left out; the picture is there."""
+    record, table = results("step_cost", tmp_path, "--models", "4")
+    assert record["command"].startswith("python benchmarks/step_cost.py --quick")
+    model = record["models"]["4"]
+    assert model["tensors"] == 4
+    check_ratios(model, table)
+    assert model["ratios"].keys() - PACKAGES == PEERS | {"CyclicSGD, OneCycle"}
+    assert "compiled SGD, OneCycleLR" in model["left_out"]
+    assert model["ratios"].keys() | model["left_out"].keys() >= PACKAGES
+    assert all(f"left out {name}: {why}" in table for name, why in model["left_out"].items())
+    assert (tmp_path / "step_cost.png").read_bytes().startswith(PNG)
+
+
+def test_training_step_is_compared_with_torchs_sgd(tmp_path):
+    """Each of its implementations has a ratio, and so has a step that updates nothing."""
+    record, table = results("training_step", tmp_path, "--models", "mlp")
+    model = record["models"]["mlp"]
+    check_ratios(model, table)
+    assert model["ratios"].keys() == {"CyclicSGD, OneCycle", "no update", *SGDS}
+
+
+def test_cost_of_every_policy_is_measured(tmp_path):
+    """Time per step beside torch's schedulers, time to import, and memory beside SGD's."""
+    record, table = results("schedule_cost", tmp_path)
+    assert record["at"].keys() == record["policies"].keys() >= {"Constant", "OneCycle", "Plateau", "Triangular"}
+    for groups in ("1", "200"):
+        times = record["added_by_groups"][groups]
+        assert times.keys() - record["at"].keys() == {"torch's OneCycleLR", "torch's CyclicLR"}
+        assert all(f"\n| {name} " in table and min(seconds) > 0 for name, seconds in times.items())
+        kept = record["bytes_by_groups"][groups]
+        assert kept["CyclicSGD, OneCycle"]["state tensors"] == kept["SGD"]["state tensors"] == 1000 * 32 * 4
+        assert all(of_each["Python objects"] > 0 for of_each in kept.values())
+    assert min(record["imports"]["cyclic_optim, after torch"]) > 0
+
+
+def test_crossing_point_is_measured_at_every_size_and_number_of_threads(tmp_path):
+    """The table behind the choice of small tensors has a row for each size and a ratio for each number of threads."""
+    record, table = results("crossing", tmp_path)
+    assert record["parallel_over_serial"].keys() == {"1", "2", "4"}
+    for by_size in record["parallel_over_serial"].values():
+        assert str(record["configuration"]["small"]) in by_size
+        assert all(0 < low <= median <= high for low, median, high in by_size.values())
+    assert table.count("\n| ") == 2 + len(by_size)
