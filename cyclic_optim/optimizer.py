@@ -262,7 +262,8 @@ class CyclicSGD(SGD):
         if groups[0]["schedule_step"] > 0 or not all_zero(groups) or any(self.state.values()):
             return False
         grads = [param.grad for group in groups for param in group["params"] if param.grad is not None]
-        return len(grads) > 0 and not any(grad.any() for grad in grads)
+        telling = [grad for grad in grads if grad.numel() > 0]
+        return len(telling) > 0 and not any(grad.any() for grad in telling)
 
     def _watch_for_scheduler(self, schedule: Schedule) -> None:
         if self._warned_of_scheduler:

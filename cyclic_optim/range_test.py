@@ -31,7 +31,7 @@ FEWEST = 10
 #: How far below the rate of the lowest loss the peak of the cycle stays.
 MARGIN = 2.0
 #: The part of the loss's whole fall that marks where it starts to fall.
-FALLEN = 0.1
+FALLEN = 0.3
 #: Standard errors of the smoothed loss by which a fall or a rise stands out of the noise.
 CERTAIN = 4.0
 
@@ -96,7 +96,7 @@ class LRRangeTest:
         """``(base_lr, max_lr)``: the two ends of a cycle.
 
         With the smoothed loss falling from its start (the mean of its first tenth) to its lowest value:
-        ``base_lr`` is the last rate at which it had come no more than a tenth of the way, and ``max_lr`` is
+        ``base_lr`` is the last rate at which it had come no more than 30 % of the way, and ``max_lr`` is
         half the rate at which it is lowest. The fall, and the rise after it, must stand out of the noise
         by four standard errors.
 

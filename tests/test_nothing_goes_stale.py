@@ -101,10 +101,10 @@ def clear_all_state(optimizer, i, j):
     optimizer.state.clear()
 
 
-def give_the_last_state_away(optimizer, i, j):
-    if optimizer.state:
-        owner, state = optimizer.state.popitem()
-        optimizer.state[torch.nn.Parameter(owner.detach().clone())] = state
+def give_a_state_away(optimizer, i, j):
+    param = params_of(optimizer)[i]
+    if param in optimizer.state:  # where it is the last one, no other state moves
+        optimizer.state[torch.nn.Parameter(param.detach().clone())] = optimizer.state.pop(param)
 
 
 def replace_a_state_by_its_copy(optimizer, i, j):
@@ -157,6 +157,10 @@ def edit(**values):
 
 
 def reload(optimizer, i, j):
+    owners = set(map(id, params_of(optimizer)))
+    for param in list(optimizer.state):
+        if id(param) not in owners:  # no state dict can name it
+            del optimizer.state[param]
     optimizer.load_state_dict(optimizer.state_dict())
 
 
@@ -185,7 +189,7 @@ CHANGES = {
         delete_a_buffer,
         delete_a_state,
         clear_all_state,
-        give_the_last_state_away,
+        give_a_state_away,
         replace_a_state_by_its_copy,
         swap_two_states,
         replace_a_parameter_and_keep_its_state,

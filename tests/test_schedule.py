@@ -355,6 +355,15 @@ def test_after_a_dry_run_the_rates_are_the_policys_again():
     assert optimizer.param_groups[0]["schedule_step"] == 1
 
 
+def test_an_empty_parameter_makes_no_dry_run():
+    """Under a policy that starts at a rate of 0, gradients without elements are no zeros: the step counts."""
+    param = torch.nn.Parameter(torch.ones(0))
+    optimizer = CyclicSGD([param], lr=1.0, policy=LinearRamp(4, start_factor=0.0))
+    param.grad = torch.ones(0)
+    optimizer.step()
+    assert optimizer.param_groups[0]["schedule_step"] == 1
+
+
 def test_a_rate_of_zero_from_the_policy_is_no_dry_run():
     """Where the policy itself says 0, the step counts and momentum gathers."""
     param, optimizer = one_param(lr=1.0, momentum=0.9, policy=LambdaPolicy(lambda step: min(step, 1)))
