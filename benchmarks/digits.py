@@ -9,9 +9,7 @@ Run it with::
 and find in ``benchmarks/results`` (or where ``--out`` says) ``digits.md``, the table; ``digits.png``, the range
 test, the schedules and the learning curves; ``digits.json``, every number behind them.
 
-1. An LR range test finds the range to cycle in. It is a training run whose rate rises exponentially
-   (``CyclicSGD`` with the policy ``ExponentialRamp``), at the momentum of the training it is for, on the
-   training images alone. ``read_range`` states the rule.
+1. ``lr_range_test`` with its defaults finds the range to cycle in, on the training images alone.
 2. The same training then runs with every optimizer in ``ARMS``. With one seed, all of them start from the
    same weights and see the same batches in the same order, so differences are paired. Seeds change weights
    and order; the split of the 1797 images (half for training, half for the test, stratified) stays.
@@ -28,7 +26,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,12 +38,23 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from cyclic_optim import CyclicSGD, ExponentialRamp, ExpRange, OneCycle, Policy, Triangular, Triangular2
+from cyclic_optim import (
+    CyclicSGD,
+    ExpRange,
+    LRRangeTest,
+    OneCycle,
+    Policy,
+    Triangular,
+    Triangular2,
+    lr_range_test,
+    supervised_step,
+)
 
 BATCH_SIZE = 64
 COMMON: dict[str, Any] = {"momentum": 0.9, "weight_decay": 5e-4}  # most policies cycle the momentum
 
 Loader = DataLoader[tuple[Tensor, ...]]
+Ends = tuple[float, float]  # of a cycle: base_lr, max_lr
 
 
 # -- the data, the network, the training ------------------------------------------------------------
@@ -108,58 +116,11 @@ def evaluate(model: nn.Module, dataset: TensorDataset) -> tuple[float, float]:
 # -- the LR range test ------------------------------------------------------------------------------
 
 
-LOWEST_LR, HIGHEST_LR, RANGE_EPOCHS = 1e-5, 10.0, 16
-SMOOTHING = 0.9  # the smoothed loss trails the loss by about ten steps, ...
-MARGIN = 2  # ... in which the rate nearly doubles
-FALLEN, DIVERGED = 0.1, 4
-
-
-@dataclass(frozen=True)
-class Range:
-    """The two ends of a cycle, and the curve they were read off."""
-
-    base_lr: float
-    max_lr: float
-    rates: list[float]
-    losses: list[float]
-    smoothed: list[float]
-
-
-def range_test(data: Data, seed: int = 0) -> Range:
-    """Train while the rate rises, until the smoothed loss is ``DIVERGED`` times its lowest value, or NaN."""
-    model, loader = make_model(seed), make_loader(data, seed)
-    policy = ExponentialRamp(total_iters=RANGE_EPOCHS * len(loader), start_factor=LOWEST_LR / HIGHEST_LR)
-    optimizer = CyclicSGD(model.parameters(), lr=HIGHEST_LR, **COMMON, policy=policy)
-    rates, losses, smoothed = [], [], []
-    average = 0.0
-    for images, labels in (batch for _ in range(RANGE_EPOCHS) for batch in loader):
-        rate = optimizer.param_groups[0]["lr"]
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        if not math.isfinite(loss.item()):
-            break
-        rates.append(rate)
-        losses.append(loss.item())
-        average = SMOOTHING * average + (1 - SMOOTHING) * losses[-1]
-        smoothed.append(average / (1 - SMOOTHING ** len(losses)))
-        if smoothed[-1] > DIVERGED * min(smoothed):
-            break
-    return read_range(rates, losses, smoothed)
-
-
-def read_range(rates: list[float], losses: list[float], smoothed: list[float]) -> Range:
-    """The rule: from where the loss starts to fall to a little before where it stops falling.
-
-    ``max_lr`` is the rate at the lowest smoothed loss, divided by ``MARGIN``. ``base_lr`` is the rate at
-    which the smoothed loss has come the first tenth (``FALLEN``) of the way there.
-    """
-    lowest = smoothed.index(min(smoothed))
-    start = statistics.mean(losses[:10])
-    threshold = start - FALLEN * (start - smoothed[lowest])
-    base_lr = max(rate for rate, loss in zip(rates[:lowest], smoothed, strict=False) if loss >= threshold)
-    return Range(base_lr, rates[lowest] / MARGIN, rates, losses, smoothed)
+def range_test(data: Data, seed: int = 0) -> LRRangeTest:
+    model = make_model(seed)
+    optimizer = CyclicSGD(model.parameters(), lr=1.0, **COMMON)  # the range test sets the rate
+    step = supervised_step(model, nn.CrossEntropyLoss(), make_loader(data, seed))
+    return lr_range_test(model, optimizer, step, progress=False)
 
 
 # -- the optimizers compared ------------------------------------------------------------------------
@@ -170,7 +131,8 @@ class Plan(NamedTuple):
 
     epochs: int
     steps_per_epoch: int
-    found: Range
+    base_lr: float
+    max_lr: float
 
     @property
     def total_steps(self) -> int:
@@ -180,7 +142,7 @@ class Plan(NamedTuple):
     def triangle(self) -> dict[str, Any]:
         """Half a cycle is 2.5 epochs (1 in the shortest training), so that it ends where a cycle does."""
         half_cycle = self.total_steps // (2 * max(1, self.epochs // 5))
-        return {"step_size_up": half_cycle, "div_factor": self.found.max_lr / self.found.base_lr}
+        return {"step_size_up": half_cycle, "div_factor": self.max_lr / self.base_lr}
 
     @property
     def gamma(self) -> float:
@@ -203,11 +165,11 @@ class Arm(NamedTuple):
 
 
 def sgd(params: Params, plan: Plan) -> SGD:
-    return SGD(params, lr=plan.found.max_lr, **COMMON)
+    return SGD(params, lr=plan.max_lr, **COMMON)
 
 
 def cyclic(policy: Callable[[Plan], Policy]) -> Arm:
-    return Arm(lambda params, plan: CyclicSGD(params, lr=plan.found.max_lr, **COMMON, policy=policy(plan)))
+    return Arm(lambda params, plan: CyclicSGD(params, lr=plan.max_lr, **COMMON, policy=policy(plan)))
 
 
 UNTUNED, CONSTANT, STEP_DECAY = "SGD untuned, lr=1e-3", "SGD, found lr", "SGD, found lr, StepLR"
@@ -236,9 +198,9 @@ class Run(NamedTuple):
 Runs = dict[tuple[str, int], list[Run]]  # by arm and number of epochs: a run for every seed
 
 
-def train(arm: str, epochs: int, seed: int, data: Data, found: Range) -> Run:
+def train(arm: str, epochs: int, seed: int, data: Data, ends: Ends) -> Run:
     model, loader = make_model(seed), make_loader(data, seed)
-    optimizer, scheduler = ARMS[arm].build(model.parameters(), Plan(epochs, len(loader), found))
+    optimizer, scheduler = ARMS[arm].build(model.parameters(), Plan(epochs, len(loader), *ends))
     measured = [evaluate(model, data.test)]
     for _ in range(epochs):
         train_epoch(model, optimizer, loader)
@@ -270,7 +232,7 @@ def trace(arm: str, plan: Plan) -> Trace:
 # -- the table --------------------------------------------------------------------------------------
 
 
-def report(runs: Runs, found: Range, command: str) -> str:
+def report(runs: Runs, ends: Ends, command: str) -> str:
     *_, longest = budgets = sorted({epochs for _, epochs in runs})
     columns = [f"{epochs} epochs" for epochs in budgets]
     header = ["test accuracy, %", *columns, f"test loss ({longest})", f"train loss ({longest})"]
@@ -288,7 +250,7 @@ def report(runs: Runs, found: Range, command: str) -> str:
     return f"""\
 `{command}`
 
-Range test: base lr {found.base_lr:.2g}, max lr {found.max_lr:.2g}. Test accuracy after trainings of so many
+Range test: base lr {ends[0]:.2g}, max lr {ends[1]:.2g}. Test accuracy after trainings of so many
 epochs, and the losses that the longest end with; mean ± standard deviation over {len(runs[UNTUNED, longest])} seeds:
 
 {markdown_table(header, [scores(arm) for arm in ARMS])}
@@ -320,20 +282,20 @@ def experiment(out: Path, seeds: range, budgets: list[int]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     started, command = time.perf_counter(), command_line(__file__)
     data = load_data()
-    found = range_test(data)
-    print(f"range test: base lr {found.base_lr:.2g}, max lr {found.max_lr:.2g}", flush=True)
+    ends = (found := range_test(data)).suggest()
+    print(found, flush=True)
     runs: Runs = {(arm, epochs): [] for epochs in budgets for arm in ARMS}
     for seed, (arm, epochs) in progress([(seed, key) for seed in seeds for key in runs], label="training"):
-        runs[arm, epochs].append(train(arm, epochs, seed, data, found))
-    plan = Plan(budgets[-1], len(make_loader(data, seed=0)), found)
+        runs[arm, epochs].append(train(arm, epochs, seed, data, ends))
+    plan = Plan(budgets[-1], len(make_loader(data, seed=0)), *ends)
     curves = {arm: [run.test_accuracy for run in runs[arm, plan.epochs]] for arm in ARMS}
-    text, image = report(runs, found, command), picture(found, {arm: trace(arm, plan) for arm in ARMS}, curves)
+    text, image = report(runs, ends, command), picture(found, {arm: trace(arm, plan) for arm in ARMS}, curves)
     record = {
         "command": command,
         "environment": environment(),
         "seconds": round(time.perf_counter() - started, 1),
         "configuration": configuration(plan, seeds, budgets),
-        "range_test": asdict(found),
+        "range_test": {"base_lr": ends[0], "max_lr": ends[1], **vars(found), "smoothed": found.smoothed},
         "runs": [run._asdict() for same in runs.values() for run in same],
     }
     write_results(out, {"digits.json": as_json(record), "digits.md": text.encode(), "digits.png": image})
@@ -348,7 +310,6 @@ def configuration(plan: Plan, seeds: range, budgets: list[int]) -> dict[str, Any
         "batch_size": BATCH_SIZE,
         "steps_per_epoch": plan.steps_per_epoch,
         **COMMON,
-        "range_test": {"lowest_lr": LOWEST_LR, "highest_lr": HIGHEST_LR, "epochs": RANGE_EPOCHS, "margin": MARGIN},
         "policies_of_longest": {arm: repr(getattr(made, "policy", None)) for arm, made in optimizers.items()},
     }
 

@@ -27,7 +27,7 @@ def picture(found: Any, traces: dict[str, Trace], accuracies: dict[str, list[lis
     grid = figure.add_gridspec(2, 3, height_ratios=(2, 1))
     left, right = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[:, 2])
     upper = figure.add_subplot(grid[0, 1])
-    draw_range_test(left, found)
+    found.plot(left)
     draw_schedules(upper, figure.add_subplot(grid[1, 1], sharex=upper), traces, styles)
     draw_learning_curves(right, accuracies, styles)
     handles, labels = right.get_legend_handles_labels()
@@ -41,19 +41,6 @@ def as_png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
-
-
-def draw_range_test(axes: Any, found: Any) -> None:
-    axes.plot(found.rates, found.losses, color="#0072b2", alpha=0.3, linewidth=1, label="each batch")
-    axes.plot(found.rates, found.smoothed, color="#0072b2", linewidth=2, label="smoothed")
-    axes.axvspan(found.base_lr, found.max_lr, color="#e69f00", alpha=0.13, linewidth=0)
-    top = 1.25 * max(found.smoothed)
-    for name, rate in (("base", found.base_lr), ("max", found.max_lr)):
-        axes.axvline(rate, color="#a06000", linestyle="--", linewidth=1.2)
-        axes.text(rate / 1.15, 0.985 * top, f"{name} lr\n{rate:.2g}", ha="right", va="top", color="#804d00")
-    axes.set(xscale="log", ylim=(0, top), xlabel="learning rate", ylabel="training loss")
-    axes.set_title("LR range test")
-    axes.legend(loc="lower left", frameon=False)
 
 
 def draw_schedules(rate_axes: Any, momentum_axes: Any, traces: dict[str, Trace], styles: dict[str, Style]) -> None:
