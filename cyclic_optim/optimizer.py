@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -158,28 +159,47 @@ class CyclicSGD(SGD):
         Raises:
             ValueError: the policy has no valid values for the next step. No update was applied.
         """
-        if (
-            _compiler_is_near()
-            or self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or _global_optimizer_pre_hooks
-            or _global_optimizer_post_hooks
-            or _profiler_enabled()
-        ):
-            # A subclass with a step of its own has torch's wrapper round that.
-            watched = type(self).step is CyclicSGD.step
-            return _watched_step(self, closure) if watched else _bare_step(self, closure)
-        # What torch's wrapper does where nobody watches, in a tenth of the time.
+        if _compiler_is_near():
+            return _step_as_torch_wraps_it(self, closure)
+        # The same, in a tenth of the time.
         enabled = _is_grad_enabled()
         _set_grad_enabled(self.defaults["differentiable"])
         try:
-            return self._step(closure, eager=True)
+            return self._step(closure, eagerly=True)
         finally:
             _set_grad_enabled(enabled)
 
-    step.hooked = True  # type: ignore[attr-defined]  # torch then leaves hooks and profiling to it
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
+        """What torch puts round the ``step`` of a class: hooks and profiling; most steps have neither."""
+        watched = SGD.profile_hook_step(func)
 
-    def _step(self, closure: Callable[[], Any] | None = None, *, eager: bool = False) -> Any:
+        @wraps(func)
+        def step(self: CyclicSGD, *args: Any, **kwargs: Any) -> Any:
+            if (
+                _compiler_is_near()
+                or args  # a closure may do anything, also register a hook
+                or kwargs
+                or self._optimizer_step_pre_hooks
+                or self._optimizer_step_post_hooks
+                or _global_optimizer_pre_hooks
+                or _global_optimizer_post_hooks
+                or _profiler_enabled()
+            ):
+                if self._inside_a_step:  # of a subclass, which has had its hooks
+                    return func(self, *args, **kwargs)
+                self._inside_a_step = True
+                try:
+                    return watched(self, *args, **kwargs)
+                finally:
+                    del self._inside_a_step
+            return func(self)
+
+        return step
+
+    _inside_a_step = False
+
+    def _step(self, closure: Callable[[], Any] | None = None, *, eagerly: bool = False) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -187,13 +207,13 @@ class CyclicSGD(SGD):
         found_inf: Tensor | None = self.__dict__.get("found_inf")  # GradScaler sets it for fused=True
         if self._schedule is not None:
             # Numbers that change with every step would be compiled in anew until torch gives up.
-            uncompiled = not eager and _compiler_is_near()
+            uncompiled = not eagerly and _compiler_is_near()
             update = _uncompiled_scheduled_update if uncompiled else CyclicSGD._scheduled_update
             update(self, self._schedule, found_inf)
         elif torch.compiler.is_compiling():
             self._update_by_torch(self.param_groups, found_inf)
         else:
-            uncompiled = not eager and _compiler_is_near()
+            uncompiled = not eagerly and _compiler_is_near()
             (_uncompiled_update if uncompiled else CyclicSGD._update)(self, found_inf)
         return loss
 
@@ -322,9 +342,7 @@ class CyclicSGD(SGD):
             raise
 
 
-# torch's own wrappers: gradients off, and round that hooks and profiling.
-_bare_step = _use_grad_for_differentiable(CyclicSGD._step)
-_watched_step = SGD.profile_hook_step(_bare_step)
+_step_as_torch_wraps_it = _use_grad_for_differentiable(CyclicSGD._step)
 
 # What the compiler must not look into, also where it fell back to eager and looks at every function called.
 _uncompiled_scheduled_update = torch._disable_dynamo(CyclicSGD._scheduled_update)  # type: ignore[attr-defined]

@@ -293,7 +293,7 @@ def test_sorting_happens_only_when_something_changes(monkeypatch):
     param.grad = grow(layout="channels_last")
     for _ in range(4):
         optimizer.step()
-    assert len(sorted_) == 3
+    assert len(sorted_) == 4
 
 
 @pytest.mark.parametrize("witness", [fast_witness, slow_witness])

@@ -1,6 +1,9 @@
 """What a step remembers of its tensors never outlives a change: between steps, users do as they please."""
 
 import contextlib
+import gc
+import threading
+import weakref
 
 import pytest
 import torch
@@ -342,6 +345,58 @@ def test_any_sequence_of_changes_gives_sgds_weights(changes, way, guards):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(witness_module, "_GUARDS_WORK", guards)
         side_by_side(way, [(nothing, 0, 0, "after", 3), *changes])
+
+
+def test_what_the_user_drops_is_freed():
+    """Parameters and states that are taken out of the optimizer are kept by nothing else in it."""
+    world = World(lambda groups: CyclicSGD(groups, lr=0.1, momentum=0.9, policy=Constant()))
+    for seed in range(4):
+        world.step(seed)
+    optimizer = world.optimizer
+    params = params_of(optimizer)
+    kept = [weakref.ref(param) for param in params]
+    kept += [weakref.ref(optimizer.state[param]["momentum_buffer"]) for param in params]
+    del params
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        group["params"].clear()
+    gc.collect()
+    assert not any(reference() is not None for reference in kept)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_autograd_notices_the_update(way):
+    """A backward pass through values that a step overwrote is refused, as after SGD's own step."""
+    one, other = (torch.nn.Parameter(torch.tensor([value])) for value in (2.0, 3.0))
+    optimizer = CyclicSGD([one, other], lr=1.0, **way)
+    for _ in range(4):  # sorted, then remembered
+        loss = (torch.ones(1) * one) * other
+        one.grad, other.grad = torch.ones(1), torch.ones(1)
+        optimizer.step()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.sum().backward()
+
+
+def test_threads_born_during_steps_are_like_any_other():
+    """A thread whose first operation comes while another one steps has the process's number of threads."""
+    world = World(lambda groups: CyclicSGD(groups, lr=0.1, policy=Constant()))
+    before, seen, original = torch.get_num_threads(), [], torch._fused_sgd_
+
+    def op(*args, **options):
+        newborn = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        newborn.start()
+        newborn.join()
+        original(*args, **options)
+
+    try:
+        torch.set_num_threads(3)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "_fused_sgd_", op)
+            for seed in range(3):
+                world.step(seed)
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {3}
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -968,3 +968,20 @@ def test_the_classic_closure_is_triangular(step_size, min_lr, factor, halved, st
     kind = Triangular2 if halved else Triangular
     ours = kind(step_size, div_factor=max_lr / min_lr)
     assert 1.0 * classic.at(step).lr_factor == pytest.approx(max_lr * ours.at(step).lr_factor, rel=0, abs=1e-12)
+
+
+@given(policy=policies(), step=steps(1000))
+def test_a_pickle_holds_the_fields_alone(policy, step):
+    """What a policy worked out from its fields does not travel: another version may work it out differently."""
+    fresh = pickle.dumps(copy.copy(policy))
+    policy.at(step)
+    assert pickle.dumps(policy) == fresh
+
+
+def test_sequential_asks_only_for_the_steps_it_needs():
+    """A function that is defined for the steps of the run alone is asked for no other, and for no step early."""
+    asked = []
+    table = [1.0, 0.5, 0.2]
+    sequence = Sequential([LambdaPolicy(lambda step: asked.append(step) or table[step]), Constant()], [5])
+    assert [sequence.at(step).lr_factor for step in range(3)] == table
+    assert asked == [0, 1, 2]

@@ -309,7 +309,15 @@ class OwnStep(CyclicSGD):
         return super().step(closure)
 
 
-@pytest.mark.parametrize("cls", [CyclicSGD, OwnStep])
+class WrappedStep(CyclicSGD):
+    """A subclass whose step is that of CyclicSGD, decorated."""
+
+
+CyclicSGD([torch.nn.Parameter(torch.ones(1))])  # whose step torch wraps when the first one is built
+WrappedStep.step = torch.no_grad()(CyclicSGD.step)
+
+
+@pytest.mark.parametrize("cls", [CyclicSGD, OwnStep, WrappedStep])
 @pytest.mark.parametrize("kind", HOOKS)
 def test_a_hook_of_any_kind_runs_by_itself(kind, cls):
     """One hook alone runs once per step, from the step after it was registered, also round a subclass's own step."""
@@ -319,6 +327,27 @@ def test_a_hook_of_any_kind_runs_by_itself(kind, cls):
     optimizer.step()
     handle.remove()
     optimizer.step()
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("cls", [SGD, CyclicSGD])
+def test_hooks_see_the_call_and_may_change_it(cls):
+    """A hook is given what the caller passed, as with SGD, and a pre-hook may pass something else on."""
+    optimizer, seen = cls([torch.nn.Parameter(torch.ones(1))], lr=0.1), []
+    optimizer.register_step_post_hook(lambda _, args, kwargs: seen.append((len(args), sorted(kwargs))))
+    optimizer.step()
+    optimizer.step(lambda: 1)
+    optimizer.step(closure=lambda: 1)
+    optimizer.register_step_pre_hook(lambda _, args, kwargs: (args, {**kwargs, "closure": lambda: 7}))
+    assert optimizer.step() == 7
+    assert seen == [(1, []), (2, []), (1, ["closure"]), (1, ["closure"])]
+
+
+@pytest.mark.parametrize("cls", [SGD, CyclicSGD])
+def test_a_hook_registered_in_the_closure_runs(cls):
+    """A post-hook that the closure registers runs after that very step, as with SGD."""
+    optimizer, calls = cls([torch.nn.Parameter(torch.ones(1))], lr=0.1), []
+    optimizer.step(lambda: optimizer.register_step_post_hook(lambda *_: calls.append(1)) and None)
     assert calls == [1]
 
 

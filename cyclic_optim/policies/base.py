@@ -8,6 +8,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 
@@ -66,6 +67,17 @@ class Policy(ABC):
         """Refuse a state, read from a checkpoint, that this policy cannot have written."""
         if state is not None:
             raise ValueError(f"need no state of reports for {self!r}, got {state!r}")
+
+    def __getstate__(self) -> Any:
+        # What is worked out from the fields is worked out anew: another version may do it differently.
+        state = getattr(super(), "__getstate__", lambda: self.__dict__)()
+        if not isinstance(state, dict):
+            return state
+        return {
+            key: value
+            for key, value in state.items()
+            if not isinstance(getattr(type(self), key, None), cached_property)
+        }
 
     def __post_init__(self) -> None:
         if is_dataclass(self):

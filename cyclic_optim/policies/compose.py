@@ -52,20 +52,24 @@ class Sequential(Policy):
         step = step_index(step)
         index = bisect_right(self.milestones, step)
         lr_factor, momentum = self.policies[index].at(step - self._starts[index])
-        return Values(lr_factor, self._inherited[index] if momentum is None else momentum)
+        return Values(lr_factor, self._inherited(index) if momentum is None else momentum)
 
     @cached_property
     def _starts(self) -> tuple[int, ...]:
         return (0, *self.milestones)
 
+    def _inherited(self, index: int) -> float | None:
+        """The momentum that the policies before this one ended with."""
+        if index == 0:
+            return None
+        if index not in self._ended_with:
+            _, momentum = self.policies[index - 1].at(self._starts[index] - 1 - self._starts[index - 1])
+            self._ended_with[index] = self._inherited(index - 1) if momentum is None else momentum
+        return self._ended_with[index]
+
     @cached_property
-    def _inherited(self) -> tuple[float | None, ...]:
-        """For each policy, the momentum that those before it ended with."""
-        left: list[float | None] = [None]
-        for policy, start, end in zip(self.policies, self._starts, self.milestones, strict=False):
-            _, momentum = policy.at(end - 1 - start)
-            left.append(left[-1] if momentum is None else momentum)
-        return tuple(left)
+    def _ended_with(self) -> dict[int, float | None]:
+        return {}
 
     @property
     def end(self) -> int | None:

@@ -11,8 +11,9 @@ on every step everything that they depend on is looked at again, in the cheapest
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from itertools import accumulate
-from operator import attrgetter, is_, itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,8 @@ from torch.nn import Parameter
 from torch.optim.sgd import sgd
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
-from .witness import Check, slow_witness, witness
+from .threads import set_own_threads
+from .witness import Check, facts, slow_witness, witness
 
 Group = dict[str, Any]
 State = dict[Any, dict[str, Any]]
@@ -41,7 +43,7 @@ _PLAIN = {Tensor, Parameter}
 _NO_STATE: dict[str, Any] = {"momentum_buffer": None}
 
 _gradient, _buffer = attrgetter("grad"), itemgetter("momentum_buffer")
-_hyperparameters = itemgetter(*HYPERPARAMETERS)
+_hyperparameters = itemgetter(*HYPERPARAMETERS)  # in this order
 _flags = itemgetter("foreach", "differentiable", "fused")
 
 
@@ -81,7 +83,7 @@ class FusedUpdate:
 
     def __init__(self) -> None:
         self._memory: Memory | None = None
-        self._last: list[Any] = []
+        self._last: list[list[Any]] = []  # of the gradients sorted last: whose they were, and what they were like
 
     def again(self, groups: list[Group], state: State, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
         """Update all groups by what is remembered; False, and nothing done, if anything is not as it was."""
@@ -111,29 +113,38 @@ class FusedUpdate:
             for _, start, stop in first:
                 for param, buffer in zip(params[start:stop], buffers[start:stop], strict=True):
                     state[param]["momentum_buffer"] = buffer
-        # Where other parameters have gradients at every step, remembering is lost labour.
-        settled = whole and not first and _identical(params, self._last)
+        # Where the next step brings other gradients again, remembering is lost labour.
+        seen = [[*map(id, params)], [*map(facts, tensors[1])]]
+        settled = whole and not first and seen == self._last
         self._memory = Memory(groups, state, calls, tensors) if settled else None
-        self._last = params
+        self._last = seen
 
 
 class Memory:
-    """The calls of a step, and all that they depend on."""
+    """The calls of a step, and all that they depend on.
+
+    It holds no tensor and no state, which would outlive their removal by the user: it knows by ``id`` who stood
+    where in the param groups and the optimizer's state, and takes those who stand there now.
+    """
 
     def __init__(self, groups: list[Group], state: State, calls: Calls, tensors: Tensors) -> None:
         self.calls = calls
-        self._objects = _objects(groups, state)
         self._flags = [*map(_flags, groups)]
         self._without_buffers = [i for i, group in enumerate(groups) if group["momentum"] == 0]
-        self._params, _, buffers = tensors
-        active = set(map(id, self._params))
-        self._idle = [param for group in groups for param in group["params"] if id(param) not in active]
-        self._states = [
-            _NO_STATE if buffer is None else state[param] for param, buffer in zip(self._params, buffers, strict=True)
-        ]
-        self._by_op = calls.exact[0].start if calls.exact else len(self._params)
+        params, _, buffers = tensors
+        standing = _standing(groups, state)
+        self._ids = [*map(id, standing)]
+        place = {id(one): i for i, one in enumerate(standing)}
+        active = set(map(id, params))
+        self._params = _pick([place[id(param)] for param in params])
+        self._idle = _pick([place[id(p)] for group in groups for p in group["params"] if id(p) not in active])
+        owner = {id(param): i for i, param in enumerate(state)}
+        self._states = _pick(  # -1: of none
+            [-1 if buffer is None else owner[id(param)] for param, buffer in zip(params, buffers, strict=True)]
+        )
+        self._by_op = calls.exact[0].start if calls.exact else len(params)
         self._simple = not calls.exact and not self._without_buffers
-        # No tensor becomes a shard: one of another type is not like it.
+        # Parameters that are no shards now are none later: the check of their types would notice.
         self._sharded = _local(tensors) is not tensors
         by_op, by_loop = self._halves(_local(tensors))
         self._op_is_right: Check = witness(by_op)
@@ -144,18 +155,21 @@ class Memory:
 
         All that the sorting depends on, every time: stale calls would be silently wrong.
         """
-        if not _identical(_objects(groups, state), self._objects) or [*map(_flags, groups)] != self._flags:
+        standing = _standing(groups, state)
+        if [*map(id, standing)] != self._ids or [*map(_flags, groups)] != self._flags:
             return None
         for i in self._without_buffers:
             if groups[i]["momentum"] != 0:
                 return None
-        for param in self._idle:
+        for param in self._idle(standing):
             if param.grad is not None:
                 return None
+        params = [*self._params(standing)]
         try:
-            tensors = self._params, [*map(_gradient, self._params)], [*map(_buffer, self._states)]
-        except KeyError:  # a buffer was taken away
+            buffers = [*map(_buffer, self._states([*state.values(), _NO_STATE]))]
+        except (KeyError, TypeError):  # a buffer was taken away, or the state is of another kind
             return None
+        tensors = params, [*map(_gradient, params)], buffers
         local = _local(tensors) if self._sharded else tensors
         by_op, by_loop = self._halves(local)
         if self._op_is_right(*by_op) and (not by_loop or self._loop_is_right(*by_loop)):
@@ -167,22 +181,26 @@ class Memory:
         params, grads, buffers = tensors
         if self._simple:
             return [*params, *grads, *buffers], []
+        # Those of groups without momentum have no buffer; a gradient that is missing shows in the number.
         n = self._by_op
         by_op, by_loop = [*params[:n], *grads[:n], *buffers[:n]], [*params[n:], *grads[n:], *buffers[n:]]
         return [t for t in by_op if t is not None], [t for t in by_loop if t is not None]
 
 
-def _objects(groups: list[Group], state: State) -> list[Any]:
-    """Every parameter's state, every group and its parameters: what a change of any of them replaces."""
-    objects = [*state, *state.values()]
+def _standing(groups: list[Group], state: State) -> list[Any]:
+    """Whoever has a state, and every group, followed by its parameters."""
+    standing = [*state]
     for group in groups:
-        objects.append(group)
-        objects += group["params"]
-    return objects
+        standing.append(group)
+        standing += group["params"]
+    return standing
 
 
-def _identical(some: list[Any], others: list[Any]) -> bool:
-    return len(some) == len(others) and all(map(is_, some, others))
+def _pick(places: list[int]) -> Callable[[list[Any]], Sequence[Any]]:
+    """A function that takes the items at these places out of a list."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda items: [items[place] for place in places]
 
 
 # -- sorting ----------------------------------------------------------------------------------------
@@ -223,7 +241,10 @@ def _fusible(param: Tensor, *others: Tensor | None) -> bool:
     tensors = [param, *(other for other in others if other is not None)]
     device = param.device
     return (
-        all(type(t) in _PLAIN and t.layout is torch.strided and not t.is_neg() for t in tensors)
+        all(
+            type(t) in _PLAIN and t.layout is torch.strided and not t.is_neg() and not t._is_zerotensor()
+            for t in tensors
+        )
         and param.dtype in (_DTYPES_ON_CPU if device.type == "cpu" else _DTYPES)
         and device.type in _get_fused_kernels_supported_devices()
         and all(t.dtype is param.dtype and t.device == device and t.shape == param.shape for t in tensors)
@@ -286,16 +307,19 @@ def _run(
     if calls.serial:
         threads = torch.get_num_threads()
         try:
-            # For this thread alone, and no longer than this: the setting is the user's.
-            torch.set_num_threads(1)
+            if set_own_threads is not None:
+                set_own_threads(1)
             for call in calls.serial:
                 _by_op(call, groups[call.kind.group], local, grad_scale, found_inf)
         finally:
-            torch.set_num_threads(threads)
+            if set_own_threads is not None:
+                set_own_threads(threads)
     for call in calls.parallel:
         _by_op(call, groups[call.kind.group], local, grad_scale, found_inf)
     for call in calls.exact:
         _by_loop(call, groups[call.kind.group], tensors, grad_scale)
+    # The op does not, and autograd would not notice that what it saved was overwritten.
+    torch._C._increment_version(local[0])
     return True
 
 

@@ -20,15 +20,16 @@ Check = Callable[..., bool]
 
 def slow_witness(tensors: list[Tensor]) -> Check:
     """A function of tensors: whether they are like the given ones, one by one."""
-    expected = [*map(_facts, tensors)]
-    return lambda *others: [*map(_facts, others)] == expected
+    expected = [*map(facts, tensors)]
+    return lambda *others: [*map(facts, others)] == expected
 
 
-def _facts(tensor: Tensor | None) -> Any:
+def facts(tensor: Tensor | None) -> Any:
+    """All of a tensor that decides how it is updated."""
     if tensor is None:
         return None
     place = tensor.stride() if tensor.layout is torch.strided else tensor.layout
-    return type(tensor), tensor.dtype, tensor.device, tensor.shape, place, tensor.is_neg()
+    return type(tensor), tensor.dtype, tensor.device, tensor.shape, place, tensor.is_neg(), tensor._is_zerotensor()
 
 
 def fast_witness(tensors: list[Tensor]) -> Check:
@@ -44,18 +45,21 @@ def fast_witness(tensors: list[Tensor]) -> Check:
 
 
 def _guards_notice_everything() -> bool:
-    like = torch.zeros(2, 3)
+    # Whatever defaults the user has set.
+    kind: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    like = torch.zeros(2, 3, **kind)
     unlike = [
-        torch.zeros(3, 2).t(),
-        torch.zeros(2, 3, dtype=torch.float64),
-        torch.zeros(2, 3, device="meta"),
-        torch.zeros(2, 4),
-        torch.nn.Parameter(torch.zeros(2, 3)),
-        torch._neg_view(torch.zeros(2, 3)),
+        torch.zeros(3, 2, **kind).t(),
+        torch.zeros(2, 3, dtype=torch.float64, device="cpu"),
+        torch.zeros(2, 3, dtype=torch.float32, device="meta"),
+        torch.zeros(2, 4, **kind),
+        torch.nn.Parameter(torch.zeros(2, 3, **kind)),
+        torch._neg_view(torch.zeros(2, 3, **kind)),
+        torch._efficientzerotensor((2, 3), **kind),
     ]
     try:
         check = fast_witness([like, like])
-        return check(like, torch.ones(2, 3)) and not any(check(like, other) for other in unlike)
+        return check(like, torch.ones(2, 3, **kind)) and not any(check(like, other) for other in unlike)
     except (AttributeError, RuntimeError, SystemError, TypeError):
         return False
 
