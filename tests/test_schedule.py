@@ -351,6 +351,13 @@ def test_a_hook_registered_in_the_closure_runs(cls):
     assert calls == [1]
 
 
+@pytest.mark.parametrize("policy", [None, Constant()], ids=str)
+def test_a_closure_given_by_name_is_called(policy):
+    """``step(closure=...)`` returns the closure's loss, hooks or not."""
+    _, optimizer = one_param(lr=1.0, policy=policy)
+    assert optimizer.step(closure=lambda: 7) == 7
+
+
 def test_profiler_sees_one_range_per_step():
     """The profiler shows each step once, under the class's own name."""
     _, optimizer = one_param(lr=1.0, policy=Constant())
