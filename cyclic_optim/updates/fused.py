@@ -117,7 +117,7 @@ class FusedUpdate:
         seen = [[*map(id, params)], [*map(facts, tensors[1])]]
         settled = whole and not first and seen == self._last
         self._memory = Memory(groups, state, calls, tensors) if settled else None
-        self._last = seen
+        self._last = [] if settled else seen
 
 
 class Memory:
