@@ -230,9 +230,9 @@ class World:
             change(self.optimizer)
         generator = torch.Generator().manual_seed(seed)
         for param in params_of(self.optimizer):
-            if param.requires_grad:
-                grad = torch.randn(param.shape, generator=generator, dtype=torch.float64)
-                param.grad = torch.empty_like(param, requires_grad=False).copy_(grad)
+            # Frozen ones too: their old gradients are not what they were, as torch's foreach adds momentum to them.
+            grad = torch.randn(param.shape, generator=generator, dtype=torch.float64)
+            param.grad = torch.empty_like(param, requires_grad=False).copy_(grad)
         if change is not None and when == "after":
             change(self.optimizer)
         self.optimizer.step()
