@@ -44,7 +44,9 @@ def _worker(rank, folder, flags):
     whole = {name: param.full_tensor() for name, param in model.named_parameters()}
     if rank == 0:
         torch.save((whole, optimizer.param_groups[0]["lr"]), f"{folder}/sharded.pt")
-    dist.destroy_process_group()
+    dist.barrier()
+    # All is claimed and saved: gloo's threads now and then abort a process that tears them down.
+    os._exit(0)
 
 
 def _run_sharded(folder, flags):
