@@ -279,7 +279,7 @@ class CyclicSGD(SGD):
     def _is_first_dry_run(self) -> bool:
         """A dry run of a fresh optimizer whose policy starts at a rate of 0: only the gradients tell."""
         groups = self.param_groups
-        if groups[0]["schedule_step"] > 0 or not all_zero(groups) or any(self.state.values()):
+        if groups[0]["schedule_step"] > 0 or any(self.state.values()):
             return False
         grads = [param.grad for group in groups for param in group["params"] if param.grad is not None]
         telling = [grad for grad in grads if grad.numel() > 0]

@@ -89,6 +89,16 @@ class Policy(ABC):
                     object.__setattr__(self, field.name, value)
 
 
+class FallsToMinFactor(Policy):
+    """A policy whose rates lie between ``min_factor``, a field, and the peak, and that leaves momentum alone."""
+
+    min_factor: float
+
+    @cached_property
+    def _ends(self) -> tuple[Values, Values]:
+        return Values(self.min_factor), Values(1.0)
+
+
 @dataclass(frozen=True)
 class Rule:
     """What one argument must be; called with its name and value, returns the value as plain data."""

@@ -16,6 +16,7 @@ from .base import (
     OPTIONAL_FUNCTION,
     POSITIVE_UNIT,
     UNIT,
+    FallsToMinFactor,
     Policy,
     Values,
     blend,
@@ -201,7 +202,7 @@ class ExpRange(_Triangles):
 
 
 @dataclass(frozen=True)
-class CosineRestarts(Policy):
+class CosineRestarts(FallsToMinFactor):
     """Stochastic gradient descent with warm restarts: fall along a cosine, jump back to the peak.
 
     With t the steps since the last restart and T the length of the current cycle::
@@ -232,10 +233,6 @@ class CosineRestarts(Policy):
         _, start, _, end = cycle_of(step, self.t_0, 0, self.t_mult)
         low, high = self._ends
         return blend(low, high, rise((end - step) / (end - start)))
-
-    @cached_property
-    def _ends(self) -> tuple[Values, Values]:
-        return Values(self.min_factor), Values(1.0)
 
     @property
     def period(self) -> int | None:

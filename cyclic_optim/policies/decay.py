@@ -11,7 +11,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from .base import POSITIVE_UNIT, UNIT, Policy, Values, ascending, blend, one_of, real, rise, step_index, whole
+from .base import (
+    POSITIVE_UNIT,
+    UNIT,
+    FallsToMinFactor,
+    Policy,
+    Values,
+    ascending,
+    blend,
+    one_of,
+    real,
+    rise,
+    step_index,
+    whole,
+)
 
 _POSITIVE = real("0 < {}", lambda value: value > 0)
 
@@ -111,7 +124,7 @@ class ExponentialRamp(Policy):
 
 
 @dataclass(frozen=True)
-class CosineDecay(Policy):
+class CosineDecay(FallsToMinFactor):
     """Half a cosine from 1 to ``min_factor`` in ``t_max`` steps; then it holds.
 
     ``lr_factor = min_factor + (1 - min_factor) * (1 + cos(pi * step / t_max)) / 2``.
@@ -134,10 +147,6 @@ class CosineDecay(Policy):
         left = self.t_max - min(step_index(step), self.t_max)
         low, high = self._ends
         return blend(low, high, rise(left / self.t_max))
-
-    @cached_property
-    def _ends(self) -> tuple[Values, Values]:
-        return Values(self.min_factor), Values(1.0)
 
     @property
     def end(self) -> int:
@@ -264,7 +273,7 @@ _COOLDOWNS: dict[str, Callable[[float, float], float]] = {
 
 
 @dataclass(frozen=True)
-class WarmupStableDecay(Policy):
+class WarmupStableDecay(FallsToMinFactor):
     """A trapezoid: warm up, stay at the peak, cool down; then it holds ``min_factor``.
 
     ::
@@ -315,10 +324,6 @@ class WarmupStableDecay(Policy):
         height = _COOLDOWNS[self.shape](left / self.decay, (self.decay - left) / self.decay)
         low, high = self._ends
         return blend(low, high, height)
-
-    @cached_property
-    def _ends(self) -> tuple[Values, Values]:
-        return Values(self.min_factor), Values(1.0)
 
     @property
     def end(self) -> int:
