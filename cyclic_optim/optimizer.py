@@ -23,7 +23,7 @@ from torch.optim.sgd import sgd
 from .policies import Policy
 from .policies.base import finite
 from .schedule import Group, Schedule, adopt, all_zero, check_tensor_lr, warn
-from .updates import HYPERPARAMETERS, FusedUpdate, takes_fused, unscale
+from .updates import HYPERPARAMETERS, fused_update, takes_fused, unscale, update_ordinary
 
 _BOTH_WRITE = (
     "an LR scheduler is attached to a CyclicSGD that has a policy: both write lr, and the last to do so "
@@ -86,7 +86,6 @@ class CyclicSGD(SGD):
     ) -> None:
         _check_policy(policy)
         self._schedule: Schedule | None = None
-        self._fused_update = FusedUpdate()
         if policy is not None:
             _check_numbers(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
             self._schedule = Schedule(policy)
@@ -236,12 +235,17 @@ class CyclicSGD(SGD):
         """Apply one update to every group, with the values in force, as SGD.step does."""
         groups, scheduled = self.param_groups, self._schedule is not None
         grad_scale: Tensor | None = self.__dict__.get("grad_scale")
-        if self._fused_update.again(groups, self.state, grad_scale, found_inf):
-            return
+        if scheduled:
+            rest = update_ordinary(groups, self.state, grad_scale)
+            if not rest:
+                return
+        else:
+            rest = [(group, group["params"]) for group in groups]
         self._check_that_it_can_be_fused()
-        fused = [group for group in groups if takes_fused(group, scheduled)]
-        others = [group for group in groups if not takes_fused(group, scheduled)]
-        self._fused_update.anew(fused, self.state, grad_scale, found_inf, whole=not others)
+        fused = [row for row in rest if takes_fused(row[0], scheduled)]
+        if fused:
+            fused_update(fused, self.state, grad_scale, found_inf)
+        others = [group for group, _ in rest if not takes_fused(group, scheduled)]
         if scheduled:  # torch's own loops know no loss scale
             for group in others:
                 unscale([param.grad for param in group["params"] if param.grad is not None], grad_scale)
@@ -306,7 +310,6 @@ class CyclicSGD(SGD):
             # What an older dict lacks is as the code has it; torch would fall back on slower paths.
             _fill(state["param_groups"], previous)
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._fused_update = FusedUpdate()
         if self.defaults.get("fused"):
             self._step_supports_amp_scaling = True  # torch forgets it on unpickling
         if previous:

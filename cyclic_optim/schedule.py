@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from . import native
 from .policies import Policy, describe, rebuild
 from .policies.base import finite
 
@@ -62,14 +63,13 @@ class Schedule:
 
     def values(self, step: int, state: dict[str, Any] | None) -> tuple[float, float | None]:
         """What the policy says of a step, checked: a user's policy may say anything."""
-        answer = self.policy.at(step) if state is None else self.policy.after(state, step)
+        return self._checked(self.policy.at(step) if state is None else self.policy.after(state, step), step)
+
+    def _checked(self, answer: Any, step: int) -> tuple[float, float | None]:
         try:
             lr_factor, momentum = answer
         except TypeError:
             raise TypeError(f"need at() to return (lr_factor, momentum), got {answer!r} from {self.policy!r}") from None
-        usual = type(lr_factor) is float and 0 <= lr_factor < inf
-        if usual and (momentum is None or (type(momentum) is float and 0 <= momentum < inf)):
-            return lr_factor, momentum
         where = f" at step {step} from {self.policy!r}"
         return (
             finite("lr_factor", lr_factor, minimum=0, where=where),
@@ -79,8 +79,11 @@ class Schedule:
     def upcoming(self, groups: list[Group], *, ahead: int = 1) -> Upcoming:
         """What will hold ``ahead`` updates from now. Nothing is written yet."""
         first = groups[0]
-        step = first["schedule_step"] + ahead
-        lr_factor, momentum = self.values(step, first.get("policy_state"))
+        step, state = first["schedule_step"] + ahead, first.get("policy_state")
+        answer: Any = self.policy.at(step) if state is None else self.policy.after(state, step)
+        if native.compiled is not None and native.compiled.check(groups, answer):
+            return step, answer[0], answer[1]
+        lr_factor, momentum = self._checked(answer, step)
         for group in groups:
             peak = group["max_lr"]
             if type(peak) is not float or not 0 <= peak < inf:
@@ -92,6 +95,8 @@ class Schedule:
     def write(self, groups: list[Group], upcoming: Upcoming) -> None:
         """Put the values in force."""
         step, lr_factor, momentum = upcoming
+        if native.compiled is not None and native.compiled.write(groups, step, lr_factor, momentum):
+            return
         for group in groups:
             group["schedule_step"] = step
             if type(group["max_lr"]) is not float:  # plain data, whatever kind of number the user put there

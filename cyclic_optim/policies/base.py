@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
+from math import sin
 from typing import Any, NamedTuple
 
 
@@ -95,8 +96,8 @@ class FallsToMinFactor(Policy):
     min_factor: float
 
     @cached_property
-    def _ends(self) -> tuple[Values, Values]:
-        return Values(self.min_factor), Values(1.0)
+    def _span(self) -> Span:
+        return Span.between(Values(self.min_factor), Values(1.0))
 
 
 @dataclass(frozen=True)
@@ -235,32 +236,47 @@ def step_index(step: int) -> int:
     return index
 
 
-def blend(low: Values, high: Values, height: float) -> Values:
-    """The values ``height`` of the way from ``low`` to ``high``; both have a momentum, or neither has.
+class Span(NamedTuple):
+    """All values between two, worked out once; both have a momentum, or neither has."""
+
+    low_factor: float
+    high_factor: float
+    factors: float
+    low_momentum: float
+    high_momentum: float
+    momenta: float | None
+
+    @classmethod
+    def between(cls, low: Values, high: Values) -> Span:
+        if low.momentum is None or high.momentum is None:
+            return cls(low.lr_factor, high.lr_factor, high.lr_factor - low.lr_factor, 0.0, 0.0, None)
+        momenta = high.momentum - low.momentum
+        return cls(low.lr_factor, high.lr_factor, high.lr_factor - low.lr_factor, low.momentum, high.momentum, momenta)
+
+
+def blend(span: Span, height: float) -> Values:
+    """The values ``height`` of the way from the low end to the high one.
 
     Exact at both ends, never outside them for a height in [0, 1], and accurate to a few units in
     the last place however far apart the ends are: each half is measured from its own end, so that
     nothing cancels.
     """
-    low_factor, low_momentum = low
-    high_factor, high_momentum = high
-    momentum = None
+    low, high, factors, low_momentum, high_momentum, momenta = span
     if height < 0.5:
-        lr_factor = low_factor + (high_factor - low_factor) * height
-        if low_momentum is not None and high_momentum is not None:
-            momentum = low_momentum + (high_momentum - low_momentum) * height
-    else:
-        depth = 1 - height
-        lr_factor = high_factor - (high_factor - low_factor) * depth
-        if low_momentum is not None and high_momentum is not None:
-            momentum = high_momentum - (high_momentum - low_momentum) * depth
-    # Half the time of Values(...), on every step.
-    return tuple.__new__(Values, (lr_factor, momentum))
+        momentum = None if momenta is None else low_momentum + momenta * height
+        return new_values(Values, (low + factors * height, momentum))
+    depth = 1 - height
+    momentum = None if momenta is None else high_momentum - momenta * depth
+    return new_values(Values, (high - factors * depth, momentum))
+
+
+#: Half the time of Values(...), on every step: ``new_values(Values, (lr_factor, momentum))``.
+new_values = tuple.__new__
 
 
 def rise(fraction: float) -> float:
     """The cosine ramp (1 - cos(pi x)) / 2, from 0 to 1, written without the cancellation at its foot."""
-    root = math.sin(_QUARTER_TURN * fraction)
+    root = sin(_QUARTER_TURN * fraction)
     return root * root
 
 

@@ -6,8 +6,9 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 
-from .base import FUNCTION, Policy, Values, ascending, finite, step_index
+from .base import FUNCTION, Policy, Values, ascending, finite, new_values, step_index
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,19 @@ class Sequential(Policy):
             )
 
     def at(self, step: int) -> Values:
-        step = step_index(step)
-        index = bisect_right(self.milestones, step)
-        lr_factor, momentum = self.policies[index].at(step - self._starts[index])
-        return Values(lr_factor, self._inherited(index) if momentum is None else momentum)
+        if type(step) is not int:
+            step = step_index(step)
+        index = bisect_right(self.milestones, step)  # a negative step is the first part's to refuse
+        start, at = self._parts[index]
+        values = at(step - start)
+        if index == 0 or values[1] is not None:
+            return values
+        known = self._ended_with
+        return new_values(Values, (values[0], known[index] if index in known else self._inherited(index)))
+
+    @cached_property
+    def _parts(self) -> tuple[tuple[int, Callable[[int], Values]], ...]:
+        return tuple((start, policy.at) for start, policy in zip(self._starts, self.policies, strict=True))
 
     @cached_property
     def _starts(self) -> tuple[int, ...]:
@@ -98,4 +108,7 @@ class LambdaPolicy(Policy):
     fn: Callable[[int], float] = field(metadata=FUNCTION)
 
     def at(self, step: int) -> Values:
-        return Values(finite(f"fn({step})", self.fn(step_index(step)), minimum=0))
+        lr_factor = self.fn(step_index(step))
+        if type(lr_factor) is not float or not 0 <= lr_factor < inf:
+            lr_factor = finite(f"fn({step})", lr_factor, minimum=0)
+        return new_values(Values, (lr_factor, None))

@@ -18,6 +18,7 @@ from .base import (
     UNIT,
     FallsToMinFactor,
     Policy,
+    Span,
     Values,
     blend,
     check_momenta,
@@ -49,6 +50,22 @@ def cycle_of(step: int, up: int, down: int, growth: float) -> tuple[int, int, in
         number = step // length
         start = number * length
         return number, start, start + up, start + length
+    # Most steps lie where the last one lay, and looking is cheaper than finding.
+    cycle = _last_found.get((up, down, growth), _NOWHERE)
+    if cycle.start <= step < cycle.end:
+        return cycle
+    cycle = _last_found[up, down, growth] = _find_cycle(step, up, down, growth)
+    if len(_last_found) > 1000:
+        _last_found.clear()
+    return cycle
+
+
+_NOWHERE = Cycle(0, 0, 0, 0)
+_last_found: dict[tuple[int, int, float], Cycle] = {}
+
+
+def _find_cycle(step: int, up: int, down: int, growth: float) -> Cycle:
+    length = up + down
     # The logarithm is off by one at most, near a boundary; whole numbers then decide.
     grown = min(step / length * (growth - 1), sys.float_info.max)
     guess = int(math.log1p(grown) / math.log1p(growth - 1))
@@ -102,14 +119,13 @@ class _Triangles(Policy):
         cycle, start, peak, end = cycle_of(step, up, down, self.cycle_growth)
         # Integers over integers: rounded once, whatever the step.
         height = (step - start) / (peak - start) if step <= peak else (end - step) / (end - peak)
-        low, high = self._ends
-        return blend(low, high, self._scaled(height, cycle, step))
+        return blend(self._span, self._scaled(height, cycle, step))
 
     @cached_property
-    def _ends(self) -> tuple[Values, Values]:
+    def _span(self) -> Span:
         # Momentum moves inversely to the rate.
         lowest, highest = (self.max_momentum, self.base_momentum) if self.cycle_momentum else (None, None)
-        return Values(1 / self.div_factor, lowest), Values(1.0, highest)
+        return Span.between(Values(1 / self.div_factor, lowest), Values(1.0, highest))
 
 
 @dataclass(frozen=True)
@@ -152,7 +168,7 @@ class Triangular(_Triangles):
         given = cycle + 1 if self.scale_mode == "cycle" else step
         returned = self.scale_fn(given)
         height *= finite(f"scale_fn({given})", returned)
-        lr_factor, momentum = blend(*self._ends, height)
+        lr_factor, momentum = blend(self._span, height)
         if lr_factor < 0 or (momentum is not None and momentum < 0):
             raise ValueError(
                 "need a scale that keeps the rate and the momentum at or above 0, "
@@ -231,8 +247,7 @@ class CosineRestarts(FallsToMinFactor):
     def at(self, step: int) -> Values:
         step = step_index(step)
         _, start, _, end = cycle_of(step, self.t_0, 0, self.t_mult)
-        low, high = self._ends
-        return blend(low, high, rise((end - step) / (end - start)))
+        return blend(self._span, rise((end - step) / (end - start)))
 
     @property
     def period(self) -> int | None:

@@ -16,6 +16,7 @@ from .base import (
     UNIT,
     FallsToMinFactor,
     Policy,
+    Span,
     Values,
     ascending,
     blend,
@@ -69,14 +70,13 @@ class LinearRamp(Policy):
 
     def at(self, step: int) -> Values:
         step = min(step_index(step), self.total_iters)
-        low, high, climbs = self._ends
         # From the low end, where a step's share of the line is told exactly.
-        return blend(low, high, (step if climbs else self.total_iters - step) / self.total_iters)
+        risen = step if self.start_factor <= self.end_factor else self.total_iters - step
+        return blend(self._span, risen / self.total_iters)
 
     @cached_property
-    def _ends(self) -> tuple[Values, Values, bool]:
-        low, high = sorted((self.start_factor, self.end_factor))
-        return Values(low), Values(high), self.start_factor <= self.end_factor
+    def _span(self) -> Span:
+        return Span.between(*map(Values, sorted((self.start_factor, self.end_factor))))
 
     @property
     def end(self) -> int:
@@ -144,9 +144,8 @@ class CosineDecay(FallsToMinFactor):
     min_factor: float = field(default=0.0, metadata=UNIT)
 
     def at(self, step: int) -> Values:
-        left = self.t_max - min(step_index(step), self.t_max)
-        low, high = self._ends
-        return blend(low, high, rise(left / self.t_max))
+        left = self.t_max - step_index(step)
+        return blend(self._span, rise(left / self.t_max if left > 0 else 0.0))
 
     @property
     def end(self) -> int:
@@ -322,8 +321,7 @@ class WarmupStableDecay(FallsToMinFactor):
         if left >= self.decay:
             return Values(1.0)
         height = _COOLDOWNS[self.shape](left / self.decay, (self.decay - left) / self.decay)
-        low, high = self._ends
-        return blend(low, high, height)
+        return blend(self._span, height)
 
     @property
     def end(self) -> int:

@@ -11,6 +11,7 @@ from .base import (
     FLAG,
     UNIT,
     Policy,
+    Span,
     Values,
     blend,
     check_momenta,
@@ -25,15 +26,14 @@ from .base import (
 class _Ramp(NamedTuple):
     """A stretch of the cycle, told from its low end: where each end lies and what holds there.
 
-    A falling stretch has ``low_step > high_step``; the fraction below comes out right all the same,
-    and is exact where the rate is small.
+    A falling stretch has its low end last; the fraction below comes out right all the same,
+    and is exact where the rate is small: the length is negative, too.
     """
 
     last_step: float
     low_step: float
-    high_step: float
-    low: Values
-    high: Values
+    length: float  # to the high end
+    span: Span
 
 
 @dataclass(frozen=True)
@@ -101,21 +101,21 @@ class OneCycle(Policy):
         first = Values(1 / self.div_factor, lowest)
         peak = Values(1.0, highest)
         end = Values(first.lr_factor / self.final_div_factor, lowest)
-        climb = _Ramp(top, 0, top, first, peak)
+        full = Span.between(first, peak)
+        climb = _Ramp(top, 0, top, full)
         if not self.three_phase:
-            return climb, _Ramp(last, last, top, end, peak)
-        return climb, _Ramp(foot, foot, top, first, peak), _Ramp(last, last, foot, end, first)
+            return climb, _Ramp(last, last, top - last, Span.between(end, peak))
+        return climb, _Ramp(foot, foot, top - foot, full), _Ramp(last, last, foot - last, Span.between(end, first))
 
     def at(self, step: int) -> Values:
         step = step_index(step)
         if step >= self.total_steps:
             step = self.total_steps - 1
-        for ramp in self._ramps:
-            if step <= ramp[0]:
+        for last_step, low_step, length, span in self._ramps:  # noqa: B007 (the loop finds them)
+            if step <= last_step:
                 break
-        _, low_step, high_step, low, high = ramp
-        fraction = (step - low_step) / (high_step - low_step)
-        return blend(low, high, rise(fraction) if self.anneal_strategy == "cos" else fraction)
+        fraction = (step - low_step) / length
+        return blend(span, rise(fraction) if self.anneal_strategy == "cos" else fraction)
 
     @property
     def end(self) -> int:

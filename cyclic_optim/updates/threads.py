@@ -7,7 +7,8 @@ over, and one born in the meantime would keep it for good. OpenMP's own setting 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -29,3 +30,17 @@ def _openmps_setting() -> Callable[[int], None] | None:
 
 #: How many threads the calling thread's torch operations run on; None where that cannot be said for it alone.
 set_own_threads = _openmps_setting()
+
+
+@contextmanager
+def one_thread(wanted: bool) -> Iterator[None]:
+    """Run the calling thread's torch operations on one thread, if that is wanted and possible."""
+    if not wanted or set_own_threads is None:
+        yield
+        return
+    threads = torch.get_num_threads()
+    try:
+        set_own_threads(1)
+        yield
+    finally:
+        set_own_threads(threads)
