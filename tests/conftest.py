@@ -2,8 +2,22 @@
 
 import os
 
+import pytest
 from hypothesis import settings
+
+from cyclic_optim import native
 
 settings.register_profile("quick", max_examples=50, deadline=None, derandomize=True)
 settings.register_profile("deep", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.fixture(scope="module", params=["compiled", "python"])
+def part(request):
+    """For a module's ``pytestmark``: its tests run with the compiled part of a step, and without."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "python":
+            patch.setattr(native, "compiled", None)
+        elif native.compiled is None:
+            pytest.skip("the compiled part is not there; test_compiled.py says whether it should be")
+        yield request.param

@@ -11,8 +11,8 @@ from strategies import sgd_options
 
 from cyclic_optim import Constant, CyclicSGD, LambdaPolicy, Policy, Triangular, Values
 from cyclic_optim.updates import fused
-from cyclic_optim.updates import witness as witness_module
-from cyclic_optim.updates.witness import fast_witness, slow_witness
+
+pytestmark = pytest.mark.usefixtures("part")
 
 #: Every way to the fused update: asked for, or by default beside a policy.
 FUSED = {
@@ -52,23 +52,6 @@ def compare(params, set_grads, way, steps=3, **options):
         for param, twin in zip(params, twins, strict=True):
             torch.testing.assert_close(param, twin, rtol=1e-12, atol=1e-13)
     return optimizer
-
-
-KIND_OF = {
-    "plain": lambda: torch.ones(2, 3),
-    "transposed": lambda: torch.ones(3, 2).t(),
-    "strided": lambda: torch.ones(2, 6)[:, ::2],
-    "double": lambda: torch.ones(2, 3, dtype=torch.float64),
-    "bfloat16": lambda: torch.ones(2, 3, dtype=torch.bfloat16),
-    "wider": lambda: torch.ones(2, 4),
-    "flat": lambda: torch.ones(6),
-    "scalar": lambda: torch.ones(()),
-    "empty": lambda: torch.ones(0, 3),
-    "parameter": lambda: torch.nn.Parameter(torch.ones(2, 3)),
-    "meta": lambda: torch.ones(2, 3, device="meta"),
-    "negated": lambda: torch._neg_view(torch.ones(2, 3)),
-}
-KINDS = list(KIND_OF)
 
 
 @ways_to_fused
@@ -279,39 +262,6 @@ def test_any_mixture_equals_the_reference(shapes, options, way, data):
     compare(params, set_grads, way, steps=4, **options)
 
 
-def test_sorting_happens_only_when_something_changes(monkeypatch):
-    """Steps with new gradients of the same layouts remember the calls; a new layout sorts them anew."""
-    sorted_ = []
-    original = fused._sort
-    monkeypatch.setattr(fused, "_sort", lambda *args: sorted_.append(1) or original(*args))
-    param = torch.nn.Parameter(grow())
-    optimizer = CyclicSGD([param], lr=0.1, policy=Triangular(step_size_up=3))
-    for seed in range(6):
-        param.grad = grow(seed=seed)
-        optimizer.step()
-    assert len(sorted_) == 2  # the first step, at which there were no buffers, and the second, which is remembered
-    param.grad = grow(layout="channels_last")
-    for _ in range(4):
-        optimizer.step()
-    assert len(sorted_) == 4
-
-
-@pytest.mark.parametrize("witness", [fast_witness, slow_witness])
-@given(
-    before=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4),
-    after=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4),
-)
-def test_a_witness_notices_every_difference(witness, before, after):
-    """A witness of some tensors holds for others exactly if they agree in number and in all that sorting asks."""
-    tensors = [KIND_OF[kind]() for kind in before]
-    assert witness(tensors)(*(KIND_OF[kind]() for kind in after)) == (before == after)
-
-
-def test_torchs_guards_are_in_use():
-    """The torch that is tested with has the guards that make noticing cheap."""
-    assert witness_module._GUARDS_WORK
-
-
 @pytest.mark.parametrize("flags", [{"foreach": True}, {"foreach": False}, {"fused": False}])
 def test_flags_that_were_set_are_honoured(flags, monkeypatch):
     """Beside a policy, an implementation that was asked for is the one that runs."""
@@ -327,12 +277,12 @@ def test_flags_that_were_set_are_honoured(flags, monkeypatch):
 
 
 def test_the_fused_op_is_the_default_beside_a_policy(monkeypatch):
-    """With a policy and no flags, plain parameters go through the fused op."""
+    """With a policy and no flags, large plain parameters go through the fused op."""
     called = []
     original = torch._fused_sgd_
     monkeypatch.setattr(torch, "_fused_sgd_", lambda *args, **kwargs: called.append(1) or original(*args, **kwargs))
-    param = torch.nn.Parameter(torch.ones(2))
-    param.grad = torch.ones(2)
+    param = torch.nn.Parameter(torch.ones(fused.SMALL))
+    param.grad = torch.ones(fused.SMALL)
     CyclicSGD([param], lr=0.1, policy=LambdaPolicy(lambda step: 1.0)).step()
     assert called == [1]
 

@@ -4,7 +4,8 @@ The op walks memory and knows one flag for all its tensors, so it is right only 
 floating-point tensors of one dtype and device whose parameter, gradient and buffer lie in memory
 alike, and which have either all stepped before or all not. On the CPU it is wrong for half precision.
 Tensors are therefore sorted into calls on every step, as users may do anything to them in between: one of the
-op for each kind that it can do, torch's exact loop for the rest. :mod:`.ordinary` takes the ordinary ones off its hands.
+op for each kind that it can do, torch's exact loop for the rest. :mod:`.ordinary` takes most of them off its
+hands.
 """
 
 from __future__ import annotations
@@ -105,8 +106,8 @@ def _sort(rows: Rows, state: State) -> tuple[list[Call], Tensors]:
     in_order = sorted(kinds, key=lambda kind: (kind.exact, not kind.serial, kind.row))
     ends = [*accumulate(len(kinds[kind]) for kind in in_order)]
     calls = [Call(kind, end - len(kinds[kind]), end) for kind, end in zip(in_order, ends, strict=True)]
-    tensors = [row for kind in in_order for row in kinds[kind]]
-    return calls, ([row[0] for row in tensors], [row[1] for row in tensors], [row[2] for row in tensors])
+    sorted_ = [row for kind in in_order for row in kinds[kind]]
+    return calls, ([row[0] for row in sorted_], [row[1] for row in sorted_], [row[2] for row in sorted_])
 
 
 def _is_right_for_op(param: Tensor, grad: Tensor, buffer: Tensor | None) -> bool:

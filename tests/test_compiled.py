@@ -1,0 +1,111 @@
+"""The compiled part of a step: it is there, it takes what is ordinary, and it does what Python does."""
+
+import copy
+import math
+import shutil
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cyclic_optim import Constant, CyclicSGD, native
+from cyclic_optim.schedule import Schedule
+
+
+def test_the_compiled_part_is_there_wherever_it_can_be():
+    """With a C compiler and a torch that has DLPack's exchange API, installing has built it."""
+    if native.compiled is None and (
+        shutil.which("cc") is None or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
+    ):
+        pytest.skip("no C compiler here, or a torch older than 2.10")
+    assert native.compiled is not None
+
+
+needs_it = pytest.mark.skipif(native.compiled is None, reason="see the test above")
+
+
+@needs_it
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ordinary_parameters_are_all_updated_by_it(dtype, monkeypatch):
+    """After a first step no torch operation is needed for small contiguous or channels_last parameters."""
+    params = [torch.nn.Parameter(torch.ones(shape, dtype=dtype)) for shape in ((3,), (), (2, 3, 2, 2), (0, 3))]
+    params[2].data = params[2].data.contiguous(memory_format=torch.channels_last)
+    optimizer = CyclicSGD(params, lr=0.1, momentum=0.9, policy=Constant())
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("an operation of torch was called")
+
+    monkeypatch.setattr(torch, "_fused_sgd_", refuse)
+    optimizer.step()
+    for param in params:
+        torch.testing.assert_close(param.detach(), torch.full_like(param.detach(), 1 - 0.1 - 0.19))
+
+
+numbers = st.sampled_from([0.0, 1.0, 0.25, 1e300, -1.0, math.inf, math.nan, 1, 3, True, None, "x", 10**400])
+
+
+@needs_it
+@given(
+    peaks=st.lists(st.sampled_from([0.0, 0.5, 1e300, 2, -1.0, math.inf, math.nan, "x"]), min_size=1, max_size=3),
+    lrs=st.lists(st.sampled_from([0.5, 1, torch.tensor(0.5)]), min_size=3, max_size=3),
+    answer=st.tuples(numbers, numbers) | numbers,
+)
+def test_values_are_checked_and_written_as_python_does(peaks, lrs, answer):
+    """Whatever a policy says and the groups hold, the groups end up the same, or the same error is raised."""
+
+    class Says(Constant):
+        def at(self, step):
+            return answer
+
+    ends = []
+    for compiled in (native.compiled, None):
+        groups = [
+            {"max_lr": peak, "lr": copy.copy(lr), "momentum": 0.9, "schedule_step": 3}
+            for peak, lr in zip(peaks, lrs, strict=False)
+        ]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "compiled", compiled)
+            schedule = Schedule(Says())
+            try:
+                schedule.write(groups, schedule.upcoming(groups))
+            except (TypeError, ValueError) as error:
+                groups.append({"error": str(error)})
+        ends.append(repr(groups))
+    assert ends[0] == ends[1]
+
+
+@needs_it
+def test_a_dispatch_mode_sees_every_operation():
+    """Where somebody watches torch's operations, the update is made of them."""
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        seen = ()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.seen = (*self.seen, str(func))
+            return func(*args, **(kwargs or {}))
+
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    optimizer = CyclicSGD([param], lr=0.1, policy=Constant())
+    with Watch() as watch:
+        optimizer.step()
+    assert any("_fused_sgd_" in name for name in watch.seen)
+
+
+@needs_it
+def test_an_error_in_the_middle_leaves_everything_as_it_was():
+    """Where one group is malformed, no parameter of another one has moved."""
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = CyclicSGD([{"params": [param]} for param in params], lr=0.1, policy=Constant())
+    for param in params:
+        param.grad = torch.ones(2)
+    optimizer.param_groups[1]["params"] = None
+    with pytest.raises(TypeError, match="need param groups that are dicts with a list 'params'"):
+        optimizer.step()
+    assert torch.equal(params[0], torch.ones(2))
+    assert optimizer.param_groups[0]["schedule_step"] == 0
