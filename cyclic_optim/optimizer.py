@@ -20,8 +20,7 @@ from torch.optim.optimizer import (
 )
 from torch.optim.sgd import sgd
 
-from .policies import Policy
-from .policies.base import finite
+from .policies.base import Policy, finite
 from .schedule import Group, Schedule, adopt, all_zero, check_tensor_lr, warn
 from .updates import HYPERPARAMETERS, fused_update, takes_fused, unscale, update_ordinary
 

@@ -9,8 +9,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from .policies import Policy
-from .policies.base import finite, whole
+from .policies.base import Policy, finite, whole
 from .schedule import Schedule
 
 if TYPE_CHECKING:

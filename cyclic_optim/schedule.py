@@ -25,8 +25,8 @@ from typing import Any
 import torch
 
 from . import native
-from .policies import Policy, describe, rebuild
-from .policies.base import finite
+from .policies.base import Policy, finite
+from .policies.spec import describe, rebuild
 
 Group = dict[str, Any]
 

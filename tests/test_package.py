@@ -22,6 +22,18 @@ def test_import_brings_torch_alone():
     assert third_party <= {"torch"}
 
 
+def test_import_waits_with_what_it_may_not_need():
+    """Importing the package imports none of its modules but the one that finds names; asking for a name does."""
+    code = (
+        "import sys, torch, cyclic_optim; "
+        "before = [name for name in sys.modules if name.startswith('cyclic_optim.')]; "
+        "cyclic_optim.OneCycle; print(before, 'cyclic_optim.policies.onecycle' in sys.modules, "
+        "'cyclic_optim.policies.decay' in sys.modules, hasattr(cyclic_optim, 'TwoCycle'))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "['cyclic_optim._on_demand'] True False False"
+
+
 def test_policies_import_the_standard_library_alone():
     """The policies are pure: their modules import nothing but the standard library and each other."""
     for module in (ROOT / "cyclic_optim" / "policies").glob("*.py"):
@@ -52,11 +64,11 @@ def test_a_built_wheel_holds_only_the_package(tmp_path):
     """A wheel has the package's modules, py.typed and its metadata: no tests, no benchmarks."""
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         (source / name).write_bytes((ROOT / name).read_bytes())
     for name in ("cyclic_optim", "tests", "benchmarks"):
         for file in (ROOT / name).rglob("*.*"):
-            if file.suffix in {".py", ".typed"}:
+            if file.suffix in {".py", ".c", ".typed"}:
                 target = source / file.relative_to(ROOT)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(file.read_bytes())

@@ -8,46 +8,6 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from .base import Policy
-from .compose import LambdaPolicy, Sequential
-from .cyclic import CosineRestarts, ExpRange, Triangular, Triangular2
-from .decay import (
-    Constant,
-    CosineDecay,
-    ExponentialDecay,
-    ExponentialRamp,
-    InverseTimeDecay,
-    LinearRamp,
-    MultiStepDecay,
-    PolynomialDecay,
-    StepDecay,
-    WarmupStableDecay,
-)
-from .onecycle import OneCycle
-from .plateau import Plateau
-
-POLICIES: dict[str, type[Policy]] = {
-    policy.__name__: policy
-    for policy in (
-        Constant,
-        Triangular,
-        Triangular2,
-        ExpRange,
-        OneCycle,
-        CosineRestarts,
-        CosineDecay,
-        PolynomialDecay,
-        ExponentialDecay,
-        StepDecay,
-        MultiStepDecay,
-        InverseTimeDecay,
-        WarmupStableDecay,
-        LinearRamp,
-        ExponentialRamp,
-        Sequential,
-        Plateau,
-        LambdaPolicy,
-    )
-}
 
 
 def describe(policy: Policy) -> dict[str, Any]:
@@ -57,7 +17,7 @@ def describe(policy: Policy) -> dict[str, Any]:
     which one it was, and cannot hold it.
     """
     cls = type(policy)
-    ours = POLICIES.get(cls.__name__) is cls
+    ours = cls.__module__.rpartition(".")[0] == __package__
     names = [field.name for field in fields(policy)] if is_dataclass(policy) else sorted(vars(policy))
     return {
         "name": cls.__name__ if ours else f"{cls.__module__}.{cls.__qualname__}",
@@ -83,7 +43,7 @@ def _plain(value: Any) -> Any:
 
 
 def rebuild(description: object) -> Policy:
-    """The policy that was described. Nothing is looked up but the names in ``POLICIES``.
+    """The policy that was described. Nothing is looked up but the names in :mod:`.table`.
 
     Raises:
         ValueError: not a description, or not of a policy that data alone can rebuild.
@@ -94,6 +54,8 @@ def rebuild(description: object) -> Policy:
         or not isinstance(description.get("fields"), dict)
     ):
         raise ValueError(f"need a policy as {{'name': ..., 'fields': {{...}}}}, got {description!r}")
+    from .table import POLICIES  # which imports every policy there is; an optimizer commonly needs one
+
     name, described = description["name"], description["fields"]
     if name not in POLICIES:
         raise ValueError(f"need a policy of this library to rebuild it from data, got {name!r}")
