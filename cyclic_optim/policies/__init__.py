@@ -1,8 +1,8 @@
 """Schedules as pure values: whole numbers in, ``(lr_factor, momentum)`` out. Standard library only."""
 
 from .base import Policy, Values
-from .compose import LambdaPolicy, Sequential
-from .cyclic import CosineRestarts, ExpRange, Triangular, Triangular2
+from .compose import LambdaPolicy, Scaled, Sequential, Staircase
+from .cyclic import CosineRestarts, CosineWave, ExpRange, Triangular, Triangular2
 from .decay import (
     Constant,
     CosineDecay,
@@ -24,6 +24,7 @@ __all__ = [
     "Constant",
     "CosineDecay",
     "CosineRestarts",
+    "CosineWave",
     "ExpRange",
     "ExponentialDecay",
     "ExponentialRamp",
@@ -35,7 +36,9 @@ __all__ = [
     "Plateau",
     "Policy",
     "PolynomialDecay",
+    "Scaled",
     "Sequential",
+    "Staircase",
     "StepDecay",
     "Triangular",
     "Triangular2",

@@ -8,8 +8,8 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from .base import Policy
-from .compose import LambdaPolicy, Sequential
-from .cyclic import CosineRestarts, ExpRange, Triangular, Triangular2
+from .compose import LambdaPolicy, Scaled, Sequential, Staircase
+from .cyclic import CosineRestarts, CosineWave, ExpRange, Triangular, Triangular2
 from .decay import (
     Constant,
     CosineDecay,
@@ -34,6 +34,7 @@ POLICIES: dict[str, type[Policy]] = {
         ExpRange,
         OneCycle,
         CosineRestarts,
+        CosineWave,
         CosineDecay,
         PolynomialDecay,
         ExponentialDecay,
@@ -44,6 +45,8 @@ POLICIES: dict[str, type[Policy]] = {
         LinearRamp,
         ExponentialRamp,
         Sequential,
+        Staircase,
+        Scaled,
         Plateau,
         LambdaPolicy,
     )
