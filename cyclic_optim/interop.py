@@ -339,7 +339,7 @@ def _sequential_lr(scheduler: Any) -> Taken:
     policies = []
     for i, part in enumerate(parts):
         ratio = _ratio(f"the peak of schedulers[{i}] over the highest one", part.peaks, peaks)
-        policies.append(part.policy if ratio == 1 else Scaled(part.policy, ratio))
+        policies.append(part.policy if ratio >= 1 else Scaled(part.policy, ratio))
     return Taken(Sequential(tuple(policies), tuple(scheduler._milestones)), peaks)
 
 

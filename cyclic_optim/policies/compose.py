@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
 
-from .base import FUNCTION, Policy, Values, ascending, finite, new_values, real, step_index, whole
+from .base import FUNCTION, UNIT, Policy, Values, ascending, finite, new_values, step_index, whole
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Scaled(Policy):
 
     Args:
         policy: any policy but a Plateau, whose rates follow a metric.
-        factor: a finite number >= 0.
+        factor: in [0, 1]; ``lr`` stays the peak of it all.
 
     Raises:
         ValueError, TypeError: an argument breaks its rule.
@@ -137,7 +137,7 @@ class Scaled(Policy):
     """
 
     policy: Policy
-    factor: float = field(metadata=real("0 <= {}", lambda value: value >= 0))
+    factor: float = field(metadata=UNIT)
 
     def __post_init__(self) -> None:
         super().__post_init__()
