@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .policies import Constant as Constant
     from .policies import CosineDecay as CosineDecay
     from .policies import CosineRestarts as CosineRestarts
+    from .policies import CosineWave as CosineWave
     from .policies import ExponentialDecay as ExponentialDecay
     from .policies import ExponentialRamp as ExponentialRamp
     from .policies import ExpRange as ExpRange
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from .policies import Plateau as Plateau
     from .policies import Policy as Policy
     from .policies import PolynomialDecay as PolynomialDecay
+    from .policies import Scaled as Scaled
     from .policies import Sequential as Sequential
+    from .policies import Staircase as Staircase
     from .policies import StepDecay as StepDecay
     from .policies import Triangular as Triangular
     from .policies import Triangular2 as Triangular2
@@ -47,6 +50,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "Constant",
         "CosineDecay",
         "CosineRestarts",
+        "CosineWave",
         "ExpRange",
         "ExponentialDecay",
         "ExponentialRamp",
@@ -58,7 +62,9 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "Plateau",
         "Policy",
         "PolynomialDecay",
+        "Scaled",
         "Sequential",
+        "Staircase",
         "StepDecay",
         "Triangular",
         "Triangular2",

@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from torch.optim.sgd import sgd
 from .policies.base import Policy, finite
 from .schedule import Group, Schedule, adopt, all_zero, check_tensor_lr, warn
 from .updates import HYPERPARAMETERS, fused_update, takes_fused, unscale, update_ordinary
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _BOTH_WRITE = (
     "an LR scheduler is attached to a CyclicSGD that has a policy: both write lr, and the last to do so "
@@ -103,6 +106,59 @@ class CyclicSGD(SGD):
             fused=fused,
         )
         self.defaults["momentum"] = momentum
+
+    @classmethod
+    def from_torch(
+        cls,
+        optimizer: SGD,
+        scheduler: Any = None,
+        *,
+        steps_per_epoch: int | None = None,
+        steps_into_epoch: int = 0,
+    ) -> Self:
+        """Take over a run of ``torch.optim.SGD`` and its scheduler, in mid-training.
+
+        Returns the optimizer that goes on where they stand: the same param groups with the same options, the same
+        momentum buffers (the very tensors, as the parameters are: of the two optimizers use only the new one from
+        then on), the counter at the scheduler's position, and the same learning rate and momentum at every later
+        step that torch defines, to 1e-10 relative. The optimizer and the scheduler given are left as they are.
+        Call it where an iteration ends, after ``scheduler.step()``.
+
+        A ``ReduceLROnPlateau`` goes on with the reports it has had; ``report(metric)`` then does what
+        ``scheduler.step(metric)`` did, and the rate it has reached becomes the peak. Without a scheduler there is no
+        policy, and the rates stay where they are.
+
+        Args:
+            optimizer: a ``torch.optim.SGD``, or a CyclicSGD without a policy; no subclass.
+            scheduler: its scheduler: a CyclicLR, OneCycleLR, CosineAnnealingLR, CosineAnnealingWarmRestarts, StepLR,
+                MultiStepLR, ExponentialLR, PolynomialLR, LinearLR, ConstantLR, LambdaLR, a SequentialLR of these, or
+                a ReduceLROnPlateau.
+            steps_per_epoch: optimizer steps for each step of the scheduler, if it was stepped once per epoch. By
+                default it was stepped after every update, and is refused where the tensors tell otherwise. They do
+                where nothing but updates has written to the momentum buffers since they were made; with
+                ``fused=True``, after loading a checkpoint, and mostly without momentum, nothing tells:
+                say it then. ``steps_per_epoch=1`` says that it was stepped after every update, and looks at nothing.
+            steps_into_epoch: updates since the scheduler's last step, less than ``steps_per_epoch``; the scheduler
+                of a run that is taken over at the end of an epoch has just been stepped, which is 0.
+
+        Raises:
+            TypeError: not SGD, or a scheduler (ChainedScheduler, MultiplicativeLR, a subclass) that no policy equals.
+            ValueError: what cannot be taken over exactly, with the reason: rates edited by hand, groups in which
+                the schedule differs by more than the peak, a scheduler that was stepped once per epoch without
+                ``steps_per_epoch``, the scheduler of another optimizer, hooks, arguments that the policy refuses.
+        """
+        from .interop import from_torch
+
+        return from_torch(cls, optimizer, scheduler, steps_per_epoch, steps_into_epoch)
+
+    def _go_on_at(self, step: int, state: dict[str, Any] | None) -> None:
+        """Move the schedule to a step, with what the policy remembers of reports."""
+        assert self._schedule is not None
+        for group in self.param_groups:
+            group["schedule_step"] = step
+            if state is not None:
+                group["policy_state"] = dict(state)
+        self._schedule.rewrite(self.param_groups)
 
     @property
     def policy(self) -> Policy | None:

@@ -14,6 +14,7 @@ from cyclic_optim import (
     Constant,
     CosineDecay,
     CosineRestarts,
+    CosineWave,
     ExponentialDecay,
     ExponentialRamp,
     ExpRange,
@@ -24,7 +25,9 @@ from cyclic_optim import (
     OneCycle,
     Plateau,
     PolynomialDecay,
+    Scaled,
     Sequential,
+    Staircase,
     StepDecay,
     Triangular,
     Triangular2,
@@ -150,11 +153,16 @@ def _warm_up_stable_decays(draw):
 
 @st.composite
 def _sequentials(draw):
-    parts = draw(st.lists(st.deferred(lambda: policies(without=("Sequential",))), min_size=1, max_size=3))
+    parts = draw(st.lists(_single_policies(), min_size=1, max_size=3))
     milestones = draw(
         st.lists(st.integers(1, 60), min_size=len(parts) - 1, max_size=len(parts) - 1, unique=True).map(sorted)
     )
     return Sequential(parts, milestones)
+
+
+def _single_policies():
+    """What another policy is made of."""
+    return st.deferred(lambda: policies(without=("Sequential", "Staircase", "Scaled")))
 
 
 POLICY_STRATEGIES = {
@@ -166,6 +174,7 @@ POLICY_STRATEGIES = {
     "ExpRange": triangles(gamma=gammas()).map(lambda arguments: ExpRange(**arguments)),
     "OneCycle": _one_cycles(),
     "CosineRestarts": st.builds(CosineRestarts, lengths(), growths(), units()),
+    "CosineWave": st.builds(CosineWave, lengths(), units()),
     "CosineDecay": st.builds(CosineDecay, lengths(), units()),
     "PolynomialDecay": st.builds(PolynomialDecay, lengths(), st.floats(0.1, 5) | st.sampled_from([1, 2, 0.5])),
     "ExponentialDecay": st.builds(ExponentialDecay, gammas()),
@@ -176,6 +185,8 @@ POLICY_STRATEGIES = {
     "LinearRamp": st.builds(LinearRamp, lengths(), units(), units()),
     "ExponentialRamp": st.builds(ExponentialRamp, lengths(), positive_units(), positive_units()),
     "Sequential": _sequentials(),
+    "Staircase": st.builds(Staircase, _single_policies(), lengths()),
+    "Scaled": st.builds(Scaled, _single_policies(), units()),
     "LambdaPolicy": st.sampled_from(LR_FUNCTIONS).map(LambdaPolicy),
     "Plateau": st.builds(
         Plateau,
@@ -213,6 +224,7 @@ def periodic_policies():
         policies("Constant"),
         triangles(cycle_growth=st.sampled_from([1, 1.0])).map(lambda arguments: Triangular(**arguments)),
         st.builds(CosineRestarts, lengths(), st.sampled_from([1, 1.0]), units()),
+        policies("CosineWave"),
     )
 
 
@@ -225,6 +237,8 @@ def carries_code(policy):
     """Whether a function of the user's is part of this policy, so that data alone cannot hold it."""
     if isinstance(policy, Sequential):
         return any(map(carries_code, policy.policies))
+    if isinstance(policy, (Staircase, Scaled)):
+        return carries_code(policy.policy)
     return isinstance(policy, LambdaPolicy) or getattr(policy, "scale_fn", None) is not None
 
 

@@ -16,7 +16,7 @@ from cyclic_optim import CosineRestarts, ExponentialDecay, OneCycle, StepDecay, 
 from cyclic_optim.__main__ import command_name, default_steps, main
 from cyclic_optim.policies import POLICIES
 
-IN_CODE_ONLY = {"Sequential", "LambdaPolicy"}
+IN_CODE_ONLY = {"Sequential", "Staircase", "Scaled", "LambdaPolicy"}
 PREVIEWED = [name for name in POLICIES if name not in IN_CODE_ONLY]
 NO_OPTION = {"scale_fn"}
 

@@ -80,6 +80,7 @@ ARGUMENTS = {
         {"total_steps": 100},
     ),
     "CosineRestarts": ({"t_0": "length", "t_mult": "at least one", "min_factor": "unit"}, {"t_0": 10}),
+    "CosineWave": ({"t_max": "length", "min_factor": "unit"}, {"t_max": 10}),
     "CosineDecay": ({"t_max": "length", "min_factor": "unit"}, {"t_max": 10}),
     "PolynomialDecay": ({"total_iters": "length", "power": "positive"}, {"total_iters": 10}),
     "ExponentialDecay": ({"gamma": "positive unit"}, {"gamma": 0.9}),
@@ -96,6 +97,8 @@ ARGUMENTS = {
         {"total_iters": 10, "start_factor": 1e-6},
     ),
     "Sequential": ({"milestones": "rising milestones"}, {"policies": [Constant(), Constant()], "milestones": [3]}),
+    "Staircase": ({"length": "length"}, {"policy": Constant(), "length": 10}),
+    "Scaled": ({"factor": "unit"}, {"policy": Constant(), "factor": 0.1}),
     "Plateau": (
         {
             "mode": "mode",
@@ -135,9 +138,11 @@ def build(name, **arguments):
 
 
 def test_the_table_has_every_argument_of_every_policy():
-    """No argument of any policy goes untested (a sequence's policies have tests of their own)."""
+    """No argument of any policy goes untested (policies among them have tests of their own)."""
     listed = {name: set(kinds) for name, (kinds, _) in ARGUMENTS.items()}
     listed["Sequential"].add("policies")
+    listed["Staircase"].add("policy")
+    listed["Scaled"].add("policy")
     assert listed == {name: {field.name for field in dataclasses.fields(kind)} for name, kind in POLICIES.items()}
 
 
@@ -272,6 +277,16 @@ def test_a_sequence_that_cannot_be_is_refused(parts, milestones, error, message)
     """Anything but step-only policies, one more than there are milestones, is refused by name and place."""
     with pytest.raises(error, match=message):
         Sequential(parts, milestones)
+
+
+@pytest.mark.parametrize("name", ["Staircase", "Scaled"])
+@pytest.mark.parametrize(
+    ("policy", "error"), [(Plateau(), ValueError), (Constant, TypeError), (None, TypeError), ("Constant", TypeError)]
+)
+def test_a_policy_made_of_what_is_none_is_refused(name, policy, error):
+    """Anything but a policy of the step alone is refused, as in a sequence."""
+    with pytest.raises(error, match=f"got policy={re.escape(repr(policy))}"):
+        build(name, policy=policy)
 
 
 @pytest.mark.parametrize("name", [*ARGUMENTS])

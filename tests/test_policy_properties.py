@@ -41,6 +41,7 @@ from cyclic_optim import (
     Constant,
     CosineDecay,
     CosineRestarts,
+    CosineWave,
     ExponentialDecay,
     ExponentialRamp,
     InverseTimeDecay,
@@ -50,7 +51,9 @@ from cyclic_optim import (
     OneCycle,
     Policy,
     PolynomialDecay,
+    Scaled,
     Sequential,
+    Staircase,
     StepDecay,
     Triangular,
     Triangular2,
@@ -152,6 +155,7 @@ LOWEST = {
     "OneCycle": lambda policy: 1 / policy.div_factor / policy.final_div_factor,
     "CosineRestarts": lambda policy: policy.min_factor,
     "CosineDecay": lambda policy: policy.min_factor,
+    "CosineWave": lambda policy: policy.min_factor,
     "LinearRamp": lambda policy: min(policy.start_factor, policy.end_factor),
     "ExponentialRamp": lambda policy: min(policy.start_factor, policy.end_factor),
 }
@@ -175,7 +179,12 @@ def test_momentum_stays_in_its_range(policy, step):
         assert momentum is None
 
 
-@given(policies("Constant", "CosineRestarts", "CosineDecay", "PolynomialDecay", "LambdaPolicy", "LinearRamp"), steps())
+@given(
+    policies(
+        "Constant", "CosineRestarts", "CosineWave", "CosineDecay", "PolynomialDecay", "LambdaPolicy", "LinearRamp"
+    ),
+    steps(),
+)
 def test_other_policies_leave_momentum_alone(policy, step):
     """A policy that has no momentum to cycle says None."""
     assert policy.at(step).momentum is None
@@ -733,6 +742,39 @@ def test_sequential_ends_when_its_last_part_does(policy, start):
     assert Sequential([policy, ExponentialDecay(0.5)], [start]).end is None
 
 
+@given(lengths(), units(), steps())
+def test_a_cosine_wave_is_its_first_half_there_and_back(t_max, min_factor, step):
+    """The wave is CosineDecay down to t_max, and the same values in reverse after it."""
+    wave, half = CosineWave(t_max, min_factor), CosineDecay(t_max, min_factor)
+    position = step % (2 * t_max)
+    assert wave.at(step) == half.at(min(position, 2 * t_max - position))
+    assert (wave.at(0).lr_factor, wave.at(t_max).lr_factor) == (1.0, min_factor)
+
+
+@given(policies(), lengths(), steps(10**6), st.data())
+def test_a_staircase_holds_each_value(policy, length, step, data):
+    """Each step of the policy lasts for ``length`` steps, and so do its period and its end."""
+    staircase = Staircase(policy, length)
+    assert staircase.at(step * length + data.draw(st.integers(0, length - 1))) == policy.at(step)
+    for name in ("period", "end"):
+        inside = getattr(policy, name)
+        assert getattr(staircase, name) == (None if inside is None else inside * length)
+
+
+@given(st.integers(1, 50), st.integers(1, 50), gammas(), steps())
+def test_a_staircase_of_step_decay_is_a_longer_step_decay(step_size, length, gamma, step):
+    """Counting in epochs and counting in steps come to the same."""
+    assert Staircase(StepDecay(step_size, gamma), length).at(step) == StepDecay(step_size * length, gamma).at(step)
+
+
+@given(policies(), units(), steps())
+def test_scaling_multiplies_the_rate_alone(policy, factor, step):
+    """The rate is ``factor`` times the policy's; its momentum, period and end are the policy's."""
+    scaled, (lr_factor, momentum) = Scaled(policy, factor), policy.at(step)
+    assert scaled.at(step) == (lr_factor * factor, momentum)
+    assert (scaled.period, scaled.end) == (policy.period, policy.end)
+
+
 # --- no loss of phase: steps up to 10**9 and beyond against exact arithmetic
 
 
@@ -899,7 +941,7 @@ def test_a_description_rebuilds_its_policy(policy, step):
     assert rebuilt.at(step) == policy.at(step)
 
 
-@given(policies("Triangular", "LambdaPolicy", "Sequential").filter(carries_code))
+@given(policies("Triangular", "LambdaPolicy", "Sequential", "Staircase").filter(carries_code))
 def test_code_is_not_rebuilt_from_data(policy):
     """A policy with a function of the user's in it is refused by rebuild, and the error says which function."""
     with pytest.raises(ValueError, match=r"need the code of \w+\.(fn|scale_fn) \(strategies\.\w+\)"):

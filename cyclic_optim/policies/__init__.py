@@ -8,8 +8,11 @@ if TYPE_CHECKING:
     from .base import Policy as Policy
     from .base import Values as Values
     from .compose import LambdaPolicy as LambdaPolicy
+    from .compose import Scaled as Scaled
     from .compose import Sequential as Sequential
+    from .compose import Staircase as Staircase
     from .cyclic import CosineRestarts as CosineRestarts
+    from .cyclic import CosineWave as CosineWave
     from .cyclic import ExpRange as ExpRange
     from .cyclic import Triangular as Triangular
     from .cyclic import Triangular2 as Triangular2
@@ -36,10 +39,13 @@ _MODULES: dict[str, tuple[str, ...]] = {
     ),
     "compose": (
         "LambdaPolicy",
+        "Scaled",
         "Sequential",
+        "Staircase",
     ),
     "cyclic": (
         "CosineRestarts",
+        "CosineWave",
         "ExpRange",
         "Triangular",
         "Triangular2",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
 
-from .base import FUNCTION, Policy, Values, ascending, finite, new_values, step_index
+from .base import FUNCTION, UNIT, Policy, Values, ascending, finite, new_values, step_index, whole
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,7 @@ class Sequential(Policy):
             raise TypeError(f"need policies to be a sequence of policies, got policies={self.policies!r}") from None
         object.__setattr__(self, "policies", policies)
         for i, policy in enumerate(policies):
-            if not isinstance(policy, Policy):
-                raise TypeError(f"need policies[{i}] to be a Policy, got policies[{i}]={policy!r}")
-            if policy.initial_state() is not None:
-                raise ValueError(f"need policies that depend on the step alone, got policies[{i}]={policy!r}")
+            _check_part(f"policies[{i}]", policy)
         if len(policies) != len(self.milestones) + 1:
             raise ValueError(
                 f"need one policy more than milestones, got {len(policies)} policies, {len(self.milestones)} milestones"
@@ -85,6 +82,86 @@ class Sequential(Policy):
     def end(self) -> int | None:
         last = self.policies[-1].end
         return None if last is None else (0, *self.milestones)[-1] + last
+
+
+@dataclass(frozen=True)
+class Staircase(Policy):
+    """Another policy, every step of which lasts for ``length`` steps: a schedule counted in epochs.
+
+    ``at(step) = policy.at(step // length)``, momentum included. It ends, or repeats, when the policy does.
+
+    Args:
+        policy: any policy but a Plateau, which does not count steps.
+        length: optimizer steps for each step of the policy, commonly ``len(loader)``.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule.
+
+    Source: torch's schedulers, stepped once per epoch.
+    """
+
+    policy: Policy
+    length: int = field(metadata=whole(1))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_part("policy", self.policy)
+
+    def at(self, step: int) -> Values:
+        return self.policy.at(step_index(step) // self.length)
+
+    @property
+    def period(self) -> int | None:
+        return None if self.policy.period is None else self.policy.period * self.length
+
+    @property
+    def end(self) -> int | None:
+        return None if self.policy.end is None else self.policy.end * self.length
+
+
+@dataclass(frozen=True)
+class Scaled(Policy):
+    """Another policy, its rates multiplied by ``factor``: one part of a :class:`Sequential` lower than the others.
+
+    ``lr_factor = factor * policy.at(step).lr_factor``; momentum is the policy's. It ends, or repeats, when the
+    policy does.
+
+    Args:
+        policy: any policy but a Plateau, whose rates follow a metric.
+        factor: in [0, 1]; ``lr`` stays the peak of it all.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule.
+
+    Source: ``torch.optim.lr_scheduler.ConstantLR``, which does this to a constant rate.
+    """
+
+    policy: Policy
+    factor: float = field(metadata=UNIT)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_part("policy", self.policy)
+
+    def at(self, step: int) -> Values:
+        lr_factor, momentum = self.policy.at(step)
+        return new_values(Values, (lr_factor * self.factor, momentum))
+
+    @property
+    def period(self) -> int | None:
+        return self.policy.period
+
+    @property
+    def end(self) -> int | None:
+        return self.policy.end
+
+
+def _check_part(name: str, policy: object) -> None:
+    """What another policy may be made of."""
+    if not isinstance(policy, Policy):
+        raise TypeError(f"need {name} to be a Policy, got {name}={policy!r}")
+    if policy.initial_state() is not None:
+        raise ValueError(f"need policies that depend on the step alone, got {name}={policy!r}")
 
 
 @dataclass(frozen=True)

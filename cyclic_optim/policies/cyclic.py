@@ -252,3 +252,32 @@ class CosineRestarts(FallsToMinFactor):
     @property
     def period(self) -> int | None:
         return self.t_0 if self.t_mult == 1 else None
+
+
+@dataclass(frozen=True)
+class CosineWave(FallsToMinFactor):
+    """Down along half a cosine and up again along the other half, for ever.
+
+    ``lr_factor = min_factor + (1 - min_factor) * (1 + cos(pi * step / t_max)) / 2``. Momentum is left alone. It never
+    ends: it repeats exactly every ``2 * t_max`` steps. :class:`CosineDecay` is its first half.
+
+    Args:
+        t_max: optimizer steps from the peak down to ``min_factor``, and from there up again (torch's ``T_max``).
+        min_factor: torch's ``eta_min / lr``.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule.
+
+    Source: ``torch.optim.lr_scheduler.CosineAnnealingLR``, also past ``T_max``.
+    """
+
+    t_max: int = field(metadata=whole(1))
+    min_factor: float = field(default=0.0, metadata=UNIT)
+
+    def at(self, step: int) -> Values:
+        from_lowest = abs(self.t_max - step_index(step) % (2 * self.t_max))
+        return blend(self._span, rise(from_lowest / self.t_max))
+
+    @property
+    def period(self) -> int:
+        return 2 * self.t_max

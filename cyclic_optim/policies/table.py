@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .base import Policy
-from .compose import LambdaPolicy, Sequential
-from .cyclic import CosineRestarts, ExpRange, Triangular, Triangular2
+from .compose import LambdaPolicy, Scaled, Sequential, Staircase
+from .cyclic import CosineRestarts, CosineWave, ExpRange, Triangular, Triangular2
 from .decay import (
     Constant,
     CosineDecay,
@@ -29,6 +29,7 @@ POLICIES: dict[str, type[Policy]] = {
         ExpRange,
         OneCycle,
         CosineRestarts,
+        CosineWave,
         CosineDecay,
         PolynomialDecay,
         ExponentialDecay,
@@ -39,6 +40,8 @@ POLICIES: dict[str, type[Policy]] = {
         LinearRamp,
         ExponentialRamp,
         Sequential,
+        Staircase,
+        Scaled,
         Plateau,
         LambdaPolicy,
     )

@@ -1,0 +1,893 @@
+"""A run of torch's SGD and scheduler, taken over in mid-training, goes on as if nothing had happened.
+
+The oracle is the run that was not switched: torch's own optimizer and scheduler on a copy of the model.
+"""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from strategies import LR_FUNCTIONS, flat, problems, sawtooth, slowly, warm_up_20, wave
+from torch.optim import SGD
+from torch.optim import lr_scheduler as torch_schedules
+
+from cyclic_optim import Constant, CyclicSGD, Plateau, Scaled, Sequential, Staircase, StepDecay
+
+# --- the schedulers, by name: functions that draw one as a function of the optimizer
+
+lengths = st.integers(1, 12)
+fractions = st.floats(0.05, 0.95) | st.sampled_from([0.1, 0.5])
+gammas = st.floats(0.3, 1) | st.sampled_from([0.1, 0.5, 1])
+ever = 10**9  # the steps that torch defines
+
+
+def of(cls, **arguments):
+    return st.fixed_dictionaries(arguments).map(
+        lambda drawn: (lambda optimizer: getattr(torch_schedules, cls)(optimizer, **drawn), ever)
+    )
+
+
+def peaks_of(optimizer, highest):
+    """The rates of the groups, so that the highest is ``highest``: they keep their ratios."""
+    rates = [float(group["initial_lr"] if "initial_lr" in group else group["lr"]) for group in optimizer.param_groups]
+    return [rate / max(rates) * highest for rate in rates]
+
+
+@st.composite
+def cosine_annealing(draw, cls, **lengths_of):
+    lengths_of = {name: draw(strategy) for name, strategy in lengths_of.items()}
+    share = draw(st.just(0.0) | fractions)
+
+    def build(optimizer):
+        # One eta_min for groups of different rates has a different share of each.
+        rates = peaks_of(optimizer, 1.0)
+        eta_min = share * float(optimizer.param_groups[0]["lr"]) if len(set(rates)) == 1 else 0.0
+        return getattr(torch_schedules, cls)(optimizer, eta_min=eta_min, **lengths_of)
+
+    return build, ever
+
+
+@st.composite
+def momenta(draw):
+    base, top = sorted(draw(st.tuples(st.floats(0.1, 0.95), st.floats(0.1, 0.95))))
+    return {"cycle_momentum": draw(st.booleans()), "base_momentum": base, "max_momentum": top}
+
+
+@st.composite
+def cyclic(draw):
+    scale_fn = draw(st.none() | st.sampled_from([slowly, wave]))
+    highest, share = draw(st.floats(0.01, 0.5)), draw(fractions)
+    arguments = {
+        "step_size_up": draw(lengths),
+        "step_size_down": draw(st.none() | lengths),
+        "mode": draw(st.sampled_from(["triangular", "triangular2", "exp_range"])),
+        "gamma": draw(st.floats(0.9, 1)),
+        "scale_fn": scale_fn,
+        "scale_mode": draw(st.sampled_from(["cycle", "iterations"])),
+        **draw(momenta()),
+    }
+
+    def build(optimizer):
+        peaks = peaks_of(optimizer, highest)
+        return torch_schedules.CyclicLR(optimizer, [share * peak for peak in peaks], peaks, **arguments)
+
+    return build, ever
+
+
+@st.composite
+def one_cycle(draw):
+    total_steps = draw(st.integers(4, 40))
+    three_phase = draw(st.booleans())
+    highest = draw(st.floats(0.01, 0.5))
+    arguments = {
+        "total_steps": total_steps,
+        "pct_start": draw(st.floats(1.01 / total_steps, 0.5 if three_phase else 0.99)),
+        "anneal_strategy": draw(st.sampled_from(["cos", "linear"])),
+        "three_phase": three_phase,
+        "div_factor": draw(st.floats(1, 100)),
+        "final_div_factor": draw(st.floats(1, 1e4)),
+        **draw(momenta()),
+    }
+
+    def build(optimizer):
+        return torch_schedules.OneCycleLR(optimizer, peaks_of(optimizer, highest), **arguments)
+
+    return build, total_steps - 1
+
+
+SCHEDULERS = {
+    "StepLR": of("StepLR", step_size=lengths, gamma=gammas),
+    "MultiStepLR": of("MultiStepLR", milestones=st.lists(st.integers(0, 20), max_size=4), gamma=gammas),
+    "ExponentialLR": of("ExponentialLR", gamma=gammas),
+    "PolynomialLR": of("PolynomialLR", total_iters=lengths, power=st.floats(0.5, 3)),
+    "LinearLR": of("LinearLR", total_iters=lengths, start_factor=fractions, end_factor=st.floats(0.05, 1)),
+    "ConstantLR": of("ConstantLR", total_iters=lengths, factor=fractions),
+    "LambdaLR": of("LambdaLR", lr_lambda=st.sampled_from(LR_FUNCTIONS)),
+    "CosineAnnealingLR": cosine_annealing("CosineAnnealingLR", T_max=lengths),
+    "CosineAnnealingWarmRestarts": cosine_annealing(
+        "CosineAnnealingWarmRestarts", T_0=lengths, T_mult=st.integers(1, 3)
+    ),
+    "CyclicLR": cyclic(),
+    "OneCycleLR": one_cycle(),
+}
+
+
+@st.composite
+def sequential(draw, *names):
+    parts = [draw(SCHEDULERS[name]) for name in names or draw(st.lists(st.sampled_from(IN_SEQUENCE), max_size=3))]
+    parts = parts or [draw(SCHEDULERS["StepLR"])]
+    milestones = []
+    for _, longest in parts[:-1]:
+        milestones.append(sum(milestones[-1:]) + draw(st.integers(1, min(longest, 12))))
+
+    def build(optimizer):
+        return torch_schedules.SequentialLR(optimizer, [part(optimizer) for part, _ in parts], milestones)
+
+    return build, min(ever, sum(milestones[-1:]) + parts[-1][1])
+
+
+# OneCycleLR overwrites the rates that others start from when it is made, so that torch's own sequence depends on the
+# order in which its parts were made: it has a test of its own.
+IN_SEQUENCE = [name for name in SCHEDULERS if name != "OneCycleLR"]
+
+
+# --- two runs side by side
+
+
+@st.composite
+def runs(draw, *, one_rate=False):
+    """A problem, and options for each of its groups."""
+    problem = draw(problems(max_groups=3))
+    nesterov = draw(st.booleans())
+    options = {"nesterov": nesterov, "dampening": 0.0 if nesterov else draw(st.sampled_from([0.0, 0.3]))}
+    options |= {"maximize": draw(st.booleans()), "foreach": draw(st.sampled_from([None, False, True]))}
+    own = [
+        {
+            "lr": draw(st.floats(0.01, 0.3)),
+            "momentum": draw(st.floats(0.1, 0.95) if nesterov else st.sampled_from([0.0, 0.9])),
+            "weight_decay": draw(st.sampled_from([0.0, 0.01])),
+        }
+        for _ in problem.shapes
+    ]
+    for group in own if one_rate else []:
+        group["lr"] = own[0]["lr"]
+    return problem, own, options
+
+
+class Run:
+    """A model, torch's SGD and a scheduler; each iteration as a user writes it."""
+
+    def __init__(self, run, build):
+        self.problem, own, options = run
+        self.params = self.problem.params()
+        named = [[(f"{i}.{j}", param) for j, param in enumerate(group)] for i, group in enumerate(self.params)]
+        groups = [{"params": group, **its} for group, its in zip(named, own, strict=True)]
+        self.optimizer = SGD(groups, lr=own[0]["lr"], momentum=0.5, **options)
+        self.scheduler = build(self.optimizer)
+        self.steps = 0
+
+    def update(self):
+        self.problem.set_grads(self.params, self.steps)
+        self.optimizer.step()
+        self.steps += 1
+
+    def iterate(self, steps_per_epoch=1):
+        self.update()
+        if self.scheduler is not None and self.steps % steps_per_epoch == 0:
+            self.scheduler.step()
+
+    def switch(self, **arguments):
+        self.optimizer = CyclicSGD.from_torch(self.optimizer, self.scheduler, **arguments)
+        self.scheduler = None
+
+
+def assert_same(ours, theirs):
+    """The values in force to 1e-10 relative (and the noise of torch's own sums), weights and buffers to rounding."""
+    for mine, torchs in zip(ours.optimizer.param_groups, theirs.optimizer.param_groups, strict=True):
+        noise = 1e-13 * mine.get("max_lr", 0.0)
+        assert math.isclose(mine["lr"], torchs["lr"], rel_tol=1e-10, abs_tol=noise), (mine, torchs)
+        assert math.isclose(mine["momentum"], torchs["momentum"], rel_tol=1e-10), (mine, torchs)
+    for mine, torchs in zip(flat(ours.params), flat(theirs.params), strict=True):
+        tolerance = {"rtol": 1e-9, "atol": 1e-9} if mine.dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
+        torch.testing.assert_close(mine, torchs, **tolerance)
+        buffers = [run.optimizer.state.get(p, {}).get("momentum_buffer") for run, p in ((ours, mine), (theirs, torchs))]
+        if buffers[1] is None:
+            assert buffers[0] is None
+        else:
+            torch.testing.assert_close(*buffers, **tolerance)
+
+
+def assert_goes_on(run, build, before, after, **stepping):
+    """Iterate, switch one of two runs, and compare from there on."""
+    switched, unswitched = Run(run, build), Run(run, build)
+    for _ in range(before):
+        switched.iterate(**stepping)
+        unswitched.iterate(**stepping)
+    steps_per_epoch = stepping.get("steps_per_epoch", 1)
+    if stepping:
+        stepping["steps_into_epoch"] = before % steps_per_epoch
+    switched.switch(**stepping)
+    assert {group["schedule_step"] for group in switched.optimizer.param_groups} == {before}
+    assert_same(switched, unswitched)
+    for _ in range(after):
+        switched.iterate()
+        unswitched.iterate(steps_per_epoch)
+        assert_same(switched, unswitched)
+    return switched
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@given(data=st.data())
+def test_the_rest_of_the_run_is_the_unswitched_one(name, data):
+    """Any schedule, groups and options, switched at any step: rates, momenta and weights go on as without."""
+    build, defined = data.draw(SCHEDULERS[name])
+    run = data.draw(runs(one_rate=data.draw(st.booleans())))
+    before = data.draw(st.integers(0, min(30, defined)), label="before")
+    assert_goes_on(run, build, before, min(data.draw(st.integers(0, 30), label="after"), defined - before))
+
+
+@given(st.data())
+def test_the_rest_of_a_sequence_is_the_unswitched_one(data):
+    """The same for SequentialLR, in every part and across every milestone."""
+    build, defined = data.draw(sequential())
+    run = data.draw(runs(one_rate=True))
+    before = data.draw(st.integers(0, min(40, defined)), label="before")
+    assert_goes_on(run, build, before, min(data.draw(st.integers(0, 30), label="after"), defined - before))
+
+
+@given(runs(), st.integers(0, 12), st.integers(0, 12))
+def test_one_cycle_after_a_warm_up_of_its_own_rate(run, before, after):
+    """OneCycleLR as a part of a SequentialLR, its peak far above the rate of the warm-up."""
+
+    def build(optimizer):
+        cycle = torch_schedules.OneCycleLR(optimizer, peaks_of(optimizer, 0.5), total_steps=25)
+        warm_up = torch_schedules.ConstantLR(optimizer, 0.5, total_iters=3)
+        return torch_schedules.SequentialLR(optimizer, [warm_up, cycle], [4])
+
+    assert_goes_on(run, build, before, after)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@given(data=st.data())
+def test_a_scheduler_stepped_once_per_epoch_becomes_a_staircase(name, data):
+    """With ``steps_per_epoch`` the rates change where epochs end, also for a run taken over inside of one."""
+    build, defined = data.draw(SCHEDULERS[name])
+    run = data.draw(runs(one_rate=True))
+    length = data.draw(st.integers(1, 5), label="steps_per_epoch")
+    before = data.draw(st.integers(0, min(30, defined * length)), label="before")
+    after = min(data.draw(st.integers(0, 20), label="after"), (defined + 1) * length - 1 - before)
+    assert_goes_on(run, build, before, after, steps_per_epoch=length)
+
+
+def one_group(lr=0.1, *, momentum=0.9, dtype=None, **options):
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    return SGD([param], lr if dtype is None else torch.tensor(lr, dtype=dtype), momentum, **options)
+
+
+def two_groups(*rates, momentum=0.9):
+    groups = [{"params": [torch.nn.Parameter(torch.ones(2))], "lr": rate} for rate in rates]
+    for group in groups:
+        group["params"][0].grad = torch.ones(2)
+    return SGD(groups, lr=0.1, momentum=momentum)
+
+
+def after(steps, optimizer, build):
+    """The scheduler after so many steps of both."""
+    scheduler = build(optimizer)
+    for _ in range(steps):
+        optimizer.step()
+        scheduler.step()
+    return scheduler
+
+
+def test_steps_of_epochs_stay_plain_where_a_policy_can_say_so():
+    """StepLR per epoch is StepDecay in steps; what no policy says so is a Staircase."""
+    optimizer = one_group()
+    scheduler = after(3, optimizer, lambda optimizer: torch_schedules.StepLR(optimizer, 30))
+    assert CyclicSGD.from_torch(optimizer, scheduler, steps_per_epoch=100).policy == StepDecay(3000)
+    optimizer = one_group()
+    scheduler = after(3, optimizer, lambda optimizer: torch_schedules.CosineAnnealingLR(optimizer, 30))
+    taken = CyclicSGD.from_torch(optimizer, scheduler, steps_per_epoch=100, steps_into_epoch=7)
+    assert isinstance(taken.policy, Staircase)
+    assert taken.param_groups[0]["schedule_step"] == 307
+
+
+# --- ReduceLROnPlateau
+
+metrics = st.floats(-10, 10) | st.integers(0, 3).map(float) | st.sampled_from([math.nan, math.inf, -math.inf])
+
+
+@given(
+    run=runs(one_rate=True),
+    arguments=st.fixed_dictionaries(
+        {
+            "mode": st.sampled_from(["min", "max"]),
+            "factor": st.floats(0.05, 0.95),
+            "patience": st.integers(0, 3),
+            "threshold": st.floats(0, 0.5),
+            "threshold_mode": st.sampled_from(["rel", "abs"]),
+            "cooldown": st.integers(0, 3),
+            "min_lr": st.sampled_from([0.0, 0.003, 0.02, 1.0]),
+            # Irregular, so that a reduction is never exactly eps, where the last bit would decide.
+            "eps": st.sampled_from([0.0, 1e-8, math.pi / 1000]),
+        }
+    ),
+    reported=st.lists(metrics, max_size=15),
+    rest=st.lists(metrics, max_size=15),
+)
+def test_reports_after_the_switch_act_as_the_scheduler_would_have(run, arguments, reported, rest):
+    """The best metric, bad epochs and cooldown so far count on, whatever is reported next."""
+    runs_ = [Run(run, lambda optimizer: torch_schedules.ReduceLROnPlateau(optimizer, **arguments)) for _ in range(2)]
+    switched, unswitched = runs_
+    for metric in reported:
+        for one in runs_:
+            one.update()
+            one.scheduler.step(metric)
+    switched.switch()
+    assert_same(switched, unswitched)
+    for metric in rest:
+        switched.update()
+        switched.optimizer.report(metric)
+        unswitched.update()
+        unswitched.scheduler.step(metric)
+        assert_same(switched, unswitched)
+
+
+@given(st.lists(metrics, max_size=12), st.lists(metrics, max_size=12))
+def test_a_plateau_with_bounds_of_their_own_for_groups_of_different_rates(reported, rest):
+    """Per-group ``min_lr`` in the ratio of the rates is one policy."""
+    optimizers = [two_groups(0.1, 0.3) for _ in range(2)]
+    first, second = (
+        torch_schedules.ReduceLROnPlateau(optimizer, patience=0, min_lr=[0.004, 0.012], eps=0)
+        for optimizer in optimizers
+    )
+    for metric in reported:
+        first.step(metric)
+        second.step(metric)
+    taken = CyclicSGD.from_torch(optimizers[0], first)
+    for metric in [*rest, math.nan, math.nan, math.nan]:
+        taken.report(metric)
+        second.step(metric)
+        for group, torchs in zip(taken.param_groups, optimizers[1].param_groups, strict=True):
+            assert math.isclose(group["lr"], torchs["lr"], rel_tol=1e-10)
+
+
+def test_a_plateau_below_its_bound_stays_where_it_is():
+    """A rate that is under ``min_lr`` already is not lifted, as torch does not lift it."""
+    optimizer = one_group(0.1)
+    taken = CyclicSGD.from_torch(optimizer, torch_schedules.ReduceLROnPlateau(optimizer, patience=0, min_lr=0.5))
+    for _ in range(5):
+        taken.report(1.0)
+    assert taken.param_groups[0]["lr"] == 0.1
+
+
+# --- what is taken over, and what stays
+
+
+def snapshot(optimizer):
+    """Everything about an optimizer, with the identity of every tensor and dict."""
+    groups = [(id(group), {key: copy.deepcopy(group[key]) for key in group}) for group in optimizer.param_groups]
+    params = [[id(param) for param in group["params"]] for group in optimizer.param_groups]
+    state = {
+        id(param): (id(kept), {key: (id(value), copy.deepcopy(value)) for key, value in kept.items()})
+        for param, kept in optimizer.state.items()
+    }
+    return repr((groups, params, state, optimizer.defaults, sorted(vars(optimizer))))
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@given(data=st.data())
+def test_the_call_leaves_optimizer_and_scheduler_as_they_were(name, data):
+    """Groups, state, defaults and the scheduler are untouched, and the new groups are dicts of their own."""
+    build, defined = data.draw(SCHEDULERS[name])
+    run = Run(data.draw(runs(one_rate=True)), build)
+    for _ in range(data.draw(st.integers(0, min(5, defined)))):
+        run.iterate()
+    optimizer, scheduler = run.optimizer, run.scheduler
+    before = snapshot(optimizer), repr(scheduler.state_dict())
+    taken = CyclicSGD.from_torch(optimizer, scheduler)
+    assert (snapshot(optimizer), repr(scheduler.state_dict())) == before
+    for mine, torchs in zip(taken.param_groups, optimizer.param_groups, strict=True):
+        assert mine is not torchs
+        assert mine["params"] is not torchs["params"]
+        assert all(one is other for one, other in zip(mine["params"], torchs["params"], strict=True))
+
+
+@given(runs(), st.integers(0, 3))
+def test_groups_options_names_and_buffers_are_taken_over(run, steps):
+    """Options of each group, names, defaults and keys of the user's own are those of the run; buffers the very ones."""
+    one = Run(run, lambda optimizer: torch_schedules.StepLR(optimizer, 2))
+    one.optimizer.param_groups[0]["note"] = "the user's own"
+    for _ in range(steps):
+        one.iterate()
+    torchs = one.optimizer
+    taken = CyclicSGD.from_torch(torchs, one.scheduler)
+    assert taken.defaults == torchs.defaults
+    for mine, its, given_options in zip(taken.param_groups, torchs.param_groups, run[1], strict=True):
+        assert mine["max_lr"] == given_options["lr"]
+        kept = its.keys() - {"params", "initial_lr", "lr"}
+        assert {key: mine[key] for key in kept} == {key: its[key] for key in kept}
+        assert mine.keys() - its.keys() == {"max_lr", "schedule_step", "policy"}
+    assert taken.state.keys() == torchs.state.keys()
+    for param, kept in torchs.state.items():
+        assert taken.state[param] is not kept
+        assert taken.state[param]["momentum_buffer"] is kept["momentum_buffer"]
+
+
+@given(runs(), st.integers(0, 4), st.integers(0, 4))
+def test_without_a_scheduler_it_goes_on_as_sgd(run, before, after):
+    """No scheduler, no policy: the rates stay, and the run is SGD's to the bit."""
+    switched, unswitched = Run(run, lambda optimizer: None), Run(run, lambda optimizer: None)
+    for _ in range(before):
+        switched.iterate()
+        unswitched.iterate()
+    switched.switch()
+    assert switched.optimizer.policy is None
+    for _ in range(after):
+        switched.iterate()
+        unswitched.iterate()
+    assert all(map(torch.equal, flat(switched.params), flat(unswitched.params)))
+    assert switched.optimizer.state_dict()["param_groups"] == unswitched.optimizer.state_dict()["param_groups"]
+
+
+@pytest.mark.parametrize("flags", [{"fused": True}, {"foreach": True}, {"differentiable": True}, {"fused": False}])
+def test_implementations_are_taken_over(flags):
+    """The flags that choose an implementation hold for the new optimizer too."""
+    optimizer = one_group(**flags)
+    taken = CyclicSGD.from_torch(optimizer, torch_schedules.StepLR(optimizer, 2))
+    assert {key: taken.param_groups[0][key] for key in flags} == flags == {key: taken.defaults[key] for key in flags}
+
+
+def test_groups_added_after_the_switch_join_with_the_defaults_of_the_run():
+    """A group added later has the run's default options and stands where the schedule stands."""
+    optimizer = one_group(0.1, momentum=0.7, weight_decay=0.02)
+    taken = CyclicSGD.from_torch(optimizer, after(3, optimizer, lambda o: torch_schedules.ExponentialLR(o, 0.5)))
+    taken.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]})
+    group = taken.param_groups[1]
+    assert (group["lr"], group["max_lr"], group["momentum"], group["weight_decay"]) == (0.0125, 0.1, 0.7, 0.02)
+    assert group["schedule_step"] == 3
+
+
+@pytest.mark.parametrize("name", [*SCHEDULERS, "SequentialLR"])
+@given(data=st.data())
+def test_a_checkpoint_after_the_switch_is_the_run(name, data):
+    """A state dict, and a pickle, of the optimizer that took over resume it bit for bit."""
+    build, defined = data.draw(sequential() if name == "SequentialLR" else SCHEDULERS[name])
+    run = data.draw(runs(one_rate=True))
+    one = assert_goes_on(run, build, min(4, defined), min(2, defined - min(4, defined)))
+    taken = one.optimizer
+    twin = CyclicSGD(
+        [{"params": [torch.nn.Parameter(param.detach().clone()) for param in group]} for group in one.params],
+        lr=1.0,
+        policy=taken.policy,
+    )
+    twin.load_state_dict(pickle.loads(pickle.dumps(taken.state_dict())))
+    twins = [group["params"] for group in twin.param_groups]
+    for step in range(100, 103):
+        one.problem.set_grads(one.params, step)
+        one.problem.set_grads(twins, step)
+        taken.step()
+        twin.step()
+    assert all(map(torch.equal, flat(twins), flat(one.params)))
+    assert twin.state_dict()["param_groups"] == taken.state_dict()["param_groups"]
+
+
+def test_a_policy_of_data_comes_back_from_the_checkpoint_alone():
+    """The schedule that was taken over is rebuilt from the checkpoint without a policy in the code."""
+    optimizer = two_groups(0.1, 0.2)
+
+    def build(optimizer):
+        parts = [torch_schedules.ConstantLR(optimizer, 0.5, 2), torch_schedules.CosineAnnealingLR(optimizer, 5)]
+        return torch_schedules.SequentialLR(optimizer, parts, [3])
+
+    taken = CyclicSGD.from_torch(optimizer, after(4, optimizer, build), steps_per_epoch=10)
+    twin = CyclicSGD([{"params": [torch.nn.Parameter(torch.ones(2))]} for _ in range(2)])
+    twin.load_state_dict(taken.state_dict())
+    assert twin.policy == taken.policy
+    assert twin.state_dict()["param_groups"] == taken.state_dict()["param_groups"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_tensor_rate_is_taken_over_as_a_tensor_of_its_own(dtype):
+    """A rate kept as a tensor goes on as one of the same dtype, and the old optimizer's is not written to."""
+    optimizers = [one_group(0.1, dtype=dtype, foreach=False) for _ in range(2)]
+    build = lambda optimizer: torch_schedules.CosineAnnealingLR(optimizer, 8)  # noqa: E731
+    schedulers = [after(3, optimizer, build) for optimizer in optimizers]
+    taken, old = CyclicSGD.from_torch(optimizers[0], schedulers[0]), optimizers[0].param_groups[0]["lr"]
+    value = old.item()
+    for _ in range(4):
+        taken.step()
+        optimizers[1].step()
+        schedulers[1].step()
+    lr, torchs = (optimizer.param_groups[0]["lr"] for optimizer in (taken, optimizers[1]))
+    assert lr.dtype == dtype
+    torch.testing.assert_close(lr, torchs, rtol=1e-10 if dtype == torch.float64 else 1e-5, atol=0)
+    assert old.item() == value
+
+
+def test_a_cyclic_sgd_without_a_policy_is_taken_over_like_sgd():
+    """A CyclicSGD that an outside scheduler drives moves over to a policy of its own."""
+    optimizer = CyclicSGD([torch.nn.Parameter(torch.ones(2))], lr=0.1, momentum=0.9)
+    taken = CyclicSGD.from_torch(optimizer, torch_schedules.StepLR(optimizer, 5))
+    assert taken.policy == StepDecay(5)
+    assert optimizer.policy is None
+
+
+def test_a_resumed_run_is_taken_over():
+    """Torch's optimizer and scheduler, both restored from a checkpoint, are taken over where they stood."""
+    optimizer = one_group()
+    scheduler = after(7, optimizer, lambda o: torch_schedules.CyclicLR(o, 0.01, 0.1, 3, 5))
+    resumed = one_group()
+    its = torch_schedules.CyclicLR(resumed, 0.01, 0.1, 3, 5)
+    its.load_state_dict(scheduler.state_dict())
+    resumed.load_state_dict(optimizer.state_dict())
+    taken = CyclicSGD.from_torch(resumed, its)
+    group = taken.param_groups[0]
+    assert group["schedule_step"] == 7
+    assert (group["lr"], group["momentum"]) == pytest.approx(
+        [optimizer.param_groups[0][key] for key in ("lr", "momentum")], rel=1e-12
+    )
+
+
+def test_nothing_warns_of_the_scheduler_that_stayed_behind():
+    """The scheduler's marks in the groups and round ``step`` stay with the old optimizer."""
+    optimizer = one_group()
+    taken = CyclicSGD.from_torch(optimizer, after(2, optimizer, lambda o: torch_schedules.OneCycleLR(o, 0.1, 10)))
+    assert not {"initial_lr", "min_lr", "base_momentum", "max_momentum"} & taken.param_groups[0].keys()
+    for _ in range(3):
+        taken.step()
+
+
+# --- cosine past T_max, in torch's own words
+
+
+@pytest.mark.parametrize("steps", [7, 8, 15, 22])
+def test_cosine_annealing_climbs_again_past_its_end(steps):
+    """CosineAnnealingLR is a wave in torch; taken over before, at or after its end, it goes on as one."""
+    optimizers = [one_group(0.1) for _ in range(2)]
+    schedulers = [after(steps, o, lambda o: torch_schedules.CosineAnnealingLR(o, 7, eta_min=0.01)) for o in optimizers]
+    taken = CyclicSGD.from_torch(optimizers[0], schedulers[0])
+    for _ in range(30):
+        rates = [optimizer.param_groups[0]["lr"] for optimizer in (taken, optimizers[1])]
+        assert math.isclose(*rates, rel_tol=1e-10)
+        taken.step()
+        optimizers[1].step()
+        schedulers[1].step()
+
+
+# --- what is refused
+
+
+def edited(key, value, build=lambda optimizer: torch_schedules.ExponentialLR(optimizer, 0.9)):
+    optimizer = two_groups(0.1, 0.2)
+    scheduler = after(3, optimizer, build)
+    optimizer.param_groups[1][key] = value
+    return optimizer, scheduler
+
+
+def built(optimizer, build, steps=0):
+    return optimizer, after(steps, optimizer, build)
+
+
+class MyStepLR(torch_schedules.StepLR):
+    def get_lr(self):
+        return [group["lr"] * 2 for group in self.optimizer.param_groups]
+
+
+class MySGD(SGD):
+    pass
+
+
+def stepped_alone(build, updates, **options):
+    """An optimizer that has stepped more often than its scheduler."""
+    optimizer = one_group(**options)
+    scheduler = build(optimizer)
+    for _ in range(updates):
+        optimizer.step()
+    scheduler.step()
+    return optimizer, scheduler
+
+
+def with_group_added():
+    optimizer = one_group()
+    scheduler = torch_schedules.StepLR(optimizer, 3)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]})
+    return optimizer, scheduler
+
+
+def fractional_restarts():
+    optimizer = one_group()
+    scheduler = torch_schedules.CosineAnnealingWarmRestarts(optimizer, 5)
+    optimizer.step()
+    scheduler.step(1.25)
+    return optimizer, scheduler
+
+
+def part_stepped_on_its_own():
+    optimizer = one_group()
+    parts = [torch_schedules.LambdaLR(optimizer, warm_up_20), torch_schedules.StepLR(optimizer, 3)]
+    scheduler = torch_schedules.SequentialLR(optimizer, parts, [5])
+    for _ in range(2):
+        optimizer.step()
+        scheduler.step()
+    parts[0].step()
+    return optimizer, scheduler
+
+
+REFUSED = {
+    "another optimizer class": (
+        lambda: (torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))]), None),
+        TypeError,
+        r"need a torch\.optim\.SGD itself.*got torch\.optim\.adamw\.AdamW",
+    ),
+    "a subclass of SGD": (
+        lambda: (MySGD([torch.nn.Parameter(torch.ones(2))], lr=0.1), None),
+        TypeError,
+        r"a subclass included.*MySGD",
+    ),
+    "a policy already": (
+        lambda: (CyclicSGD([torch.nn.Parameter(torch.ones(2))], lr=0.1, policy=Constant()), None),
+        ValueError,
+        r"without a policy of its own, got policy=Constant\(\)",
+    ),
+    "ChainedScheduler": (
+        lambda: built(one_group(), lambda o: torch_schedules.ChainedScheduler([torch_schedules.StepLR(o, 3)])),
+        TypeError,
+        "got torch.optim.lr_scheduler.ChainedScheduler: its parts work on each other's results",
+    ),
+    "MultiplicativeLR": (
+        lambda: built(one_group(), lambda o: torch_schedules.MultiplicativeLR(o, lambda epoch: 0.9)),
+        TypeError,
+        "MultiplicativeLR: its rate is the product of all factors so far",
+    ),
+    "a subclass of a scheduler": (
+        lambda: built(one_group(), lambda o: MyStepLR(o, 3)),
+        TypeError,
+        "MyStepLR: what it does is not known",
+    ),
+    "no scheduler at all": (lambda: (one_group(), "StepLR"), TypeError, r"got builtins\.str"),
+    "a subclass inside a sequence": (
+        lambda: built(one_group(), lambda o: torch_schedules.SequentialLR(o, [MyStepLR(o, 3)], [])),
+        TypeError,
+        r"SequentialLR cannot be taken over exactly: need parts out of .*got schedulers\[0\] of .*MyStepLR",
+    ),
+    "another optimizer's scheduler": (
+        lambda: (one_group(), torch_schedules.StepLR(one_group(), 3)),
+        ValueError,
+        "need the scheduler of this optimizer, got a StepLR that belongs to another one",
+    ),
+    "a group added later": (with_group_added, ValueError, "got 2 groups, 1 rates"),
+    "an edited rate": (
+        lambda: edited("lr", 0.15),
+        ValueError,
+        r"need lr as the scheduler has it at its step 3, 0\.1458\d*, got param_groups\[1\]\['lr'\]=0\.15: edited",
+    ),
+    "a rate edited a little": (lambda: edited("lr", 0.2 * 0.9**3 * (1 + 1e-8)), ValueError, "edited by hand"),
+    "an edited momentum": (
+        lambda: edited("momentum", 0.5, lambda o: torch_schedules.CyclicLR(o, [0.01, 0.02], [0.1, 0.2], 10)),
+        ValueError,
+        r"need momentum as the scheduler has it at its step 3, 0\.87\d*, got param_groups\[1\]\['momentum'\]=0\.5",
+    ),
+    "an edited rate beside a plateau": (
+        lambda: (lambda o, s: (o.param_groups[0].update(lr=0.05), (o, s))[1])(
+            *built(one_group(), torch_schedules.ReduceLROnPlateau)
+        ),
+        ValueError,
+        r"0\.1, got param_groups\[0\]\['lr'\]=0\.05",
+    ),
+    "an edit that the scheduler went on from": (
+        lambda: (lambda o, s: (o.param_groups[0].update(lr=0.05), o.step(), s.step(), (o, s))[3])(
+            *built(one_group(), lambda o: torch_schedules.ExponentialLR(o, 0.9), 2)
+        ),
+        ValueError,
+        "edited by hand, or by another scheduler",
+    ),
+    "a second scheduler": (
+        lambda: (lambda o, s: (torch_schedules.ConstantLR(o, 0.5), (o, s))[1])(
+            *built(one_group(), lambda o: torch_schedules.ExponentialLR(o, 0.9))
+        ),
+        ValueError,
+        "edited by hand, or by another scheduler",
+    ),
+    "one eta_min for different rates": (
+        lambda: built(two_groups(0.1, 0.2), lambda o: torch_schedules.CosineAnnealingLR(o, 5, eta_min=0.01)),
+        ValueError,
+        r"need eta_min / lr to be finite and the same in all param groups.*got \[0\.0999\d*, 0\.0499\d*\]",
+    ),
+    "different base_lr / max_lr": (
+        lambda: built(two_groups(0.1, 0.2), lambda o: torch_schedules.CyclicLR(o, 0.01, [0.1, 0.2], 5)),
+        ValueError,
+        r"need max_lr / base_lr to be finite and the same in all param groups.*got \[10\.0, 20\.0\]",
+    ),
+    "a base_lr of 0": (
+        lambda: built(one_group(), lambda o: torch_schedules.CyclicLR(o, 0.0, 0.1, 5)),
+        ValueError,
+        r"need max_lr / base_lr to be finite.*got \[inf\]",
+    ),
+    "a base_lr above max_lr": (
+        lambda: built(one_group(), lambda o: torch_schedules.CyclicLR(o, 0.2, 0.1, 5)),
+        ValueError,
+        r"CyclicLR cannot be taken over exactly: need 1 <= div_factor, got div_factor=0\.5",
+    ),
+    "half a step up": (
+        lambda: built(one_group(), lambda o: torch_schedules.CyclicLR(o, 0.01, 0.1, 2.5)),
+        TypeError,
+        r"need step_size_up to be an int.*got step_size_up=2\.5",
+    ),
+    "different momenta": (
+        lambda: built(
+            two_groups(0.1, 0.1), lambda o: torch_schedules.OneCycleLR(o, 0.1, 10, base_momentum=[0.8, 0.85])
+        ),
+        ValueError,
+        r"need base_momentum to be the same in all param groups.*got \[0\.8, 0\.85\]",
+    ),
+    "different lambdas": (
+        lambda: built(two_groups(0.1, 0.1), lambda o: torch_schedules.LambdaLR(o, [sawtooth, warm_up_20])),
+        ValueError,
+        "need lr_lambda to be the same in all param groups",
+    ),
+    "growing": (
+        lambda: built(one_group(), lambda o: torch_schedules.ExponentialLR(o, 1.1)),
+        ValueError,
+        r"ExponentialLR cannot be taken over exactly: need 0 < gamma <= 1, got gamma=1\.1",
+    ),
+    "a factor of 0": (
+        lambda: built(one_group(), lambda o: torch_schedules.ConstantLR(o, 0.0)),
+        ValueError,
+        "need 0 < factor, got factor=0",
+    ),
+    "a cycle that is over": (
+        lambda: built(one_group(), lambda o: torch_schedules.OneCycleLR(o, 0.1, 10), 10),
+        ValueError,
+        "need a cycle that is not over, got 10 steps of total_steps=10",
+    ),
+    "a cycle without a climb": (
+        lambda: built(one_group(), lambda o: torch_schedules.OneCycleLR(o, 0.1, 3)),
+        ValueError,
+        r"OneCycleLR cannot be taken over exactly: need 1 < pct_start \* total_steps",
+    ),
+    "restarts stepped by fractions of an epoch": (
+        fractional_restarts,
+        ValueError,
+        r"need T_cur=1, T_i=5 after 1 whole steps, got T_cur=1\.25, T_i=5",
+    ),
+    "a part stepped on its own": (
+        part_stepped_on_its_own,
+        ValueError,
+        r"need schedulers\[0\] at its step 2, got last_epoch=3",
+    ),
+    "a plateau's eps for different rates": (
+        lambda: built(two_groups(0.1, 0.2), torch_schedules.ReduceLROnPlateau),
+        ValueError,
+        r"need eps / lr to be finite and the same.*set scheduler\.eps = 0",
+    ),
+    "a plateau's min_lr for different rates": (
+        lambda: built(two_groups(0.1, 0.2), lambda o: torch_schedules.ReduceLROnPlateau(o, min_lr=0.01, eps=0)),
+        ValueError,
+        r"need min_lr / lr to be finite and the same",
+    ),
+    "hooks": (
+        lambda: (lambda o: (o.register_step_pre_hook(lambda *_: None), (o, None))[1])(one_group()),
+        ValueError,
+        "need an optimizer without hooks, which would stay behind, got 1 in _optimizer_step_pre_hooks",
+    ),
+    "an epoch's steps before the scheduler's first": (
+        lambda: (lambda o, s: (o.step(), (o, s))[1])(*built(one_group(), lambda o: torch_schedules.StepLR(o, 3))),
+        ValueError,
+        r"got at least 1 updates and 0 steps of the scheduler: .*pass steps_per_epoch",
+    ),
+    "an epoch's steps": (
+        lambda: stepped_alone(lambda o: torch_schedules.StepLR(o, 3), 5),
+        ValueError,
+        "got at least 5 updates and 1 steps of the scheduler",
+    ),
+    "an epoch's steps without momentum": (
+        lambda: stepped_alone(lambda o: torch_schedules.CosineAnnealingLR(o, 3), 50, momentum=0),
+        ValueError,
+        "got at least 21 updates and 1 steps of the scheduler",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_taken_over_is_refused_with_the_reason(case):
+    """Each is a ValueError or TypeError that says why and shows the values, and changes nothing."""
+    build, error, message = REFUSED[case]
+    optimizer, scheduler = build()
+    before = snapshot(optimizer)
+    with pytest.raises(error, match=message) as raised:
+        CyclicSGD.from_torch(optimizer, scheduler)
+    assert type(raised.value) is error
+    assert snapshot(optimizer) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"steps_per_epoch": 0}, ValueError, "1 <= steps_per_epoch, got steps_per_epoch=0"),
+        ({"steps_per_epoch": 10.0}, TypeError, r"need steps_per_epoch to be an int.*got steps_per_epoch=10\.0"),
+        ({"steps_per_epoch": True}, TypeError, "got steps_per_epoch=True"),
+        ({"steps_per_epoch": 10, "steps_into_epoch": 10}, ValueError, "steps_into_epoch=10, steps_per_epoch=10"),
+        ({"steps_per_epoch": 10, "steps_into_epoch": -1}, ValueError, "0 <= steps_into_epoch, got steps_into_epoch=-1"),
+        ({"steps_into_epoch": 3}, ValueError, "need steps_per_epoch beside steps_into_epoch, got steps_into_epoch=3"),
+    ],
+)
+def test_lengths_of_epochs_that_cannot_be_are_refused(arguments, error, message):
+    """A length of an epoch that is none, or a place outside of it, is refused by name and value."""
+    optimizer = one_group()
+    with pytest.raises(error, match=message):
+        CyclicSGD.from_torch(optimizer, torch_schedules.StepLR(optimizer, 3), **arguments)
+
+
+def test_an_epoch_without_a_scheduler_is_refused():
+    """There is nothing to be stepped once per epoch."""
+    with pytest.raises(ValueError, match=r"need a scheduler .* beside steps_per_epoch, got scheduler=None"):
+        CyclicSGD.from_torch(one_group(), steps_per_epoch=10)
+
+
+@given(st.integers(2, 6), st.integers(1, 6), st.booleans())
+@example(2, 2, False)
+def test_a_scheduler_stepped_once_per_epoch_is_recognised(length, epochs, foreach):
+    """Where momentum buffers count their writes, an epoch's steps are noticed, unless told of."""
+    assume(length * epochs > epochs)
+    optimizer = one_group(foreach=foreach)
+    scheduler = torch_schedules.ExponentialLR(optimizer, 0.9)
+    for _ in range(epochs):
+        for _ in range(length):
+            optimizer.step()
+        scheduler.step()
+    with pytest.raises(ValueError, match=f"got at least {length * epochs} updates and {epochs} steps"):
+        CyclicSGD.from_torch(optimizer, scheduler)
+    CyclicSGD.from_torch(optimizer, scheduler, steps_per_epoch=length)
+
+
+def test_a_second_schedule_of_a_run_is_taken_over_when_told():
+    """Buffers that are older than the scheduler look like an epoch's steps; ``steps_per_epoch=1`` says they are not."""
+    optimizer = one_group()
+    for _ in range(20):
+        optimizer.step()
+    scheduler = after(3, optimizer, lambda o: torch_schedules.StepLR(o, 2))
+    with pytest.raises(ValueError, match="got at least 23 updates and 3 steps"):
+        CyclicSGD.from_torch(optimizer, scheduler)
+    taken = CyclicSGD.from_torch(optimizer, scheduler, steps_per_epoch=1)
+    assert (taken.policy, taken.param_groups[0]["schedule_step"]) == (StepDecay(2), 3)
+
+
+def test_a_subclass_makes_one_of_itself():
+    """``from_torch`` of a subclass of CyclicSGD returns that subclass."""
+
+    class Mine(CyclicSGD):
+        pass
+
+    optimizer = one_group()
+    assert type(Mine.from_torch(optimizer, torch_schedules.StepLR(optimizer, 3))) is Mine
+
+
+def test_parts_of_different_peaks_are_scaled():
+    """A sequence whose parts climb to different rates keeps the highest as the peak."""
+    optimizer = one_group(0.1)
+
+    def build(optimizer):
+        cycle = torch_schedules.CyclicLR(optimizer, 0.05, 0.4, 3)
+        return torch_schedules.SequentialLR(optimizer, [torch_schedules.StepLR(optimizer, 2), cycle], [4])
+
+    taken = CyclicSGD.from_torch(optimizer, build(optimizer))
+    assert taken.param_groups[0]["max_lr"] == 0.4
+    assert isinstance(taken.policy, Sequential)
+    assert isinstance(taken.policy.policies[0], Scaled)
+
+
+def test_a_plateau_may_be_stepped_once_per_epoch_without_saying_so():
+    """Reports are counted, not steps: nothing about epochs needs to be told."""
+    optimizer = one_group()
+    scheduler = torch_schedules.ReduceLROnPlateau(optimizer)
+    for _ in range(30):
+        optimizer.step()
+    scheduler.step(1.0)
+    for arguments in ({}, {"steps_per_epoch": 30}):
+        assert type(CyclicSGD.from_torch(optimizer, scheduler, **arguments).policy) is Plateau
