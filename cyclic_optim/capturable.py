@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .device_clock import DeviceClock
-from .policies.base import finite
+from .policies.base import finite, whole
 from .schedule import Group, Schedule
 from .updates import DeviceRow, PortableUpdate, Update, choose_device_update
 
@@ -23,6 +23,7 @@ State = dict[Any, dict[str, Any]]
 #: What the param groups show as tensors.
 SHOWN = ("lr", "momentum", "max_lr", "schedule_step")
 
+_check_step = whole(0)["rule"]
 _LARGEST = torch.finfo(torch.float32).max
 
 
@@ -30,18 +31,17 @@ class DevicePath:
     """Clock and buffers of an optimizer on its device, and the update that uses them."""
 
     def __init__(self, schedule: Schedule, groups: list[Group], state: State, horizon: int | None) -> None:
-        self._schedule, self._state = schedule, None
         device = next((param.device for group in groups for param in group["params"]), torch.device("cpu"))
-        self._state = groups[0].get("policy_state")
+        self._schedule, self._reports = schedule, groups[0].get("policy_state")
         self.clock = DeviceClock(schedule.policy, self._at, device, horizon=horizon)
-        self._started: dict[Any, Tensor] = {}
+        # Numbers as they were given, before float32 rounded them; None where a tensor was.
         self._given: list[dict[str, Any]] = []
         self._update: tuple[Any, Update] | None = None
         for group in groups:
             self.join(group, state)
 
     def _at(self, step: int) -> tuple[float, float | None]:
-        return self._schedule.values(step, self._state)
+        return self._schedule.values(step, self._reports)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_update": None}  # which may hold addresses
@@ -59,15 +59,16 @@ class DevicePath:
     def _check(self, group: Group) -> None:
         for key in ("foreach", "fused", "differentiable"):
             if group[key]:
-                raise ValueError(f"need {key} unset with capturable=True, which has an update of its own, got {key}=True")
+                raise ValueError(
+                    f"need {key} unset with capturable=True, which has an update of its own, got {key}=True"
+                )
         for key in ("weight_decay", "dampening"):
             if isinstance(group[key], Tensor):
                 raise TypeError(f"need {key} as a number with capturable=True, got {key}={group[key]!r}")
         for param in group["params"]:
             if param.device != self.clock.device:
-                raise ValueError(
-                    f"need all parameters on one device with capturable=True, got {param.device} and {self.clock.device}"
-                )
+                devices = f"{self.clock.device} and {param.device}"
+                raise ValueError(f"need all parameters on one device with capturable=True, got {devices}")
             if not param.is_floating_point():
                 raise ValueError(f"need floating-point parameters with capturable=True, got {param.dtype}")
         highest = max(group["max_lr"] * self.clock.highest_factor, group["lr"])
@@ -111,7 +112,7 @@ class DevicePath:
 
     def take(self, groups: list[Group]) -> None:
         """Go on from groups of plain numbers, in the tensors that there are."""
-        self._state = groups[0].get("policy_state")
+        self._reports = groups[0].get("policy_state")
         self.clock.fill(self._at, groups[0]["schedule_step"])
         for group in groups:
             self._check(group)
@@ -123,26 +124,23 @@ class DevicePath:
         self.take(groups)
         for index, group in enumerate(groups):
             for param in group["params"]:
-                own = previous.get(param, {}).get("momentum_buffer")
-                loaded = state[param].get("momentum_buffer") if param in state else None
-                if own is not None:
-                    own.zero_() if loaded is None else own.copy_(loaded)
-                    state[param]["momentum_buffer"] = own
-                if param in self._started:
-                    self._started[param].fill_(loaded is not None)
+                own, loaded = previous.get(param, {}), state.get(param, {}).get("momentum_buffer")
+                if own.get("momentum_buffer") is not None:
+                    state[param]["momentum_buffer"] = buffer = own["momentum_buffer"]
+                    buffer.zero_() if loaded is None else buffer.copy_(loaded)
+                if "started" in own:
+                    state[param]["started"] = own["started"].fill_(loaded is not None)
             self._create(index, group, state)
 
-    def state_dict(self, groups: list[Group], saved: dict[str, Any], state: State) -> dict[str, Any]:
+    def state_dict(self, groups: list[Group], saved: dict[str, Any]) -> dict[str, Any]:
         """torch's state dict with plain numbers, and without the buffers of parameters that never moved."""
         for packed, plain in zip(saved["param_groups"], self.plain(groups), strict=True):
             packed.update({key: plain[key] for key in SHOWN})
-        order = [param for group in groups for param in group["params"]]
-        flags = [(i, self._started[param]) for i, param in enumerate(order) if param in self._started]
+        flags = [(key, kept["started"]) for key, kept in saved["state"].items() if "started" in kept]
         started = torch.stack([flag for _, flag in flags]).tolist() if flags else []
-        for (i, _), has_moved in zip(flags, started, strict=True):
-            if not has_moved and i in saved["state"]:
-                rest = {key: value for key, value in saved["state"][i].items() if key != "momentum_buffer"}
-                saved["state"][i] = rest
+        for (key, _), has_started in zip(flags, started, strict=True):
+            dropped = ("started",) if has_started else ("started", "momentum_buffer")
+            saved["state"][key] = {name: value for name, value in saved["state"][key].items() if name not in dropped}
         return saved
 
     # -- the step -----------------------------------------------------------------------------------
@@ -162,10 +160,10 @@ class DevicePath:
                     continue
                 if grad.layout is not torch.strided:
                     raise ValueError(f"need dense gradients with capturable=True, got {grad.layout}")
-                buffer = state[param]["momentum_buffer"] if with_buffers else None
-                started = self._started[param] if with_buffers and group["dampening"] != 0 else None
+                buffer = _local(state[param]["momentum_buffer"]) if with_buffers else None
+                started = state[param].get("started") if with_buffers else None
                 values = self.clock.lr[index], self.clock.momentum[index]
-                rows.append(DeviceRow(_local(param), _local(buffer), started, *values, *options))
+                rows.append(DeviceRow(_local(param), buffer, started, *values, *options))
                 grads.append(_local(grad))
         if rows:
             self._updater(rows)(grads, grad_scale, found_inf)
@@ -187,12 +185,15 @@ class DevicePath:
         if not self._has_momentum(index):
             return
         for param in group["params"]:
-            if (param.requires_grad or param.grad is not None) and state[param].get("momentum_buffer") is None:
+            if not param.requires_grad and param.grad is None:
+                continue
+            kept = state[param]
+            if kept.get("momentum_buffer") is None:
                 _refuse_in_capture("a parameter that was frozen when the optimizer was built has no buffer yet")
-                state[param]["momentum_buffer"] = torch.zeros_like(param, requires_grad=False)
-            if group["dampening"] != 0 and param not in self._started:
+                kept["momentum_buffer"] = torch.zeros_like(param, requires_grad=False)
+            if group["dampening"] != 0 and "started" not in kept:
                 _refuse_in_capture("dampening was 0 so far")
-                self._started[param] = torch.zeros((), dtype=torch.float32, device=self.clock.device)
+                kept["started"] = (_local(kept["momentum_buffer"]) != 0).any().to(torch.float32)
 
     def _take_edits(self, groups: list[Group]) -> bool:
         """Write what was assigned to a group's values since the last step; True if it was a dry run, which ends there.
@@ -209,6 +210,9 @@ class DevicePath:
         if not edits:
             return False
         _refuse_in_capture("lr, momentum or max_lr was assigned to since the last step")
+        for _, key, value, _ in edits:
+            if not isinstance(value, Tensor):
+                (_check_step if key == "schedule_step" else _check_value)(key, value)
         is_dry_run = sum(key == "lr" and _is_zero(value) for _, key, value, _ in edits) == len(groups)
         for index, key, value, own in edits:
             groups[index][key] = own
@@ -216,12 +220,17 @@ class DevicePath:
                 continue
             if isinstance(value, Tensor):
                 own.copy_(value.reshape(()))
-                continue
+            else:
+                own.fill_(value)
             if key == "schedule_step":
-                self.clock.fill(self._at, value)
-            own.fill_(finite(key, value, minimum=0))
-            self._given[index][key] = value
+                self.clock.fill(self._at, int(own.item()))
+            self._given[index][key] = None if isinstance(value, Tensor) else value
         return is_dry_run
+
+
+def _check_value(name: str, value: Any) -> None:
+    if finite(name, value, minimum=0) > _LARGEST:
+        raise ValueError(f"need {name} to be a number that float32 can hold, got {name}={value!r}")
 
 
 def _unrounded(held: float, *said: float | None) -> float:
@@ -246,4 +255,6 @@ def _local(tensor: Any) -> Any:
 def _refuse_in_capture(why: str) -> None:
     # What is done here would be done again, with the same numbers, in every replay.
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(f"need nothing to be set up while a CUDA graph is captured, but {why}: call step() once before")
+        raise RuntimeError(
+            f"need nothing to be set up while a CUDA graph is captured, but {why}: call step() once before"
+        )

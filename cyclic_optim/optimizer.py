@@ -70,7 +70,8 @@ class CyclicSGD(SGD):
             Needs a policy (``Constant()`` for none); ``group["lr"]``, ``["momentum"]``, ``["max_lr"]`` and
             ``["schedule_step"]`` are then 0-dim tensors on the device (float32, the last two float64 and int64).
         horizon: with ``capturable``, the number of steps to tabulate for a policy that neither ends nor repeats
-            (default: 100,000 from the step at which the optimizer was built or loaded); afterwards the last values hold.
+            (default: 100,000), counted from where the optimizer was built or last loaded; afterwards the last values
+            hold.
 
     Raises:
         ValueError, TypeError: an argument breaks its rule; nothing is built then.
@@ -229,6 +230,8 @@ class CyclicSGD(SGD):
                 loss = closure()
         found_inf: Tensor | None = self.__dict__.get("found_inf")  # GradScaler sets it for fused=True
         if self._device is not None:
+            if "step" in self.__dict__:
+                self._watch_for_scheduler(None)
             self._device.step(self.param_groups, self.state, self.__dict__.get("grad_scale"), found_inf)
         elif self._schedule is not None:
             # Numbers that change with every step would be compiled in anew until torch gives up.
@@ -315,12 +318,12 @@ class CyclicSGD(SGD):
         telling = [grad for grad in grads if grad.numel() > 0]
         return len(telling) > 0 and not any(grad.any() for grad in telling)
 
-    def _watch_for_scheduler(self, schedule: Schedule) -> None:
+    def _watch_for_scheduler(self, schedule: Schedule | None) -> None:
         if self._warned_of_scheduler:
             return
         wrapped = getattr(self.__dict__.get("step"), "_wrapped_by_lr_sched", False)
         # Unpickled, or wrapped again by somebody else, it shows by what it writes.
-        if wrapped or ("initial_lr" in self.param_groups[0] and schedule.is_edited(self.param_groups)):
+        if wrapped or (schedule and "initial_lr" in self.param_groups[0] and schedule.is_edited(self.param_groups)):
             self._warned_of_scheduler = True
             warn(_BOTH_WRITE)
 
@@ -353,7 +356,7 @@ class CyclicSGD(SGD):
     def state_dict(self) -> dict[str, Any]:
         """All there is to save, as plain data. With ``capturable``, this waits for the device."""
         saved = super().state_dict()
-        return saved if self._device is None else self._device.state_dict(self.param_groups, saved, self.state)
+        return saved if self._device is None else self._device.state_dict(self.param_groups, saved)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class or of ``torch.optim.SGD``.
@@ -369,13 +372,17 @@ class CyclicSGD(SGD):
         if not self._optimizer_load_state_dict_pre_hooks:  # which may make one of anything
             _check_state_dict(state_dict)
         kept = (self.state, self.param_groups, self._schedule)
+        if self._device is not None:
+            # Loading sees plain numbers, and what comes of it goes into the tensors that there are.
+            before = self._device.plain(self.param_groups)
+            self.param_groups = list(map(dict, before))
         try:
-            if self._device is not None:
-                self.param_groups = self._device.plain(self.param_groups)
             super().load_state_dict(state_dict)
             if self._device is not None:
                 self._device.load(self.param_groups, self.state, kept[0])
         except BaseException:
+            if self._device is not None:
+                self._device.take(before)
             self.state, self.param_groups, self._schedule = kept
             raise
 

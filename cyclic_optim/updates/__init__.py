@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from .capturable import DeviceRow, PortableUpdate, Update
@@ -22,13 +23,12 @@ __all__ = [
 
 
 def choose_device_update(rows: list[DeviceRow]) -> Update:
-    """The update of a capturable step: one Triton kernel on CUDA, where Triton is usable; plain operations elsewhere."""
+    """The update of a capturable step: one Triton kernel on CUDA where Triton is usable, else plain operations."""
     if all(row.param.is_cuda for row in rows):
         try:
-            from .triton_sgd import TritonUpdate, supports
-
-            if supports(rows):
-                update: Update = TritonUpdate(rows)
+            triton_sgd = import_module(".triton_sgd", __name__)
+            if triton_sgd.supports(rows):
+                update: Update = triton_sgd.TritonUpdate(rows)
                 return update
         except Exception:  # whatever ails Triton or the compiler it calls
             return PortableUpdate(rows)

@@ -69,7 +69,7 @@ def _update_alike(rows: list[DeviceRow], grads: Any, grad_scale: Tensor | None, 
     if found_inf is not None:
         skip = found_inf.to(device).reshape(()) != 0
         # What overflowed must be gone before it is multiplied by 0.
-        grads = [torch.where(skip, 0.0, grad) for grad in grads]
+        grads = [grad.masked_fill(skip, 0.0) for grad in grads]
         lr = torch.where(skip, 0.0, lr)
         moves = moves & ~skip
     steps = grads if first.buffer is None else _with_momentum(rows, grads, momentum, moves)
@@ -79,15 +79,15 @@ def _update_alike(rows: list[DeviceRow], grads: Any, grad_scale: Tensor | None, 
 
 def _with_momentum(rows: list[DeviceRow], grads: list[Tensor], momentum: Tensor, moves: Tensor) -> Any:
     """The directions to go; buffers are moved on where ``moves``, and stay what they are elsewhere."""
-    first, kept = rows[0], [row.buffer for row in rows]
+    first, kept = rows[0], [row.buffer for row in rows if row.buffer is not None]
     stays = torch.where(moves, momentum, 1.0)
     shares: Any = moves.to(momentum.dtype)
     if first.started is None:
         added: Any = torch._foreach_mul(grads, shares)
     else:
-        started = [row.started for row in rows]
-        shares = [shares * (1 - first.dampening * flag) for flag in started]
-        added = [grad * share for grad, share in zip(grads, shares, strict=True)]
+        started = [row.started for row in rows if row.started is not None]
+        each: list[Any] = [shares * (1 - first.dampening * flag) for flag in started]
+        added = [grad * share for grad, share in zip(grads, each, strict=True)]
         torch._foreach_copy_(started, [torch.where(moves, 1.0, flag) for flag in started])
     old: Any = [buffer.to(grad.dtype) for buffer, grad in zip(kept, grads, strict=True)]
     buffers = torch._foreach_add(torch._foreach_mul(old, stays), added)
