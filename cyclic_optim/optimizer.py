@@ -20,6 +20,7 @@ from torch.optim.optimizer import (
 )
 from torch.optim.sgd import sgd
 
+from .capturable import DevicePath
 from .policies.base import Policy, finite
 from .schedule import Group, Schedule, adopt, all_zero, check_tensor_lr, warn
 from .updates import HYPERPARAMETERS, fused_update, takes_fused, unscale, update_ordinary
@@ -66,6 +67,13 @@ class CyclicSGD(SGD):
         foreach, fused: torch's implementations, honoured where set. With neither set, and a policy, the
             fused update is taken wherever it is right for the tensors at hand, torch's elsewhere.
         differentiable: whether autograd goes through the step.
+        capturable: whether the step runs without the host's being asked anything, so that it can be captured in a
+            CUDA graph and compiled by ``torch.compile(fullgraph=True)``, with rate and momentum that go on cycling.
+            Needs a policy (``Constant()`` for none); ``group["lr"]``, ``["momentum"]``, ``["max_lr"]`` and
+            ``["schedule_step"]`` are then 0-dim tensors on the device (float32, the last two float64 and int64).
+        horizon: with ``capturable``, the number of steps to tabulate for a policy that neither ends nor repeats
+            (default: 100,000), counted from where the optimizer was built or last loaded; afterwards the last values
+            hold.
 
     Raises:
         ValueError, TypeError: an argument breaks its rule; nothing is built then.
@@ -85,9 +93,13 @@ class CyclicSGD(SGD):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        capturable: bool = False,
+        horizon: int | None = None,
     ) -> None:
         _check_policy(policy)
+        _check_capturable(capturable, policy, horizon)
         self._schedule: Schedule | None = None
+        self._device: DevicePath | None = None
         if policy is not None:
             _check_numbers(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
             self._schedule = Schedule(policy)
@@ -106,6 +118,9 @@ class CyclicSGD(SGD):
             fused=fused,
         )
         self.defaults["momentum"] = momentum
+        if capturable and self._schedule is not None:
+            self._device = DevicePath(self._schedule, self.param_groups, self.state, horizon)
+            self._step_supports_amp_scaling = True
 
     @classmethod
     def from_torch(
@@ -183,7 +198,12 @@ class CyclicSGD(SGD):
         super().add_param_group(dict(param_group) if isinstance(param_group, dict) else param_group)
         try:
             _check_group(self.param_groups[-1])
-            self._schedule.enrol(self.param_groups[-1], self.param_groups[:-1])
+            peers = self.param_groups[:-1]
+            if self._device is None:
+                self._schedule.enrol(self.param_groups[-1], peers)
+            else:
+                self._schedule.enrol(self.param_groups[-1], self._device.plain(peers))
+                self._device.join(self.param_groups[-1], self.state)
         except BaseException:
             self.param_groups.pop()
             raise
@@ -199,7 +219,7 @@ class CyclicSGD(SGD):
         """
         if self._schedule is None:
             raise TypeError("need a policy that listens to a metric (Plateau), got policy=None")
-        self._schedule.report(self.param_groups, float(metric))
+        (self._device or self._schedule).report(self.param_groups, float(metric))
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply one update with the values in force, then move them along the policy.
@@ -213,6 +233,9 @@ class CyclicSGD(SGD):
         Raises:
             ValueError: the policy has no valid values for the next step. No update was applied.
         """
+        if self._device is not None:
+            with torch.no_grad():
+                return self._step(closure)
         if _compiler_is_near():
             return _step_as_torch_wraps_it(self, closure)
         # The same, in a tenth of the time.
@@ -230,6 +253,8 @@ class CyclicSGD(SGD):
 
         @wraps(func)
         def step(self: CyclicSGD, *args: Any, **kwargs: Any) -> Any:
+            if self._device is not None and torch.compiler.is_compiling():
+                return func(self, *args, **kwargs)
             if (
                 _compiler_is_near()
                 or args  # a closure may do anything, also register a hook
@@ -259,7 +284,11 @@ class CyclicSGD(SGD):
             with torch.enable_grad():
                 loss = closure()
         found_inf: Tensor | None = self.__dict__.get("found_inf")  # GradScaler sets it for fused=True
-        if self._schedule is not None:
+        if self._device is not None:
+            if "step" in self.__dict__:
+                self._watch_for_scheduler(None)
+            self._device.step(self.param_groups, self.state, self.__dict__.get("grad_scale"), found_inf)
+        elif self._schedule is not None:
             # Numbers that change with every step would be compiled in anew until torch gives up.
             uncompiled = not eagerly and _compiler_is_near()
             update = _uncompiled_scheduled_update if uncompiled else CyclicSGD._scheduled_update
@@ -344,19 +373,19 @@ class CyclicSGD(SGD):
         telling = [grad for grad in grads if grad.numel() > 0]
         return len(telling) > 0 and not any(grad.any() for grad in telling)
 
-    def _watch_for_scheduler(self, schedule: Schedule) -> None:
+    def _watch_for_scheduler(self, schedule: Schedule | None) -> None:
         if self._warned_of_scheduler:
             return
         wrapped = getattr(self.__dict__.get("step"), "_wrapped_by_lr_sched", False)
         # Unpickled, or wrapped again by somebody else, it shows by what it writes.
-        if wrapped or ("initial_lr" in self.param_groups[0] and schedule.is_edited(self.param_groups)):
+        if wrapped or (schedule and "initial_lr" in self.param_groups[0] and schedule.is_edited(self.param_groups)):
             self._warned_of_scheduler = True
             warn(_BOTH_WRITE)
 
     _warned_of_scheduler = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_schedule": self._schedule}
+        return {**super().__getstate__(), "_schedule": self._schedule, "_device": self._device}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # torch calls this to unpickle and, with new state and groups alone, to load a state dict.
@@ -365,7 +394,7 @@ class CyclicSGD(SGD):
             # What an older dict lacks is as the code has it; torch would fall back on slower paths.
             _fill(state["param_groups"], previous)
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if self.defaults.get("fused"):
+        if self.defaults.get("fused") or self.__dict__.get("_device") is not None:
             self._step_supports_amp_scaling = True  # torch forgets it on unpickling
         if previous:
             self._adopt(previous)
@@ -378,6 +407,11 @@ class CyclicSGD(SGD):
         self._schedule = adopt(self._schedule, self.param_groups, previous)
         for group in self.param_groups if self._schedule is not None else ():
             _check_group(group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All there is to save, as plain data. With ``capturable``, this waits for the device."""
+        saved = super().state_dict()
+        return saved if self._device is None else self._device.state_dict(self.param_groups, saved)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class or of ``torch.optim.SGD``.
@@ -393,9 +427,17 @@ class CyclicSGD(SGD):
         if not self._optimizer_load_state_dict_pre_hooks:  # which may make one of anything
             _check_state_dict(state_dict)
         kept = (self.state, self.param_groups, self._schedule)
+        if self._device is not None:
+            # Loading sees plain numbers, and what comes of it goes into the tensors that there are.
+            before = self._device.plain(self.param_groups)
+            self.param_groups = list(map(dict, before))
         try:
             super().load_state_dict(state_dict)
+            if self._device is not None:
+                self._device.load(self.param_groups, self.state, kept[0])
         except BaseException:
+            if self._device is not None:
+                self._device.take(before)
             self.state, self.param_groups, self._schedule = kept
             raise
 
@@ -430,6 +472,15 @@ def _check_policy(policy: object) -> None:
     elif callable(policy):
         hint = ": wrap a function of the step in LambdaPolicy"
     raise TypeError(f"need policy to be a Policy or None, got {policy=}{hint}")
+
+
+def _check_capturable(capturable: object, policy: Policy | None, horizon: object) -> None:
+    if not isinstance(capturable, bool):
+        raise TypeError(f"need capturable to be True or False, got {capturable=}")
+    if capturable and policy is None:
+        raise ValueError("need a policy with capturable=True, got policy=None: pass policy=Constant() for a fixed rate")
+    if horizon is not None and not capturable:
+        raise ValueError(f"need horizon only with capturable=True, got {horizon=}")
 
 
 def _check_numbers(**given: Any) -> None:

@@ -280,7 +280,7 @@ def lr_range_test(
     with put_back(model, optimizer, scaler=scaler, generators=generators, keep=keep), _around(restart):
         if not model.training:
             model.train()
-        momenta = [group.get("momentum") for group in optimizer.param_groups]
+        momenta = [_number(group.get("momentum")) for group in optimizer.param_groups]
         for step in _progress(num_steps, progress):
             lrs.append(end_lr * factors.at(step).lr_factor)
             _set(optimizer, lrs[-1], ratios, momenta)
@@ -338,6 +338,11 @@ def _ratios(optimizer: Optimizer) -> tuple[float, ...]:
     return tuple(peak / peaks[0] for peak in peaks)
 
 
+def _number(value: Any) -> Any:
+    """A value that may move on inside its tensor, as it is now."""
+    return value.item() if isinstance(value, Tensor) else value
+
+
 def _set(optimizer: Optimizer, lr: float, ratios: tuple[float, ...], momenta: list[Any]) -> None:
     for group, ratio, momentum in zip(optimizer.param_groups, ratios, momenta, strict=True):
         if isinstance(group["lr"], Tensor):
@@ -345,7 +350,10 @@ def _set(optimizer: Optimizer, lr: float, ratios: tuple[float, ...], momenta: li
         else:
             group["lr"] = lr * ratio
         if momentum is not None:
-            group["momentum"] = momentum
+            if isinstance(group["momentum"], Tensor):
+                group["momentum"].fill_(momentum)
+            else:
+                group["momentum"] = momentum
 
 
 def _one_step(

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
+from .capturable import DeviceRow, PortableUpdate, Update
 from .fused import HYPERPARAMETERS, fused_update, unscale
 from .ordinary import update_ordinary
 
-__all__ = ["HYPERPARAMETERS", "fused_update", "takes_fused", "unscale", "update_ordinary"]
+__all__ = [
+    "HYPERPARAMETERS",
+    "DeviceRow",
+    "PortableUpdate",
+    "Update",
+    "choose_device_update",
+    "fused_update",
+    "takes_fused",
+    "unscale",
+    "update_ordinary",
+]
+
+
+def choose_device_update(rows: list[DeviceRow]) -> Update:
+    """The update of a capturable step: one Triton kernel on CUDA where Triton is usable, else plain operations."""
+    if all(row.param.is_cuda for row in rows):
+        try:
+            triton_sgd = import_module(".triton_sgd", __name__)
+            if triton_sgd.supports(rows):
+                update: Update = triton_sgd.TritonUpdate(rows)
+                return update
+        except Exception:  # whatever ails Triton or the compiler it calls
+            return PortableUpdate(rows)
+    return PortableUpdate(rows)
 
 
 def takes_fused(group: dict[str, Any], scheduled: bool) -> bool:
