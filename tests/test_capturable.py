@@ -312,6 +312,40 @@ def test_a_compiled_step_follows_edits_and_loads(inductor):
     assert_one_graph(inductor)
 
 
+def test_hooks_are_called_by_a_compiled_step(inductor):
+    """A hook of the user's is not lost where the step is compiled."""
+    _, optimizer = one_param()
+    seen = []
+    optimizer.register_step_post_hook(lambda *_: seen.append(1))
+    compiled = torch.compile(optimizer.step, backend="eager")
+    for _ in range(3):
+        compiled()
+    assert len(seen) == 3
+    assert optimizer.param_groups[0]["schedule_step"].item() == 3
+
+
+def test_a_whole_training_step_compiles(inductor):
+    """Model, backward, update and scaler's verdict in one compiled function: a skip still changes nothing."""
+    model, optimizer = model_and(
+        lambda ps: CyclicSGD(ps, lr=0.1, momentum=0.9, dampening=0.5, policy=Triangular(7), capturable=True)
+    )
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(0.0)
+
+    @torch.compile(backend="aot_eager")
+    def training_step(x):
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for step in range(6):
+        optimizer.found_inf.fill_(step == 3)
+        before = everything(optimizer)
+        training_step(torch.randn(4, 4, generator=torch.Generator().manual_seed(step)))
+        if step == 3:
+            assert_same(everything(optimizer), before)
+    assert optimizer.param_groups[0]["schedule_step"].item() == 5
+
+
 # --- state
 
 
