@@ -231,7 +231,7 @@ class CyclicSGD(SGD):
                 loss = closure()
         found_inf: Tensor | None = self.__dict__.get("found_inf")  # GradScaler sets it for fused=True
         if self._device is not None:
-            if "step" in self.__dict__:
+            if "step" in self.__dict__ and not torch.compiler.is_compiling():
                 self._watch_for_scheduler(None)
             self._device.step(self.param_groups, self.state, self.__dict__.get("grad_scale"), found_inf)
         elif self._schedule is not None:
