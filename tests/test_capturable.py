@@ -575,6 +575,26 @@ def test_edits_hold_as_on_the_host(key, write):
         torch.testing.assert_close(ours, twin)
 
 
+def test_nothing_is_set_up_while_a_graph_is_captured(monkeypatch):
+    """A number assigned before a capture would be written again by every replay: refused, and nothing is touched.
+
+    Whether a stream is capturing is what this machine is made to say; a real capture needs a GPU.
+    """
+    param, optimizer = one_param()
+    optimizer.param_groups[0]["lr"] = 0.5
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with pytest.raises(RuntimeError, match="need nothing to be set up while a CUDA graph is captured"):
+            optimizer.step()
+        optimizer.param_groups[0]["lr"] = optimizer._device.clock.lr[0]
+        optimizer.state[param].clear()
+        with pytest.raises(RuntimeError, match="has no buffer yet"):
+            optimizer.step()
+    assert torch.equal(param.detach(), torch.ones(3))
+    assert optimizer.param_groups[0]["schedule_step"].item() == 0
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("lr", float("nan")), ("max_lr", -1.0), ("momentum", "much"), ("lr", 1e300), ("schedule_step", 1.5)],
