@@ -406,7 +406,7 @@ def _compiler_is_near() -> bool:
 
 def _has_hooks(optimizer: CyclicSGD) -> bool:
     own = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
-    return any(map(len, (*own, _global_optimizer_pre_hooks, _global_optimizer_post_hooks)))
+    return any((*own, _global_optimizer_pre_hooks, _global_optimizer_post_hooks))
 
 
 _DEFAULTS = (*HYPERPARAMETERS, "foreach", "differentiable", "fused")
