@@ -36,7 +36,7 @@ class DevicePath:
         self.clock = DeviceClock(schedule.policy, self._at, device, horizon=horizon)
         # Numbers as they were given, before float32 rounded them; None where a tensor was.
         self._given: list[dict[str, Any]] = []
-        self._update: tuple[Any, Update] | None = None
+        self._update: tuple[Any, list[DeviceRow], Update] | None = None
         for group in groups:
             self.join(group, state)
 
@@ -174,8 +174,8 @@ class DevicePath:
             return PortableUpdate(rows)  # the compiler makes a kernel of it
         key = [tuple(map(id, row[:5])) + row[5:] for row in rows]
         if self._update is None or self._update[0] != key:
-            self._update = key, choose_device_update(rows)
-        return self._update[1]
+            self._update = key, rows, choose_device_update(rows)  # the rows, so that no id is given out again
+        return self._update[2]
 
     def _has_momentum(self, index: int) -> bool:
         return self.clock.cycles_momentum or self._given[index]["momentum"] != 0

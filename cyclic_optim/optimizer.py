@@ -233,10 +233,10 @@ class CyclicSGD(SGD):
         Raises:
             ValueError: the policy has no valid values for the next step. No update was applied.
         """
-        if self._device is not None:
-            with torch.no_grad():
-                return self._step(closure)
         if _compiler_is_near():
+            if self._device is not None:
+                with torch.no_grad():
+                    return self._step(closure)
             return _step_as_torch_wraps_it(self, closure)
         # The same, in a tenth of the time.
         enabled = _is_grad_enabled()
@@ -253,8 +253,6 @@ class CyclicSGD(SGD):
 
         @wraps(func)
         def step(self: CyclicSGD, *args: Any, **kwargs: Any) -> Any:
-            if self._device is not None and torch.compiler.is_compiling():
-                return func(self, *args, **kwargs)
             if (
                 _compiler_is_near()
                 or args  # a closure may do anything, also register a hook
@@ -266,6 +264,9 @@ class CyclicSGD(SGD):
                 or _profiler_enabled()
             ):
                 if self._inside_a_step:  # of a subclass, which has had its hooks
+                    return func(self, *args, **kwargs)
+                if self._device is not None and torch.compiler.is_compiling() and not _has_hooks(self):
+                    # Traced as it is, so that the compiler need not see torch's wrapper.
                     return func(self, *args, **kwargs)
                 self._inside_a_step = True
                 try:
@@ -285,7 +286,7 @@ class CyclicSGD(SGD):
                 loss = closure()
         found_inf: Tensor | None = self.__dict__.get("found_inf")  # GradScaler sets it for fused=True
         if self._device is not None:
-            if "step" in self.__dict__:
+            if "step" in self.__dict__ and not torch.compiler.is_compiling():
                 self._watch_for_scheduler(None)
             self._device.step(self.param_groups, self.state, self.__dict__.get("grad_scale"), found_inf)
         elif self._schedule is not None:
@@ -456,6 +457,11 @@ _callback = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lamb
 def _compiler_is_near() -> bool:
     """Whether torch.compile traces this, or watches which functions are called."""
     return torch.compiler.is_compiling() or _callback() is not None
+
+
+def _has_hooks(optimizer: CyclicSGD) -> bool:
+    own = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+    return any((*own, _global_optimizer_pre_hooks, _global_optimizer_post_hooks))
 
 
 _DEFAULTS = (*HYPERPARAMETERS, "foreach", "differentiable", "fused")

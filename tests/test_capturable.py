@@ -312,6 +312,40 @@ def test_a_compiled_step_follows_edits_and_loads(inductor):
     assert_one_graph(inductor)
 
 
+def test_hooks_are_called_by_a_compiled_step(inductor):
+    """A hook of the user's is not lost where the step is compiled."""
+    _, optimizer = one_param()
+    seen = []
+    optimizer.register_step_post_hook(lambda *_: seen.append(1))
+    compiled = torch.compile(optimizer.step, backend="eager")
+    for _ in range(3):
+        compiled()
+    assert len(seen) == 3
+    assert optimizer.param_groups[0]["schedule_step"].item() == 3
+
+
+def test_a_whole_training_step_compiles(inductor):
+    """Model, backward, update and scaler's verdict in one compiled function: a skip still changes nothing."""
+    model, optimizer = model_and(
+        lambda ps: CyclicSGD(ps, lr=0.1, momentum=0.9, dampening=0.5, policy=Triangular(7), capturable=True)
+    )
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(0.0)
+
+    @torch.compile(backend="aot_eager")
+    def training_step(x):
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for step in range(6):
+        optimizer.found_inf.fill_(step == 3)
+        before = everything(optimizer)
+        training_step(torch.randn(4, 4, generator=torch.Generator().manual_seed(step)))
+        if step == 3:
+            assert_same(everything(optimizer), before)
+    assert optimizer.param_groups[0]["schedule_step"].item() == 5
+
+
 # --- state
 
 
@@ -539,6 +573,26 @@ def test_edits_hold_as_on_the_host(key, write):
         optimizer.step()
         host.step()
         torch.testing.assert_close(ours, twin)
+
+
+def test_nothing_is_set_up_while_a_graph_is_captured(monkeypatch):
+    """A number assigned before a capture would be written again by every replay: refused, and nothing is touched.
+
+    Whether a stream is capturing is what this machine is made to say; a real capture needs a GPU.
+    """
+    param, optimizer = one_param()
+    optimizer.param_groups[0]["lr"] = 0.5
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with pytest.raises(RuntimeError, match="need nothing to be set up while a CUDA graph is captured"):
+            optimizer.step()
+        optimizer.param_groups[0]["lr"] = optimizer._device.clock.lr[0]
+        optimizer.state[param].clear()
+        with pytest.raises(RuntimeError, match="has no buffer yet"):
+            optimizer.step()
+    assert torch.equal(param.detach(), torch.ones(3))
+    assert optimizer.param_groups[0]["schedule_step"].item() == 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,365 @@
+"""The update of a capturable step on CUDA: one kernel launch for every tensor of every group.
+
+Importing this module imports Triton, and fails where there is none; :func:`choose_device_update` sees to both.
+
+The kernel finds its tensors through tables of addresses on the device. Parameters, buffers and values in force stay
+where they are, so most of that is written once. Gradients come and go: their addresses are uploaded when they differ
+from those of the last call, through pinned memory that is not used again before the device has read it.
+
+What is captured in a CUDA graph is read in every replay, for as long as the graph lives. A captured call therefore
+gets a table of its own, which later calls leave alone.
+"""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.nn import Parameter
+
+from .capturable import DeviceRow, PortableUpdate
+
+#: Elements per program, and its warps: 8 elements of each tensor per thread.
+BLOCK, WARPS = 1024, 4
+#: Sets of gradients for which graphs can be captured between two steps outside a capture.
+SPARES = 16
+
+# By what the kernel knows them. The order of its branches.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_PLAIN = (Tensor, Parameter)
+
+
+# -- on the device ----------------------------------------------------------------------------------
+
+
+@triton.jit
+def _direction(p, g, b, scale, weight_decay, share, momentum, nesterov, moves):  # type: ignore[no-untyped-def]
+    """The buffer and the direction to go, in float32."""
+    g = g * scale
+    # Selected, as 0 times an infinite parameter would be NaN.
+    g = tl.where(weight_decay != 0, g + weight_decay * p, g)
+    b = momentum * b + share * g
+    d = tl.where(nesterov != 0, g + momentum * b, b)
+    return b, tl.where(moves, d, g)
+
+
+@triton.jit
+def _update_block(  # type: ignore[no-untyped-def]
+    param, grad, buffer, left, lr, scale, weight_decay, share, momentum, nesterov, moves,
+    DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Update the ``left`` elements, BLOCK at most, that start at these three addresses."""
+    offsets = tl.arange(0, BLOCK)
+    # An address read from a table says nothing of its alignment; without the promise there is no 128-bit access.
+    # It is made of pointers that exist in this branch alone: the other one must not come to know of it.
+    if (((param | grad | buffer) & 15) == 0) & (left >= BLOCK):
+        p_at = tl.multiple_of(param.to(tl.pointer_type(DTYPE)), 16) + offsets
+        g_at = tl.multiple_of(grad.to(tl.pointer_type(DTYPE)), 16) + offsets
+        b_at = tl.multiple_of(buffer.to(tl.pointer_type(DTYPE)), 16) + offsets
+        p = tl.load(p_at).to(tl.float32)
+        g = tl.load(g_at).to(tl.float32)
+        b = tl.load(b_at, mask=moves, other=0.0).to(tl.float32)
+        b, d = _direction(p, g, b, scale, weight_decay, share, momentum, nesterov, moves)
+        tl.store(b_at, b.to(DTYPE), mask=moves)
+        tl.store(p_at, (p - lr * d).to(DTYPE))
+    else:
+        p_at = param.to(tl.pointer_type(DTYPE)) + offsets
+        g_at = grad.to(tl.pointer_type(DTYPE)) + offsets
+        b_at = buffer.to(tl.pointer_type(DTYPE)) + offsets
+        inside = offsets < left
+        p = tl.load(p_at, mask=inside, other=0.0).to(tl.float32)
+        g = tl.load(g_at, mask=inside, other=0.0).to(tl.float32)
+        b = tl.load(b_at, mask=inside & moves, other=0.0).to(tl.float32)
+        b, d = _direction(p, g, b, scale, weight_decay, share, momentum, nesterov, moves)
+        tl.store(b_at, b.to(DTYPE), mask=inside & moves)
+        tl.store(p_at, (p - lr * d).to(DTYPE), mask=inside)
+
+
+_TABLES = ["tensors", "numbers", "blocks", "grads", "grad_scale", "found_inf"]
+
+
+# Where a scaler keeps its numbers is its affair: no second kernel for another alignment, which a capture could meet.
+@triton.jit(do_not_specialize_on_alignment=_TABLES)
+def sgd_kernel(  # type: ignore[no-untyped-def]
+    tensors, numbers, blocks, grads, grad_scale, found_inf,
+    FLOAT32: tl.constexpr, BFLOAT16: tl.constexpr, FLOAT16: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Update one block of one tensor: chunk ``blocks[program, 1]`` of tensor ``blocks[program, 0]``.
+
+    =============  =======  ==================  ===============================================================
+    ``tensors``    int64    ``[tensors, 8]``    addresses of parameter, buffer (0: none), started (0: none), lr
+                                                and momentum; number of elements; index in ``DTYPES``; 0
+    ``numbers``    float32  ``[tensors, 4]``    weight decay, 1 - dampening, -1 to maximize else 1, nesterov
+    ``blocks``     int32    ``[programs, 2]``   tensor, chunk
+    ``grads``      int64    ``[tensors]``       addresses of gradients
+    =============  =======  ==================  ===============================================================
+    """
+    if tl.load(found_inf) == 0:  # false for NaN
+        program = tl.program_id(0)
+        index = tl.load(blocks + 2 * program)
+        chunk = tl.load(blocks + 2 * program + 1)
+        row = tensors + 8 * index
+        param, buffer, started = tl.load(row), tl.load(row + 1), tl.load(row + 2)
+        lr = tl.load(tl.load(row + 3).to(tl.pointer_type(tl.float32)))
+        momentum = tl.load(tl.load(row + 4).to(tl.pointer_type(tl.float32)))
+        numel, dtype = tl.load(row + 5), tl.load(row + 6)
+        grad = tl.load(grads + index)
+        options = numbers + 4 * index
+        weight_decay, undamped, sign, nesterov = (
+            tl.load(options), tl.load(options + 1), tl.load(options + 2), tl.load(options + 3)
+        )  # fmt: skip
+        flag = tl.load(started.to(tl.pointer_type(tl.float32)), mask=started != 0, other=1.0)
+        share = tl.where(flag != 0, undamped, 1.0)
+        # The reciprocal, as GradScaler takes it; exact for the powers of two that it uses.
+        scale = sign * tl.div_rn(1.0, tl.load(grad_scale))
+        moves = (buffer != 0) & (momentum != 0)  # at 0, SGD has no use for buffers and leaves them
+
+        start = chunk.to(tl.int64) * BLOCK
+        left = numel - start
+        # Constants outside: there is no code for a dtype that does not occur.
+        if FLOAT32:  # noqa: SIM102
+            if dtype == 0:
+                _update_block(
+                    param + 4 * start, grad + 4 * start, buffer + 4 * start, left,
+                    lr, scale, weight_decay, share, momentum, nesterov, moves, tl.float32, BLOCK,
+                )  # fmt: skip
+        if BFLOAT16:  # noqa: SIM102
+            if dtype == 1:
+                _update_block(
+                    param + 2 * start, grad + 2 * start, buffer + 2 * start, left,
+                    lr, scale, weight_decay, share, momentum, nesterov, moves, tl.bfloat16, BLOCK,
+                )  # fmt: skip
+        if FLOAT16:  # noqa: SIM102
+            if dtype == 2:
+                _update_block(
+                    param + 2 * start, grad + 2 * start, buffer + 2 * start, left,
+                    lr, scale, weight_decay, share, momentum, nesterov, moves, tl.float16, BLOCK,
+                )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["started", "momenta", "found_inf"])
+def started_kernel(started, momenta, count, found_inf, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Set the flags at the addresses in ``started`` where the momentum at that in ``momenta`` is not 0."""
+    if tl.load(found_inf) == 0:
+        offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        inside = offsets < count
+        at = tl.load(momenta + offsets, mask=inside, other=0).to(tl.pointer_type(tl.float32))
+        flags = tl.load(started + offsets, mask=inside, other=0).to(tl.pointer_type(tl.float32))
+        moves = tl.load(at, mask=inside, other=0.0) != 0
+        tl.store(flags, tl.full([BLOCK], 1.0, tl.float32), mask=moves)
+
+
+# -- on the host ------------------------------------------------------------------------------------
+
+
+class Tables(NamedTuple):
+    """What the kernel is told once; see there."""
+
+    tensors: Tensor
+    numbers: Tensor
+    blocks: Tensor
+
+
+class Spare(NamedTuple):
+    """A table of gradients for a graph, and the host's memory that the graph fills it from."""
+
+    pinned: Tensor
+    grads: Tensor
+
+
+def supports(rows: list[DeviceRow]) -> bool:
+    """Whether the kernel can take at least one of ``rows``, which are on one device; the others do no harm."""
+    return any(_fits(row) for row in rows)
+
+
+class TritonUpdate:
+    """The update of ``rows``, in one launch; a second, tiny one where there is dampening.
+
+    The kernel is compiled, loaded and launched once, to do nothing, when this is built. Rows it cannot take (double
+    precision, tensors with gaps, a buffer laid out unlike its parameter) are updated by :class:`PortableUpdate`.
+    A gradient laid out unlike its parameter is copied first.
+
+    Up to ``SPARES`` sets of gradients can be captured between two calls outside a capture; after that, a captured call
+    is :class:`PortableUpdate`'s.
+
+    Raises:
+        RuntimeError: while a CUDA graph is captured.
+        Exception: whatever Triton raises where it does not work.
+    """
+
+    def __init__(self, rows: list[DeviceRow], block: int = BLOCK, warps: int = WARPS) -> None:
+        if _is_capturing(rows[0].param):
+            raise RuntimeError(
+                "need the same parameters to have gradients while a CUDA graph is captured as in the step before: "
+                "call step() once before with these gradients"
+            )
+        self._rows, self._block, self._warps = rows, block, warps
+        self._device = rows[0].param.device
+        fitting = [i for i, row in enumerate(rows) if _fits(row)]
+        self._others = sorted({*range(len(rows))} - {*fitting})
+        self._portable = PortableUpdate([rows[i] for i in self._others])
+        self._indices = [i for i in fitting if rows[i].param.numel() > 0]
+        self._params = [rows[i].param for i in self._indices]
+        self._strides = [param.stride() for param in self._params]
+        self._dtypes = [param.dtype for param in self._params]
+        buffers = [rows[i].buffer for i in self._indices]
+        self._written = [*self._params, *(buffer for buffer in buffers if buffer is not None)]
+
+        self._one = torch.ones((), dtype=torch.float32, device=self._device)
+        self._zero = torch.zeros((), dtype=torch.float32, device=self._device)
+        self._tables = _tables([rows[i] for i in self._indices], block, self._device)
+        self._flags = _flags([rows[i] for i in fitting], self._device)
+        self._addresses = [0] * len(self._indices)
+        self._grads = self._new_table()
+        self._captured: dict[tuple[int, ...], Spare] = {}
+        self._spares: list[Spare] = []
+        self._lay_in_spares()
+        with self._on_device():
+            self._launch(self._grads, self._one, found_inf=self._one)
+
+    def __call__(self, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        """Update every row from the gradient of the same index, unless ``found_inf`` is other than 0."""
+        capturing = _is_capturing(self._params[0]) if self._params else False
+        with self._on_device():
+            ours, addresses = self._as_laid_out([grads[i] for i in self._indices])
+            if capturing:
+                table = self._captured_table(tuple(addresses))
+                if table is None:
+                    PortableUpdate(self._rows)(grads, grad_scale, found_inf)
+                    return
+            else:
+                self._lay_in_spares()
+                self._upload(addresses)
+                table = self._grads
+            self._launch(table, self._as_number(grad_scale, self._one), self._as_number(found_inf, self._zero))
+            del ours  # copies among them: the allocator knows that the kernel comes before the next user
+            increment_version(self._written)
+            if self._others:
+                self._portable([grads[i] for i in self._others], grad_scale, found_inf)
+
+    def _launch(self, grads: Tensor, grad_scale: Tensor, found_inf: Tensor) -> None:
+        tables = self._tables
+        if len(tables.blocks):
+            sgd_kernel[(len(tables.blocks),)](
+                *tables, grads, grad_scale, found_inf, *(dtype in self._dtypes for dtype in DTYPES),
+                BLOCK=self._block, num_warps=self._warps,
+            )  # fmt: skip
+        if self._flags is not None:
+            # After all that read them.
+            count = self._flags.shape[1]
+            started_kernel[(triton.cdiv(count, 256),)](*self._flags, count, found_inf, BLOCK=256)
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+
+    def _as_number(self, given: Tensor | None, default: Tensor) -> Tensor:
+        return default if given is None else given.to(self._device, torch.float32)
+
+    # -- gradients ----------------------------------------------------------------------------------
+
+    def _as_laid_out(self, grads: list[Tensor]) -> tuple[list[Tensor], list[int]]:
+        """The gradients, laid out as their parameters are, and their addresses."""
+        addresses = [*map(Tensor.data_ptr, grads)]
+        alike = [*map(Tensor.stride, grads)] == self._strides and [grad.dtype for grad in grads] == self._dtypes
+        if alike and not any(map(Tensor.is_neg, grads)) and 0 not in addresses:
+            return grads, addresses
+        grads = [*map(_laid_out, grads, self._params)]
+        return grads, [grad.data_ptr() for grad in grads]
+
+    def _upload(self, addresses: list[int]) -> None:
+        if addresses != self._addresses:
+            # The allocator of pinned memory gives this piece to nobody before the copy is done.
+            pinned = torch.tensor(addresses, dtype=torch.int64, pin_memory=self._device.type == "cuda")
+            self._grads.copy_(pinned, non_blocking=True)
+            self._addresses = addresses
+
+    def _captured_table(self, addresses: tuple[int, ...]) -> Tensor | None:
+        """A table filled by the graph itself, which may be replayed after others, or first of all."""
+        spare = self._captured.get(addresses)
+        if spare is None:
+            if not self._spares:
+                return None
+            spare = self._captured[addresses] = self._spares.pop()
+            spare.pinned.copy_(torch.tensor(addresses, dtype=torch.int64))
+            # A graph is of use only while the rates live that it reads. Until then, this must.
+            weakref.finalize(self._rows[0].lr, _drop, (self._tables, self._flags, self._one, self._zero, spare))
+        spare.grads.copy_(spare.pinned, non_blocking=True)
+        return spare.grads
+
+    def _lay_in_spares(self) -> None:
+        while len(self._spares) < SPARES:
+            pinned = torch.empty(len(self._indices), dtype=torch.int64, pin_memory=self._device.type == "cuda")
+            self._spares.append(Spare(pinned, self._new_table()))
+
+    def _new_table(self) -> Tensor:
+        return torch.zeros(len(self._indices), dtype=torch.int64, device=self._device)
+
+
+def _fits(row: DeviceRow) -> bool:
+    param, buffer = row.param, row.buffer
+    if type(param) not in _PLAIN or param.layout is not torch.strided or param.dtype not in DTYPES or param.is_neg():
+        return False
+    if not torch.ops.aten.is_non_overlapping_and_dense(param):
+        return False
+    return buffer is None or (type(buffer) in _PLAIN and buffer.device == param.device and _is_like(buffer, param))
+
+
+def _is_like(tensor: Tensor, param: Tensor) -> bool:
+    """Whether elements that belong together lie at the same offset."""
+    if tensor.dtype is not param.dtype or tensor.shape != param.shape or tensor.is_neg() or tensor._is_zerotensor():
+        return False
+    # Strides of dimensions of size 1 may differ without meaning anything.
+    strides = zip(param.shape, param.stride(), tensor.stride(), strict=True)
+    return all(size == 1 or own == other for size, own, other in strides)
+
+
+def _laid_out(grad: Tensor, param: Tensor) -> Tensor:
+    return grad if _is_like(grad, param) else torch.empty_like(param).copy_(grad)
+
+
+def _tables(rows: list[DeviceRow], block: int, device: torch.device) -> Tables:
+    tensors = [
+        (
+            row.param.data_ptr(),
+            0 if row.buffer is None else row.buffer.data_ptr(),
+            0 if row.started is None else row.started.data_ptr(),
+            row.lr.data_ptr(),
+            row.momentum.data_ptr(),
+            row.param.numel(),
+            DTYPES.index(row.param.dtype),
+            0,
+        )
+        for row in rows
+    ]
+    numbers = [
+        (row.weight_decay, 1 - row.dampening, -1.0 if row.maximize else 1.0, float(row.nesterov)) for row in rows
+    ]
+    chunks = torch.tensor([triton.cdiv(row.param.numel(), block) for row in rows], dtype=torch.int64)
+    index = torch.repeat_interleave(chunks)
+    first = (chunks.cumsum(0) - chunks)[index]
+    blocks = torch.stack([index, torch.arange(len(index)) - first], dim=1)
+    return Tables(
+        torch.tensor(tensors, dtype=torch.int64).reshape(-1, 8).to(device),
+        torch.tensor(numbers, dtype=torch.float32).reshape(-1, 4).to(device),
+        blocks.to(device, torch.int32),
+    )
+
+
+def _flags(rows: list[DeviceRow], device: torch.device) -> Tensor | None:
+    """Addresses of the flags to set, and of the momenta that they depend on."""
+    pairs = [(row.started.data_ptr(), row.momentum.data_ptr()) for row in rows if row.started is not None]
+    return torch.tensor(pairs, dtype=torch.int64).t().contiguous().to(device) if pairs else None
+
+
+def _is_capturing(tensor: Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _drop(kept: object) -> None:
+    """The last that held on to ``kept`` is gone."""
