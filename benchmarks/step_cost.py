@@ -58,7 +58,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 
-from cyclic_optim import CyclicSGD, OneCycle, Policy, Triangular
+from cyclic_optim import CyclicSGD, OneCycle, Policy, Triangular, native
 from cyclic_optim.updates.fused import SMALL
 
 PEAK, MOMENTUM = 1e-6, 0.9  # a rate at which the weights stay finite, however many steps are taken
@@ -280,11 +280,30 @@ def copying(groups: Groups) -> Call:
     return lambda: target.copy_(source)
 
 
+def without_the_compiled_part(build: Build) -> Build:
+    """As where there is no C compiler, or torch is older than 2.10."""
+
+    def built(groups: Groups) -> Call:
+        step, compiled = build(groups), native.compiled
+
+        def in_python() -> None:
+            native.compiled = None
+            try:
+                step()
+            finally:
+                native.compiled = compiled
+
+        return in_python
+
+    return built
+
+
 REFERENCE = "CyclicSGD, OneCycle"
 COMPILED = "compiled SGD, OneCycleLR"
 CONTENDERS: dict[str, Build] = {
     REFERENCE: cyclic_sgd(OneCycle(TOTAL_STEPS)),
     "CyclicSGD, Triangular": cyclic_sgd(Triangular(STEP_SIZE_UP)),
+    "CyclicSGD, OneCycle, without its compiled part": without_the_compiled_part(cyclic_sgd(OneCycle(TOTAL_STEPS))),
     "SGD, OneCycleLR": sgd(one_cycle_lr),
     "SGD, CyclicLR": sgd(cyclic_lr),
     "SGD(foreach=True), OneCycleLR": sgd(one_cycle_lr, foreach=True),

@@ -11,6 +11,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 SGDS = {"SGD, OneCycleLR", "SGD(foreach=True), OneCycleLR", "SGD(fused=True), OneCycleLR"}
 PEERS = {
     "CyclicSGD, Triangular",
+    "CyclicSGD, OneCycle, without its compiled part",
     *SGDS,
     *(name.replace("OneCycleLR", "CyclicLR") for name in SGDS),
     "the bare fused op over cached lists",
