@@ -338,6 +338,24 @@ def test_reports_after_the_switch_act_as_the_scheduler_would_have(run, arguments
         assert_same(switched, unswitched)
 
 
+@pytest.mark.parametrize("before", range(9))
+@pytest.mark.parametrize("arguments", [{"cooldown": 3, "patience": 1}, {"eps": 0.012}, {"min_lr": 0.04}])
+def test_a_metric_that_never_improves_lowers_the_rate_as_torch_does(before, arguments):
+    """Wherever the switch falls among reductions and cooldowns, the following ones come when torch's do."""
+    arguments = {"factor": 0.5, "patience": 0, "cooldown": 0, **arguments}
+    optimizers = [one_group(0.1) for _ in range(2)]
+    first, second = (torch_schedules.ReduceLROnPlateau(optimizer, **arguments) for optimizer in optimizers)
+    for _ in range(before):
+        first.step(1.0)
+        second.step(1.0)
+    taken = CyclicSGD.from_torch(optimizers[0], first)
+    for _ in range(12):
+        taken.report(1.0)
+        second.step(1.0)
+        rates = [optimizer.param_groups[0]["lr"] for optimizer in (taken, optimizers[1])]
+        assert math.isclose(*rates, rel_tol=1e-10)
+
+
 @given(st.lists(metrics, max_size=12), st.lists(metrics, max_size=12))
 def test_a_plateau_with_bounds_of_their_own_for_groups_of_different_rates(reported, rest):
     """Per-group ``min_lr`` in the ratio of the rates is one policy."""
