@@ -213,6 +213,19 @@ def test_a_step_asks_the_device_nothing(device, options, policy):
         optimizer.step()
 
 
+def test_grad_scaler_asks_the_device_nothing():
+    """GradScaler leaves unscaling and the verdict to the step, and its own part does not wait either."""
+    param, optimizer = one_param()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.ones(()))
+    param.grad[0] = float("inf")
+    with NoQuestions():
+        scaler.step(optimizer)
+        scaler.update()
+    assert optimizer.param_groups[0]["schedule_step"].item() == 0
+    assert scaler.get_scale() == 512.0
+
+
 def test_the_mode_finds_a_question():
     """The mode that the test above relies on does fail, on a step of the host's path under a scaler."""
     _, optimizer = one_param(capturable=False)
@@ -407,6 +420,29 @@ def test_a_state_dict_is_plain_numbers(tmp_path):
     assert sgd.param_groups[0]["lr"] == host.param_groups[0]["lr"]
 
 
+def test_beyond_the_horizon_the_values_held_are_saved():
+    """What a checkpoint says is what is in force, also where the table has ended; loading it begins a new table."""
+    policy = InverseTimeDecay(0.1)
+    _, optimizer = one_param(policy, lr=0.1, horizon=5)
+    for _ in range(9):
+        optimizer.step()
+    group = optimizer.state_dict()["param_groups"][0]
+    assert (group["schedule_step"], group["lr"]) == (9, 0.1 * policy.at(4).lr_factor)
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    assert optimizer.state_dict()["param_groups"][0]["lr"] == 0.1 * policy.at(10).lr_factor
+
+
+def test_the_counter_can_be_set():
+    """A step number assigned is gone on from, be it beyond the table so far."""
+    policy = InverseTimeDecay(0.1)
+    _, optimizer = one_param(policy, lr=0.1, horizon=5)
+    optimizer.param_groups[0]["schedule_step"] = 1000
+    optimizer.step()
+    group = optimizer.state_dict()["param_groups"][0]
+    assert (group["schedule_step"], group["lr"]) == (1001, 0.1 * policy.at(1001).lr_factor)
+
+
 def test_loading_writes_into_the_tensors_that_there_are():
     """A captured graph knows addresses: after a load the values stand in the same tensors, of nobody else's."""
     param, optimizer = one_param(dampening=0.5)
@@ -471,17 +507,19 @@ def test_an_sgd_checkpoint_starts_the_schedule():
 )
 def test_a_failed_load_changes_nothing(change):
     """A checkpoint that cannot be is refused, with everything, and every tensor, as it was."""
-    _, optimizer = one_param(dampening=0.5)
+    policy = InverseTimeDecay(0.1)
+    _, optimizer = one_param(policy, dampening=0.5, horizon=20)
     optimizer.step()
     before, tensors = everything(optimizer), {key: optimizer.param_groups[0][key] for key in SHOWN}
-    saved = copy.deepcopy(one_param(lr=0.5)[1].state_dict())
-    saved["param_groups"][0].update(change)
+    saved = copy.deepcopy(one_param(policy, lr=0.5)[1].state_dict())
+    saved["param_groups"][0].update({"schedule_step": 500, **change})
     with pytest.raises((ValueError, TypeError), match="need"):
         optimizer.load_state_dict(saved)
     assert_same(everything(optimizer), before)
     assert all(optimizer.param_groups[0][key] is tensor for key, tensor in tensors.items())
     optimizer.step()
     assert optimizer.param_groups[0]["schedule_step"].item() == 2
+    assert optimizer.param_groups[0]["lr"].item() == torch.tensor(policy.at(2).lr_factor).item()
 
 
 @pytest.mark.parametrize(
