@@ -6,16 +6,17 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from reference import reference_step
-from strategies import flat, policies, problems, sgd_options
+from strategies import Problem, flat, policies, problems, sgd_options
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cyclic_optim import Constant, CyclicSGD, InverseTimeDecay, OneCycle, Plateau, Triangular, lr_range_test
+from cyclic_optim import Constant, CyclicSGD, InverseTimeDecay, OneCycle, Plateau, Triangular, lr_range_test, updates
 
 SHOWN = ("lr", "momentum", "max_lr", "schedule_step")
 
@@ -64,6 +65,13 @@ def through_a_file(state_dict, tmp_path):
     policy=policies(without=("LambdaPolicy",)),
     skips=st.lists(st.sampled_from([None, 0.0, 1.0, 2.0, float("nan")]), min_size=1, max_size=7),
     scale=st.sampled_from([None, 1024.0]),
+)
+@example(
+    problem=Problem(shapes=(((),),), dtype=torch.float64, seed=0, absent=0.0),
+    options={"lr": 0.5, "momentum": 0.5, "dampening": 0.3},
+    policy=Constant(),
+    skips=[None, None],  # a float32 dampening shows in float64 parameters
+    scale=None,
 )
 def test_it_is_the_plain_update(problem, options, policy, skips, scale):
     """Any groups, options, late gradients, loss scales and skips: the reference's numbers, at the values shown."""
@@ -178,6 +186,21 @@ def test_parameters_can_be_clipped_first():
     expected = param.detach() - 0.1 * param.grad
     scaler.step(optimizer)
     torch.testing.assert_close(param.detach(), expected)
+
+
+@pytest.mark.parametrize("error", [ImportError("no triton"), RuntimeError("0 active drivers")])
+def test_an_unusable_triton_is_no_error(error, monkeypatch):
+    """Where the kernel cannot be imported or built for tensors on CUDA, the portable update is taken, silently."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(updates, "import_module", fail)
+    with FakeTensorMode():  # tensors that say they are on CUDA, without one
+        values = torch.empty((), device="cuda"), torch.empty((), device="cuda")
+        row = updates.DeviceRow(torch.empty(3, device="cuda"), None, None, *values, 0.0, 0.0, False, False)
+        assert row.param.is_cuda
+        assert isinstance(updates.choose_device_update([row]), updates.PortableUpdate)
 
 
 # --- no question to the host
