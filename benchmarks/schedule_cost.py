@@ -292,7 +292,8 @@ Bytes for {TENSORS} tensors of {ELEMENTS} in {plural(groups)}:
 
 {markdown_table(["optimizer", *kinds], rows)}
 
-CyclicSGD keeps {more:,} bytes more than SGD ({kind}): {more / groups:,.0f} per group, {more / TENSORS:,.0f} per tensor.
+CyclicSGD keeps {abs(more):,} bytes {"more" if more >= 0 else "less"} than SGD ({kind}): {abs(more) / groups:,.0f} per
+group, {abs(more) / TENSORS:,.0f} per tensor.
 
 """
 

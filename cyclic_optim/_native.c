@@ -132,7 +132,7 @@ static int is_plain(PyObject *object, DLTensor *seen)
         PyErr_Clear();
         return 0;
     }
-    return seen->lanes == 1;
+    return seen->lanes == 1 && (seen->strides != NULL || seen->ndim == 0);
 }
 
 static int64_t numel_of(const DLTensor *tensor)
