@@ -88,8 +88,14 @@ class Schedule:
             peak = group["max_lr"]
             if type(peak) is not float or not 0 <= peak < inf:
                 peak = finite("max_lr", peak, minimum=0)
-            if peak * lr_factor == inf:
-                raise ValueError(f"need max_lr * lr_factor to be finite, got max_lr={peak}, {lr_factor=} at {step=}")
+            highest = (
+                torch.finfo(group["lr"].dtype).max if isinstance(group["lr"], torch.Tensor) else sys.float_info.max
+            )
+            if peak * lr_factor > highest:
+                raise ValueError(
+                    f"need max_lr * lr_factor to be a number that lr can hold (up to {highest}), "
+                    f"got max_lr={peak}, {lr_factor=} at {step=}"
+                )
         return step, lr_factor, momentum
 
     def write(self, groups: list[Group], upcoming: Upcoming) -> None:

@@ -141,7 +141,7 @@ def swap_two_states(optimizer, i, j):
 def replace_a_parameter_and_keep_its_state(optimizer, i, j):
     old = params_of(optimizer)[i]
     new = torch.nn.Parameter(2 * old.detach())
-    new.grad = old.grad
+    new.grad = None if old.grad is None else old.grad.to(new.dtype)  # an older one may be of another
     if old in optimizer.state:
         optimizer.state[new] = optimizer.state.pop(old)
     for group in optimizer.param_groups:
@@ -315,16 +315,25 @@ def test_flags_that_are_set_later_are_honoured(flags, monkeypatch):
     assert not called
 
 
+#: torch's foreach, where it is asked for, refuses negated tensors.
+TOGETHER = [
+    [change for name, change in CHANGES.items() if not name.startswith("negate")],
+    [change for name, change in CHANGES.items() if name != "foreach"],
+]
+
+
 @given(
-    changes=st.lists(
-        st.tuples(
-            st.sampled_from(list(CHANGES.values())),
-            st.integers(0, 6),
-            st.integers(0, 6),
-            st.sampled_from(["before", "after"]),
-            st.integers(1, 3),
-        ),
-        max_size=12,
+    changes=st.sampled_from(TOGETHER).flatmap(
+        lambda changes: st.lists(
+            st.tuples(
+                st.sampled_from(changes),
+                st.integers(0, 6),
+                st.integers(0, 6),
+                st.sampled_from(["before", "after"]),
+                st.integers(1, 3),
+            ),
+            max_size=12,
+        )
     ),
     way=st.sampled_from(list(WAYS.values())),
 )

@@ -497,7 +497,7 @@ def test_a_policy_that_returns_no_pair_says_so():
 
 def test_a_rate_beyond_floats_is_refused():
     """A peak times a factor that overflows is an error, not an infinite rate."""
-    with pytest.raises(ValueError, match=r"need max_lr \* lr_factor to be finite"):
+    with pytest.raises(ValueError, match=r"need max_lr \* lr_factor to be a number that lr can hold"):
         one_param(lr=1e308, policy=LambdaPolicy(lambda step: 10.0))
 
 
