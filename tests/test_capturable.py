@@ -6,16 +6,17 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from reference import reference_step
-from strategies import flat, policies, problems, sgd_options
+from strategies import Problem, flat, policies, problems, sgd_options
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cyclic_optim import Constant, CyclicSGD, InverseTimeDecay, OneCycle, Plateau, Triangular, lr_range_test
+from cyclic_optim import Constant, CyclicSGD, InverseTimeDecay, OneCycle, Plateau, Triangular, lr_range_test, updates
 
 SHOWN = ("lr", "momentum", "max_lr", "schedule_step")
 
@@ -64,6 +65,13 @@ def through_a_file(state_dict, tmp_path):
     policy=policies(without=("LambdaPolicy",)),
     skips=st.lists(st.sampled_from([None, 0.0, 1.0, 2.0, float("nan")]), min_size=1, max_size=7),
     scale=st.sampled_from([None, 1024.0]),
+)
+@example(
+    problem=Problem(shapes=(((),),), dtype=torch.float64, seed=0, absent=0.0),
+    options={"lr": 0.5, "momentum": 0.5, "dampening": 0.3},
+    policy=Constant(),
+    skips=[None, None],  # a float32 dampening shows in float64 parameters
+    scale=None,
 )
 def test_it_is_the_plain_update(problem, options, policy, skips, scale):
     """Any groups, options, late gradients, loss scales and skips: the reference's numbers, at the values shown."""
@@ -180,6 +188,21 @@ def test_parameters_can_be_clipped_first():
     torch.testing.assert_close(param.detach(), expected)
 
 
+@pytest.mark.parametrize("error", [ImportError("no triton"), RuntimeError("0 active drivers")])
+def test_an_unusable_triton_is_no_error(error, monkeypatch):
+    """Where the kernel cannot be imported or built for tensors on CUDA, the portable update is taken, silently."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(updates, "import_module", fail)
+    with FakeTensorMode():  # tensors that say they are on CUDA, without one
+        values = torch.empty((), device="cuda"), torch.empty((), device="cuda")
+        row = updates.DeviceRow(torch.empty(3, device="cuda"), None, None, *values, 0.0, 0.0, False, False)
+        assert row.param.is_cuda
+        assert isinstance(updates.choose_device_update([row]), updates.PortableUpdate)
+
+
 # --- no question to the host
 
 OPTIONS = [{}, {"nesterov": True}, {"dampening": 0.5, "weight_decay": 0.1, "maximize": True}, {"momentum": 0.0}]
@@ -211,6 +234,19 @@ def test_a_step_asks_the_device_nothing(device, options, policy):
         optimizer.grad_scale = torch.ones((), device=device)
         optimizer.found_inf = torch.zeros((), device=device)
         optimizer.step()
+
+
+def test_grad_scaler_asks_the_device_nothing():
+    """GradScaler leaves unscaling and the verdict to the step, and its own part does not wait either."""
+    param, optimizer = one_param()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.ones(()))
+    param.grad[0] = float("inf")
+    with NoQuestions():
+        scaler.step(optimizer)
+        scaler.update()
+    assert optimizer.param_groups[0]["schedule_step"].item() == 0
+    assert scaler.get_scale() == 512.0
 
 
 def test_the_mode_finds_a_question():
@@ -407,6 +443,29 @@ def test_a_state_dict_is_plain_numbers(tmp_path):
     assert sgd.param_groups[0]["lr"] == host.param_groups[0]["lr"]
 
 
+def test_beyond_the_horizon_the_values_held_are_saved():
+    """What a checkpoint says is what is in force, also where the table has ended; loading it begins a new table."""
+    policy = InverseTimeDecay(0.1)
+    _, optimizer = one_param(policy, lr=0.1, horizon=5)
+    for _ in range(9):
+        optimizer.step()
+    group = optimizer.state_dict()["param_groups"][0]
+    assert (group["schedule_step"], group["lr"]) == (9, 0.1 * policy.at(4).lr_factor)
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    assert optimizer.state_dict()["param_groups"][0]["lr"] == 0.1 * policy.at(10).lr_factor
+
+
+def test_the_counter_can_be_set():
+    """A step number assigned is gone on from, be it beyond the table so far."""
+    policy = InverseTimeDecay(0.1)
+    _, optimizer = one_param(policy, lr=0.1, horizon=5)
+    optimizer.param_groups[0]["schedule_step"] = 1000
+    optimizer.step()
+    group = optimizer.state_dict()["param_groups"][0]
+    assert (group["schedule_step"], group["lr"]) == (1001, 0.1 * policy.at(1001).lr_factor)
+
+
 def test_loading_writes_into_the_tensors_that_there_are():
     """A captured graph knows addresses: after a load the values stand in the same tensors, of nobody else's."""
     param, optimizer = one_param(dampening=0.5)
@@ -471,17 +530,19 @@ def test_an_sgd_checkpoint_starts_the_schedule():
 )
 def test_a_failed_load_changes_nothing(change):
     """A checkpoint that cannot be is refused, with everything, and every tensor, as it was."""
-    _, optimizer = one_param(dampening=0.5)
+    policy = InverseTimeDecay(0.1)
+    _, optimizer = one_param(policy, dampening=0.5, horizon=20)
     optimizer.step()
     before, tensors = everything(optimizer), {key: optimizer.param_groups[0][key] for key in SHOWN}
-    saved = copy.deepcopy(one_param(lr=0.5)[1].state_dict())
-    saved["param_groups"][0].update(change)
+    saved = copy.deepcopy(one_param(policy, lr=0.5)[1].state_dict())
+    saved["param_groups"][0].update({"schedule_step": 500, **change})
     with pytest.raises((ValueError, TypeError), match="need"):
         optimizer.load_state_dict(saved)
     assert_same(everything(optimizer), before)
     assert all(optimizer.param_groups[0][key] is tensor for key, tensor in tensors.items())
     optimizer.step()
     assert optimizer.param_groups[0]["schedule_step"].item() == 2
+    assert optimizer.param_groups[0]["lr"].item() == torch.tensor(policy.at(2).lr_factor).item()
 
 
 @pytest.mark.parametrize(

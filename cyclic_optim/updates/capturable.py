@@ -86,7 +86,7 @@ def _with_momentum(rows: list[DeviceRow], grads: list[Tensor], momentum: Tensor,
         added: Any = torch._foreach_mul(grads, shares)
     else:
         started = [row.started for row in rows if row.started is not None]
-        each: list[Any] = [shares * (1 - first.dampening * flag) for flag in started]
+        each: list[Any] = [shares * (1 - first.dampening * flag.to(shares.dtype)) for flag in started]
         added = [grad * share for grad, share in zip(grads, each, strict=True)]
         torch._foreach_copy_(started, [torch.where(moves, 1.0, flag) for flag in started])
     old: Any = [buffer.to(grad.dtype) for buffer, grad in zip(kept, grads, strict=True)]
