@@ -289,6 +289,31 @@ def test_rows_without_elements():
     check([row_of((0, 3)), row_of((3,))], [([torch.ones(0, 3), torch.ones(3)], None, None)] * 2)
 
 
+def test_a_parameter_that_is_moved_between_steps():
+    """New memory, another layout or dtype under the same parameter is noticed, and the old memory left alone."""
+    param = torch.nn.Parameter(values((8, 16), torch.float32, 0), requires_grad=False)
+    row = row_of((8, 16))._replace(param=param, buffer=torch.zeros(8, 16))
+    update, expected = TritonUpdate([row], block=BLOCK), twin_of([row])
+    changes = [
+        lambda t: t,
+        lambda t: t.clone(),
+        lambda t: LAYOUTS["transposed"](t),
+        lambda t: t.bfloat16(),
+        lambda t: t.double(),
+        lambda t: t.float(),
+    ]
+    for step, change in enumerate(changes):
+        old = param.data
+        before, param.data = old.clone(), change(old)
+        row.buffer.data = change(row.buffer.data)
+        expected[0] = row._replace(param=param.detach().clone(), buffer=row.buffer.clone())
+        grad = values((8, 16), param.dtype, step)
+        update([grad], None, None)
+        reference_update(expected, [grad])
+        assert_same([row._replace(param=param.data)], expected)
+        assert old.data_ptr() == param.data_ptr() or torch.equal(old, before)
+
+
 # --- capture
 
 
@@ -296,7 +321,7 @@ def test_rows_without_elements():
 def capture(monkeypatch):
     """Say that a graph is captured, as long as the list that is returned says so."""
     says = [False]
-    monkeypatch.setattr(interpreted, "_is_capturing", lambda _: says[0])
+    monkeypatch.setattr(TritonUpdate, "_is_capturing", lambda _: says[0])
     return says
 
 
@@ -354,9 +379,14 @@ def test_more_captures_than_there_are_tables(capture):
 
 def test_it_is_not_built_while_a_graph_is_captured(capture):
     """Its tables would be built anew in every replay."""
+    row = row_of()
+    update = TritonUpdate([row])
     capture[0] = True
     with pytest.raises(RuntimeError, match="call step"):
         TritonUpdate([row_of()])
+    row.param.data = row.param.data.clone()
+    with pytest.raises(RuntimeError, match="call step"):
+        update([torch.ones(200)], None, None)
 
 
 # --- in the optimizer
@@ -408,7 +438,7 @@ def test_portable_update_where_triton_is_missing_or_of_no_use(monkeypatch):
     monkeypatch.setitem(sys.modules, name, interpreted)
     assert isinstance(choose_device_update(rows), PortableUpdate)  # no plain tensor
     monkeypatch.setattr(interpreted, "supports", lambda _: True)
-    monkeypatch.setattr(interpreted, "_is_capturing", lambda _: False)
+    monkeypatch.setattr(TritonUpdate, "_is_capturing", lambda _: False)
     assert isinstance(choose_device_update(rows), TritonUpdate)
     monkeypatch.setattr(interpreted, "TritonUpdate", lambda _: 1 / 0)
     assert isinstance(choose_device_update(rows), PortableUpdate)

@@ -32,7 +32,7 @@ SPARES = 16
 
 # By what the kernel knows them. The order of its branches.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_PLAIN = (Tensor, Parameter)
+_PLAIN = {Tensor, Parameter}
 
 
 # -- on the device ----------------------------------------------------------------------------------
@@ -189,18 +189,24 @@ class TritonUpdate:
     is :class:`PortableUpdate`'s.
 
     Raises:
-        RuntimeError: while a CUDA graph is captured.
+        RuntimeError: while a CUDA graph is captured, when built or when a parameter was moved before.
         Exception: whatever Triton raises where it does not work.
     """
 
     def __init__(self, rows: list[DeviceRow], block: int = BLOCK, warps: int = WARPS) -> None:
-        if _is_capturing(rows[0].param):
-            raise RuntimeError(
-                "need the same parameters to have gradients while a CUDA graph is captured as in the step before: "
-                "call step() once before with these gradients"
-            )
         self._rows, self._block, self._warps = rows, block, warps
         self._device = rows[0].param.device
+        self._kept = [row.param for row in rows] + [row.buffer for row in rows if row.buffer is not None]
+        self._build()
+
+    def _build(self) -> None:
+        if self._is_capturing():
+            raise RuntimeError(
+                "need the same parameters, where they were, to have gradients while a CUDA graph is captured as in the "
+                "step before: call step() once before with these"
+            )
+        rows = self._rows
+        self._layout = _layout(self._kept)
         fitting = [i for i, row in enumerate(rows) if _fits(row)]
         self._others = sorted({*range(len(rows))} - {*fitting})
         self._portable = PortableUpdate([rows[i] for i in self._others])
@@ -213,10 +219,10 @@ class TritonUpdate:
 
         self._one = torch.ones((), dtype=torch.float32, device=self._device)
         self._zero = torch.zeros((), dtype=torch.float32, device=self._device)
-        self._tables = _tables([rows[i] for i in self._indices], block, self._device)
+        self._tables = _tables([rows[i] for i in self._indices], self._block, self._device)
         self._flags = _flags([rows[i] for i in fitting], self._device)
         self._addresses = [0] * len(self._indices)
-        self._grads = self._new_table()
+        self._grads = torch.zeros(len(self._indices), dtype=torch.int64, device=self._device)
         self._captured: dict[tuple[int, ...], Spare] = {}
         self._spares: list[Spare] = []
         self._lay_in_spares()
@@ -225,10 +231,11 @@ class TritonUpdate:
 
     def __call__(self, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Update every row from the gradient of the same index, unless ``found_inf`` is other than 0."""
-        capturing = _is_capturing(self._params[0]) if self._params else False
+        if _layout(self._kept) != self._layout:  # somebody assigned to a parameter's data
+            self._build()
         with self._on_device():
             ours, addresses = self._as_laid_out([grads[i] for i in self._indices])
-            if capturing:
+            if self._is_capturing():
                 table = self._captured_table(tuple(addresses))
                 if table is None:
                     PortableUpdate(self._rows)(grads, grad_scale, found_inf)
@@ -255,6 +262,9 @@ class TritonUpdate:
             count = self._flags.shape[1]
             started_kernel[(triton.cdiv(count, 256),)](*self._flags, count, found_inf, BLOCK=256)
 
+    def _is_capturing(self) -> bool:
+        return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
     def _on_device(self) -> AbstractContextManager[Any]:
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
@@ -265,18 +275,20 @@ class TritonUpdate:
 
     def _as_laid_out(self, grads: list[Tensor]) -> tuple[list[Tensor], list[int]]:
         """The gradients, laid out as their parameters are, and their addresses."""
-        addresses = [*map(Tensor.data_ptr, grads)]
-        alike = [*map(Tensor.stride, grads)] == self._strides and [grad.dtype for grad in grads] == self._dtypes
-        if alike and not any(map(Tensor.is_neg, grads)) and 0 not in addresses:
-            return grads, addresses
-        grads = [*map(_laid_out, grads, self._params)]
-        return grads, [grad.data_ptr() for grad in grads]
+        if not (
+            _PLAIN.issuperset(map(type, grads))
+            and [*map(Tensor.stride, grads)] == self._strides
+            and [grad.dtype for grad in grads] == self._dtypes
+            and not any(map(Tensor.is_neg, grads))
+            and not any(map(Tensor._is_zerotensor, grads))
+        ):
+            grads = [*map(_laid_out, grads, self._params)]
+        return grads, [*map(Tensor.data_ptr, grads)]
 
     def _upload(self, addresses: list[int]) -> None:
         if addresses != self._addresses:
             # The allocator of pinned memory gives this piece to nobody before the copy is done.
-            pinned = torch.tensor(addresses, dtype=torch.int64, pin_memory=self._device.type == "cuda")
-            self._grads.copy_(pinned, non_blocking=True)
+            self._grads.copy_(_pinned(torch.tensor(addresses, dtype=torch.int64), self._device), non_blocking=True)
             self._addresses = addresses
 
     def _captured_table(self, addresses: tuple[int, ...]) -> Tensor | None:
@@ -288,17 +300,23 @@ class TritonUpdate:
             spare = self._captured[addresses] = self._spares.pop()
             spare.pinned.copy_(torch.tensor(addresses, dtype=torch.int64))
             # A graph is of use only while the rates live that it reads. Until then, this must.
-            weakref.finalize(self._rows[0].lr, _drop, (self._tables, self._flags, self._one, self._zero, spare))
+            kept = self._tables, self._flags, self._one, self._zero, spare
+            weakref.finalize(self._rows[0].lr, _drop, kept).atexit = False
         spare.grads.copy_(spare.pinned, non_blocking=True)
         return spare.grads
 
     def _lay_in_spares(self) -> None:
-        while len(self._spares) < SPARES:
-            pinned = torch.empty(len(self._indices), dtype=torch.int64, pin_memory=self._device.type == "cuda")
-            self._spares.append(Spare(pinned, self._new_table()))
+        if missing := SPARES - len(self._spares):
+            shape = missing, len(self._indices)
+            pinned = torch.empty(shape, dtype=torch.int64, pin_memory=self._device.type == "cuda")
+            grads = torch.zeros(shape, dtype=torch.int64, device=self._device)
+            self._spares += map(Spare, pinned.unbind(), grads.unbind())
 
-    def _new_table(self) -> Tensor:
-        return torch.zeros(len(self._indices), dtype=torch.int64, device=self._device)
+
+def _layout(tensors: list[Tensor]) -> tuple[list[Any], ...]:
+    """All that the tables say of tensors and that may change without their being other objects."""
+    dtypes = [tensor.dtype for tensor in tensors]
+    return [*map(Tensor.data_ptr, tensors)], [*map(Tensor.size, tensors)], [*map(Tensor.stride, tensors)], dtypes
 
 
 def _fits(row: DeviceRow) -> bool:
@@ -307,12 +325,14 @@ def _fits(row: DeviceRow) -> bool:
         return False
     if not torch.ops.aten.is_non_overlapping_and_dense(param):
         return False
-    return buffer is None or (type(buffer) in _PLAIN and buffer.device == param.device and _is_like(buffer, param))
+    return buffer is None or (buffer.device == param.device and _is_like(buffer, param))
 
 
 def _is_like(tensor: Tensor, param: Tensor) -> bool:
     """Whether elements that belong together lie at the same offset."""
-    if tensor.dtype is not param.dtype or tensor.shape != param.shape or tensor.is_neg() or tensor._is_zerotensor():
+    if type(tensor) not in _PLAIN or tensor.dtype is not param.dtype or tensor.shape != param.shape:
+        return False
+    if tensor.is_neg() or tensor._is_zerotensor():
         return False
     # Strides of dimensions of size 1 may differ without meaning anything.
     strides = zip(param.shape, param.stride(), tensor.stride(), strict=True)
@@ -345,20 +365,25 @@ def _tables(rows: list[DeviceRow], block: int, device: torch.device) -> Tables:
     first = (chunks.cumsum(0) - chunks)[index]
     blocks = torch.stack([index, torch.arange(len(index)) - first], dim=1)
     return Tables(
-        torch.tensor(tensors, dtype=torch.int64).reshape(-1, 8).to(device),
-        torch.tensor(numbers, dtype=torch.float32).reshape(-1, 4).to(device),
-        blocks.to(device, torch.int32),
+        _moved(torch.tensor(tensors, dtype=torch.int64).reshape(-1, 8), device),
+        _moved(torch.tensor(numbers, dtype=torch.float32).reshape(-1, 4), device),
+        _moved(blocks.to(torch.int32), device),
     )
 
 
 def _flags(rows: list[DeviceRow], device: torch.device) -> Tensor | None:
     """Addresses of the flags to set, and of the momenta that they depend on."""
     pairs = [(row.started.data_ptr(), row.momentum.data_ptr()) for row in rows if row.started is not None]
-    return torch.tensor(pairs, dtype=torch.int64).t().contiguous().to(device) if pairs else None
+    return _moved(torch.tensor(pairs, dtype=torch.int64).t().contiguous(), device) if pairs else None
 
 
-def _is_capturing(tensor: Tensor) -> bool:
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device, without waiting for it."""
+    return _pinned(tensor, device).to(device, non_blocking=True)
+
+
+def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 def _drop(kept: object) -> None:
