@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from .policies import Policy
 from .policies.base import finite
 from .schedule import Group, Schedule, adopt, all_zero, check_tensor_lr, warn
 from .updates import HYPERPARAMETERS, fused_update, takes_fused, unscale, update_ordinary
+
+if TYPE_CHECKING:
+    from .passive import PassiveScheduler
 
 _BOTH_WRITE = (
     "an LR scheduler is attached to a CyclicSGD that has a policy: both write lr, and the last to do so "
@@ -145,6 +148,15 @@ class CyclicSGD(SGD):
         if self._schedule is None:
             raise TypeError("need a policy that listens to a metric (Plateau), got policy=None")
         self._schedule.report(self.param_groups, float(metric))
+
+    def passive_scheduler(self) -> PassiveScheduler:
+        """An ``LRScheduler`` for frameworks that insist on one: it reports the rates in force, and moves nothing.
+
+        Without a policy, too: one may yet come with a checkpoint.
+        """
+        from .passive import PassiveScheduler
+
+        return PassiveScheduler(self)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply one update with the values in force, then move them along the policy.
