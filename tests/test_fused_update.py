@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from cyclic_optim.updates.witness import fast_witness, slow_witness
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import reference_step
@@ -12,7 +13,6 @@ from strategies import sgd_options
 from cyclic_optim import Constant, CyclicSGD, LambdaPolicy, Policy, Triangular, Values
 from cyclic_optim.updates import fused
 from cyclic_optim.updates import witness as witness_module
-from cyclic_optim.updates.witness import fast_witness, slow_witness
 
 #: Every way to the fused update: asked for, or by default beside a policy.
 FUSED = {

@@ -47,9 +47,7 @@ def train(folder, checkpoint=None, **options):
         **{"per_device_train_batch_size": 16, **options},
     )
     given = {"Trainer": transformers.Trainer, "CyclicSGD": WatchedSGD}
-    return run_snippet(
-        __file__, model=Model(), data=data, args=args, policy=POLICY, checkpoint=checkpoint, **given
-    )
+    return run_snippet(__file__, model=Model(), data=data, args=args, policy=POLICY, checkpoint=checkpoint, **given)
 
 
 @pytest.mark.parametrize("options", [{}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}])
