@@ -10,7 +10,7 @@ from cyclic_optim import CyclicSGD, OneCycle
 
 
 def released(model, policy, loader=None):
-    loader = loader or small_loader()
+    loader = small_loader() if loader is None else loader
     return run_snippet(__file__, model=model, loader=loader, loss_fn=LOSS, policy=policy, CyclicSGD=CyclicSGD)
 
 
@@ -44,3 +44,30 @@ def test_tied_weights_step_once_per_backward():
     released(model, policy)
     bare_loop(alone, small_loader(), policy)
     assert all(map(torch.equal, model.parameters(), alone.parameters()))
+
+
+def test_a_run_resumes_to_the_bit():
+    """The state dicts of all the optimizers are all there is to save."""
+    batches, policy = list(small_loader()), OneCycle(total_steps=8)
+    model, resumed, alone = small_model(), small_model(), small_model()
+    first = released(model, policy, batches[:3])["optimizers"]
+    saved = [optimizer.state_dict() for optimizer in first.values()]
+    resumed.load_state_dict(model.state_dict())
+    second = released(resumed, policy, [])["optimizers"]
+    for optimizer, state in zip(second.values(), saved, strict=True):
+        optimizer.load_state_dict(state)
+    for inputs, classes in batches[3:]:
+        LOSS(resumed(inputs), classes).backward()
+    bare_loop(alone, batches, policy)
+    assert all(map(torch.equal, resumed.parameters(), alone.parameters()))
+
+
+def test_a_parameter_without_a_gradient_waits():
+    """Each optimizer counts its own updates: one that had no gradient stands where it stood."""
+    model = small_model()
+    optimizers = released(model, OneCycle(total_steps=20))["optimizers"]
+    model[2].requires_grad_(False)
+    for inputs, classes in small_loader():
+        LOSS(model(inputs), classes).backward()
+    steps = {name: optimizers[param].param_groups[0]["schedule_step"] for name, param in model.named_parameters()}
+    assert steps == {"0.weight": 16, "0.bias": 16, "2.weight": 8, "2.bias": 8}
