@@ -28,6 +28,8 @@ from .updates import HYPERPARAMETERS, fused_update, takes_fused, unscale, update
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .passive import PassiveScheduler
+
 _BOTH_WRITE = (
     "an LR scheduler is attached to a CyclicSGD that has a policy: both write lr, and the last to do so "
     "before a step wins. Remove the scheduler, or the policy."
@@ -220,6 +222,15 @@ class CyclicSGD(SGD):
         if self._schedule is None:
             raise TypeError("need a policy that listens to a metric (Plateau), got policy=None")
         (self._device or self._schedule).report(self.param_groups, float(metric))
+
+    def passive_scheduler(self) -> PassiveScheduler:
+        """An ``LRScheduler`` for frameworks that insist on one: it reports the rates in force, and moves nothing.
+
+        Without a policy, too: one may yet come with a checkpoint.
+        """
+        from .passive import PassiveScheduler
+
+        return PassiveScheduler(self)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply one update with the values in force, then move them along the policy.

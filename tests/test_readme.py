@@ -1,17 +1,15 @@
 """The README's code runs as it stands."""
 
+import configparser
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import matplotlib as mpl
 import pytest
 import torch
+from readme import BLOCKS, README, ROOT, SNIPPETS
 
 import cyclic_optim
-
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0])
@@ -30,6 +28,37 @@ def test_a_block_runs(block):
         **{name: getattr(cyclic_optim, name) for name in cyclic_optim.__all__},
     }
     exec(block, namespace)
+
+
+def test_every_other_block_is_run_by_a_test_of_its_own():
+    """A block that needs more than torch names the test file that runs it, and that file does."""
+    assert SNIPPETS
+    for file in SNIPPETS:
+        assert re.search(r"run_snippet\(\s*__file__", (ROOT / file).read_text()), file
+
+
+def test_the_compatibility_table_names_tests_that_exist():
+    """Each row that claims something names the tests that show it."""
+    table = README[README.index("| package | version |") :].split("\n\n")[0]
+    rows = table.splitlines()[2:]
+    assert rows
+    for row in rows:
+        *_, version, _, tests = map(str.strip, row.strip("|").split("|"))
+        if version.startswith("not"):
+            continue
+        files = re.findall(r"`(tests/\S+\.py)`", tests)
+        assert files, row
+        assert all((ROOT / file).is_file() for file in files), row
+
+
+def test_the_compatibility_table_tells_the_pinned_versions():
+    """The versions in the table are those of constraints.txt, and all that the ecosystem extra installs is in it."""
+    pins = dict(re.findall(r"^([\w-]+)==([^;\s]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \|", README, re.MULTILINE)
+    assert {name: pins[name] for name, _ in rows} == dict(rows)
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert set(config["options.extras_require"]["ecosystem"].split()) <= dict(rows).keys()
 
 
 def test_before_and_after_differ_by_what_is_marked():
