@@ -283,7 +283,7 @@ class CyclicSGD(SGD):
     def _is_first_dry_run(self, schedule: Schedule) -> bool:
         """A dry run of a fresh optimizer whose policy starts at a rate of 0: its value does not tell.
 
-        Nor do gradients of 0 alone: of a zero-initialized head's model, a process that updates a part may see no others.
+        Nor do gradients of 0 alone: below a zero-initialized head there are no others, and a process may own no more.
         """
         groups = self.param_groups
         if groups[0]["schedule_step"] > 0 or any(self.state.values()) or schedule.wrote_first(groups):

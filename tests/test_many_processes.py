@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import signal
+import time
 import warnings
 from pathlib import Path
 
@@ -15,9 +16,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+from torch.optim import SGD
 
-from cyclic_optim import CyclicSGD, LambdaPolicy, OneCycle, Plateau, Triangular
+from cyclic_optim import CyclicSGD, LambdaPolicy, Plateau, Triangular
 
 STEPS, CUT = 8, 3
 ROWS = 8  # in the batch of one update, over all processes
@@ -219,16 +220,48 @@ def sharded_from_rate_0(rank, world_size, folder):
     return whole(model), seen
 
 
+def from_sgd(rank, world_size, folder):
+    """A run of torch's SGD goes on under a policy, through a distributed checkpoint."""
+    from torch.distributed.checkpoint import CheckpointException, DefaultLoadPlanner, load
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    share = {"rank": rank, "world_size": world_size}
+    functions = readme()
+    model = shard(make_model())
+    sgd = SGD(make_groups(model), momentum=0.9)
+    train(model, sgd, range(CUT), **share)
+    functions["save"](model, sgd, f"{folder}/sgd")
+
+    model = shard(make_model())
+    optimizer = make_optimizer(model)
+    with pytest.raises(
+        CheckpointException, match=r"Missing key in checkpoint state_dict: optimizer\.param_groups.*max_lr"
+    ):
+        functions["load"](model, optimizer, f"{folder}/sgd")
+    loaded = {"optimizer": get_optimizer_state_dict(model, optimizer)}
+    load(loaded, checkpoint_id=f"{folder}/sgd", planner=DefaultLoadPlanner(allow_partial_load=True))
+    set_optimizer_state_dict(model, optimizer, loaded["optimizer"])
+    partial = values(optimizer)
+
+    optimizer = make_optimizer(model)
+    functions["load_sgd"](model, optimizer, SGD(make_groups(model), momentum=0.9), f"{folder}/sgd")
+    seen = train(model, optimizer, range(CUT, STEPS), **share)
+    return whole(model), seen, partial
+
+
 # -- launching
 
 
-def _work(rank, world_size, folder, scenarios):
+def join(rank, world_size, rendezvous):
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.")
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
-    rendezvous = f"file://{folder}/rendezvous-{scenarios[0].__name__}-{world_size}"
-    dist.init_process_group("gloo", rank=rank, world_size=world_size, init_method=rendezvous)
+    dist.init_process_group("gloo", rank=rank, world_size=world_size, init_method=f"file://{rendezvous}")
+
+
+def _work(rank, world_size, folder, scenarios):
+    join(rank, world_size, f"{folder}/rendezvous-{scenarios[0].__name__}-{world_size}")
     for scenario in scenarios:
         result = scenario(rank, world_size, folder)
         Path(folder, f"{scenario.__name__}-{world_size}-{rank}").write_bytes(pickle.dumps(result))
@@ -268,6 +301,7 @@ def two(folder):
         zero_redundancy_without_policy,
         zero_redundancy_from_rate_0,
         plateau,
+        from_sgd,
     )
 
 
@@ -372,3 +406,79 @@ def test_from_a_rate_of_0_sharded(two):
     for weights, seen in two[sharded_from_rate_0]:
         assert seen == schedule
         assert_close(weights, expected)
+
+
+def test_from_sgd_through_a_distributed_checkpoint(two):
+    """Through an SGD, an SGD run goes on from step 0 of the policy; partly loaded, at SGD's rate."""
+    model = make_model()
+    sgd = SGD(make_groups(model), momentum=0.9)
+    train(model, sgd, range(CUT))
+    optimizer = make_optimizer(model)
+    optimizer.load_state_dict(sgd.state_dict())
+    schedule = train(model, optimizer, range(CUT, STEPS))
+    for weights, seen, partial in two[from_sgd]:
+        assert seen == schedule
+        assert_close(weights, whole(model))
+        assert [(group["schedule_step"], group["lr"]) for group in partial] == [(0, lr) for lr in LRS]
+
+
+# -- killing
+
+
+def _train_with_checkpoints(rank, world_size, folder, moment):
+    """Trains from the newest checkpoint on, with one after every other update; rank 1 dies at ``moment``."""
+    join(rank, world_size, f"{folder}/rendezvous-{moment}")
+    functions = readme()
+    model = shard(make_model())
+    optimizer = make_optimizer(model)
+    if newest := functions["latest"](folder):
+        functions["load"](model, optimizer, newest)
+    start = optimizer.param_groups[0]["schedule_step"]
+    seen = []
+    for step in range(start, STEPS):
+        if rank == 1 and step == 4 and moment == "updating":
+            # All gradients are there, and rank 0 applies its own.
+            optimizer.register_step_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        seen += train(model, optimizer, [step], rank=rank, world_size=world_size)[:-1]
+        if rank == 1 and step == 5 and moment == "saving":
+            torch.distributed.checkpoint.FileSystemWriter.write_data = lambda *_: _die_after(f"{folder}/6/__0_0.distcp")
+        if step % 2 == 1:
+            functions["save"](model, optimizer, f"{folder}/{step + 1}")
+    result = start, whole(model), [*seen, values(optimizer)]
+    Path(folder, f"result-{rank}").write_bytes(pickle.dumps(result))
+    dist.barrier()
+    os._exit(0)
+
+
+def _die_after(file):
+    """The death of a process whose peers have written a part of the checkpoint."""
+    for _ in range(1000):
+        if Path(file).exists():
+            break
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("moment", ["updating", "saving"])
+def test_killed_and_restarted_equals_undisturbed(two, tmp_path, moment):
+    """One process is killed, all start again from the last whole checkpoint: weights and values are the same bits."""
+    context = mp.get_context("spawn")
+    arguments = [(rank, 2, str(tmp_path), moment) for rank in range(2)]
+    survivor, victim = (context.Process(target=_train_with_checkpoints, args=each) for each in arguments)
+    survivor.start()
+    victim.start()
+    victim.join(60)
+    assert victim.exitcode == -signal.SIGKILL
+    survivor.join(20)  # it fails by itself, as it hears from its peer no more, or is ended as a launcher would
+    survivor.kill()
+    survivor.join()
+    assert survivor.exitcode != 0
+    assert not (tmp_path / "6" / ".metadata").exists()
+    assert (tmp_path / "6").exists() == (moment == "saving")
+
+    mp.spawn(_train_with_checkpoints, args=(2, str(tmp_path), "never"), nprocs=2)
+    for rank, (expected, schedule) in enumerate(two[sharded]):
+        start, weights, seen = pickle.loads((tmp_path / f"result-{rank}").read_bytes())
+        assert start == 4
+        assert seen == schedule[start:]
+        assert_equal(weights, expected)
