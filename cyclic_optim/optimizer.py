@@ -318,7 +318,7 @@ class CyclicSGD(SGD):
             self._watch_for_scheduler(schedule)
         if found_inf is not None and found_inf.item() != 0:
             return
-        if all_zero(groups) and (schedule.is_dry_run(groups) or self._is_first_dry_run()):
+        if all_zero(groups) and (schedule.is_dry_run(groups) or self._is_first_dry_run(schedule)):
             self._create_buffers()
             schedule.rewrite(groups)
             return
@@ -376,10 +376,13 @@ class CyclicSGD(SGD):
                 if param.grad is not None and self.state[param].get("momentum_buffer") is None:
                     self.state[param]["momentum_buffer"] = torch.zeros_like(param, requires_grad=False)
 
-    def _is_first_dry_run(self) -> bool:
-        """A dry run of a fresh optimizer whose policy starts at a rate of 0: only the gradients tell."""
+    def _is_first_dry_run(self, schedule: Schedule) -> bool:
+        """A dry run of a fresh optimizer whose policy starts at a rate of 0: its value does not tell.
+
+        Nor do gradients of 0 alone: below a zero-initialized head there are no others, and a process may own no more.
+        """
         groups = self.param_groups
-        if groups[0]["schedule_step"] > 0 or any(self.state.values()):
+        if groups[0]["schedule_step"] > 0 or any(self.state.values()) or schedule.wrote_first(groups):
             return False
         grads = [param.grad for group in groups for param in group["params"] if param.grad is not None]
         telling = [grad for grad in grads if grad.numel() > 0]

@@ -40,6 +40,7 @@ class Schedule:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+        self._first_rates: list[Any] = []  # the very objects, by which a rate of another's is told from these
 
     def enrol(self, group: Group, peers: list[Group]) -> None:
         """Let a group join the cycle where its peers stand (at step 0, if it has none)."""
@@ -60,6 +61,11 @@ class Schedule:
         if state is not None:
             group["policy_state"] = dict(state)
         self.rewrite([group])
+        self._first_rates.append(group["lr"])
+
+    def wrote_first(self, groups: list[Group]) -> bool:
+        """Whether the rates in force are those with which the groups joined, and not equal ones from outside."""
+        return all(any(group["lr"] is rate for rate in self._first_rates) for group in groups)
 
     def values(self, step: int, state: dict[str, Any] | None) -> tuple[float, float | None]:
         """What the policy says of a step, checked: a user's policy may say anything."""

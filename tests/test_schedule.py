@@ -400,6 +400,15 @@ def test_an_empty_parameter_makes_no_dry_run():
     assert optimizer.param_groups[0]["schedule_step"] == 1
 
 
+@pytest.mark.parametrize("lr", [1.0, torch.tensor(1.0)], ids=str)
+def test_a_first_update_of_zeros_at_a_rate_of_zero_counts(lr):
+    """Gradients that are all 0 make no dry run of a step whose rate of 0 nobody but the policy has written."""
+    param, optimizer = one_param(lr=lr, policy=LinearRamp(4, start_factor=0.0))
+    param.grad.zero_()
+    optimizer.step()
+    assert optimizer.param_groups[0]["schedule_step"] == 1
+
+
 def test_a_rate_of_zero_from_the_policy_is_no_dry_run():
     """Where the policy itself says 0, the step counts and momentum gathers."""
     param, optimizer = one_param(lr=1.0, momentum=0.9, policy=LambdaPolicy(lambda step: min(step, 1)))
