@@ -26,7 +26,7 @@ POLICY = Triangular(step_size_up=3)
 LRS = (0.1, 0.05)
 
 _README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-_BLOCKS = re.findall(r"^```python\n(.*?)^```", _README[_README.index("## Many processes") :], re.M | re.S)
+_BLOCKS = re.findall(r"^```python\n(.*?)^```", _README.split("\n## Many processes\n")[1].split("\n## ")[0], re.M | re.S)
 
 
 def readme():
