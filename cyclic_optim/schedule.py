@@ -94,9 +94,10 @@ class Schedule:
             peak = group["max_lr"]
             if type(peak) is not float or not 0 <= peak < inf:
                 peak = finite("max_lr", peak, minimum=0)
-            highest = (
-                torch.finfo(group["lr"].dtype).max if isinstance(group["lr"], torch.Tensor) else sys.float_info.max
-            )
+            lr, highest = group["lr"], sys.float_info.max
+            if isinstance(lr, torch.Tensor):
+                check_tensor_lr(lr)
+                highest = torch.finfo(lr.dtype).max
             if peak * lr_factor > highest:
                 raise ValueError(
                     f"need max_lr * lr_factor to be a number that lr can hold (up to {highest}), "
