@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 PNG = b"\x89PNG\r\n\x1a\n"
 SGDS = {"SGD, OneCycleLR", "SGD(foreach=True), OneCycleLR", "SGD(fused=True), OneCycleLR"}
@@ -91,3 +94,41 @@ def test_crossing_point_is_measured_at_every_size_and_number_of_threads(tmp_path
         assert str(record["configuration"]["small"]) in by_size
         assert all(0 < low <= median <= high for low, median, high in by_size.values())
     assert table.count("\n| ") == 2 + len(by_size)
+
+
+def gpu_check(out, *arguments):
+    command = [sys.executable, FOLDER / "gpu_check.py", "--out", out, *arguments]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_the_gpu_check_goes_through_its_motions_without_a_gpu(tmp_path):
+    """A dry run makes every check and every measurement on the CPU, and says that no number of it counts."""
+    done = gpu_check(tmp_path, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "gpu_dry_run.json").read_text())
+    table = (tmp_path / "gpu_dry_run.md").read_text()
+    assert len(record["checks"]) >= 8
+    assert table in done.stdout
+    assert "No number here says anything about a GPU" in table
+
+
+def test_a_failed_gpu_check_shows_in_the_exit_status(tmp_path):
+    """With an update that is wrong, the checks of parity fail, and so does the command."""
+    wrong = (
+        "import sys, runpy, torch; from cyclic_optim.updates import capturable; "
+        "original = capturable.PortableUpdate.__call__; "
+        "capturable.PortableUpdate.__call__ = lambda self, grads, *rest: original(self, [-g for g in grads], *rest); "
+        f"sys.path.insert(0, {str(FOLDER)!r}); sys.argv = ['gpu_check.py', '--dry-run', '--out', {str(tmp_path)!r}]; "
+        f"runpy.run_path({str(FOLDER / 'gpu_check.py')!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", wrong], capture_output=True, encoding="utf-8")
+    assert done.returncode == 1, done.stderr
+    assert "failed" in (tmp_path / "gpu_dry_run.md").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the check would run")
+def test_the_gpu_check_says_that_there_is_no_gpu(tmp_path):
+    """Without a GPU nothing is measured, nothing is written, and one line says why."""
+    done = gpu_check(tmp_path)
+    assert (done.returncode, [*tmp_path.iterdir()]) == (2, [])
+    assert "need a CUDA GPU, got none" in done.stderr
