@@ -113,6 +113,8 @@ static struct {
     const ExchangeAPI *api;
     PyTypeObject *tensor, *parameter;
     PyObject *is_neg;
+    Py_ssize_t impl, keys; /* where an object points to its tensor, and where that keeps its dispatch keys, in bytes */
+    uint64_t negative;     /* the key of a negated view; 0: not known, so is_neg is called */
 } torch;
 
 static struct {
@@ -120,15 +122,29 @@ static struct {
     PyObject *foreach, *differentiable, *fused, *momentum_buffer, *grad;
 } name;
 
-/* Whether a tensor can be read as plain memory. Subclasses have a mind of their own, a negated view hides its sign
-   from DLPack, and what DLPack cannot describe (sparse, quantized, without storage) is nothing of ours. */
+/* Whether it is a lazily negated view, whose sign DLPack does not tell. Being asked this by is_neg, which lets go of
+   the interpreter's lock and takes it again, costs as much as all else that a small tensor's update takes. */
+static int is_negated(PyObject *tensor)
+{
+    if (torch.negative) {
+        const char *impl = *(const char *const *)((const char *)tensor + torch.impl);
+        return impl == NULL || (*(const uint64_t *)(impl + torch.keys) & torch.negative) != 0;
+    }
+    PyObject *negated = PyObject_Vectorcall(torch.is_neg, &tensor, 1, NULL);
+    Py_XDECREF(negated); /* True and False are immortal */
+    PyErr_Clear();
+    return negated != Py_False;
+}
+
+/* Whether a tensor can be read as plain memory. Subclasses have a mind of their own, and what DLPack cannot describe
+   (sparse, quantized, without storage) is nothing of ours. */
 static int is_plain(PyObject *object, DLTensor *seen)
 {
     if (Py_TYPE(object) != torch.tensor && Py_TYPE(object) != torch.parameter)
         return 0;
-    PyObject *negated = PyObject_Vectorcall(torch.is_neg, &object, 1, NULL);
-    Py_XDECREF(negated); /* True and False are immortal */
-    if (negated != Py_False || torch.api->describe(object, seen) != 0) {
+    if (is_negated(object))
+        return 0;
+    if (torch.api->describe(object, seen) != 0) {
         PyErr_Clear();
         return 0;
     }
@@ -523,15 +539,20 @@ static PyObject *write_values(PyObject *module, PyObject *const *args, Py_ssize_
 /* -- the module ------------------------------------------------------------------------------------------------ */
 
 PyDoc_STRVAR(use_doc,
-             "use(exchange_api, tensor_type, parameter_type, is_neg)\n\n"
-             "What of torch to work with: ``torch.Tensor.__dlpack_c_exchange_api__``, two types and a method.");
+             "use(exchange_api, tensor_type, parameter_type, is_neg, impl, keys, negative)\n\n"
+             "What of torch to work with: ``torch.Tensor.__dlpack_c_exchange_api__``, two types, a method, and where a\n"
+             "tensor keeps what that method tells (negative=0: nowhere known).");
 
 static PyObject *use(PyObject *module, PyObject *const *args, Py_ssize_t n_args)
 {
-    if (n_args != 4 || !PyType_Check(args[1]) || !PyType_Check(args[2])) {
-        PyErr_SetString(PyExc_TypeError, "need use(exchange_api, tensor_type, parameter_type, is_neg)");
+    if (n_args != 7 || !PyType_Check(args[1]) || !PyType_Check(args[2])) {
+        PyErr_SetString(PyExc_TypeError, "need use(exchange_api, tensor_type, parameter_type, is_neg, impl, keys, negative)");
         return NULL;
     }
+    const Py_ssize_t impl = PyLong_AsSsize_t(args[4]), keys = PyLong_AsSsize_t(args[5]);
+    const uint64_t negative = PyLong_AsUnsignedLongLong(args[6]);
+    if (PyErr_Occurred())
+        return NULL;
     const ExchangeAPI *api = PyCapsule_GetPointer(args[0], "dlpack_exchange_api");
     if (api == NULL)
         return NULL;
@@ -539,9 +560,12 @@ static PyObject *use(PyObject *module, PyObject *const *args, Py_ssize_t n_args)
         PyErr_Format(PyExc_ImportError, "need DLPack 1.x, got %u.%u", api->major, api->minor);
         return NULL;
     }
-    torch.tensor = (PyTypeObject *)Py_NewRef(args[1]);
-    torch.parameter = (PyTypeObject *)Py_NewRef(args[2]);
-    torch.is_neg = Py_NewRef(args[3]);
+    Py_XSETREF(torch.tensor, (PyTypeObject *)Py_NewRef(args[1]));
+    Py_XSETREF(torch.parameter, (PyTypeObject *)Py_NewRef(args[2]));
+    Py_XSETREF(torch.is_neg, Py_NewRef(args[3]));
+    torch.impl = impl;
+    torch.keys = keys;
+    torch.negative = negative;
     torch.api = api;
     Py_RETURN_NONE;
 }

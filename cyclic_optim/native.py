@@ -6,15 +6,64 @@ It is built on installing, where there is a C compiler, and works with every tor
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Iterable
+from functools import reduce
+from operator import and_, or_
 from types import ModuleType
 
 import torch
+from torch import Tensor
+
+WORDS = 22  # of a c10::TensorImpl: its size is asserted in torch's header, and has been more than this for years
+
+
+def find_negation() -> tuple[int, int, int]:
+    """Where a tensor says that it is a lazily negated view: (offset of its pointer, offset of its keys, the key).
+
+    torch has no cheap way to ask and its layout in memory is its own. So look: of tensors that differ in as much
+    as may be, one bit is set in each negated one and in no other. That bit is the key; should there be none or
+    several, all three are 0 and tensors are asked one by one.
+    """
+    plain: list[Tensor] = []
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for shape in ((), (3,), (2, 0), (2, 3, 4)):
+            tensor = torch.zeros(shape, dtype=dtype, device="cpu")
+            plain += [tensor, tensor.detach(), tensor.view_as(tensor), torch.nn.Parameter(tensor)]
+    negated = [torch._neg_view(tensor) for tensor in plain]
+    negated += [tensor.detach() for tensor in negated]
+    size = torch._C.TensorBase.__basicsize__ // 8
+    pointers = [[address == tensor._cdata for address in _words(id(tensor), size)] for tensor in (*plain, *negated)]
+    impl = [8 * i for i, found in enumerate(zip(*pointers, strict=True)) if all(found)]
+    keys = [
+        (8 * i, common)
+        for i, (set_, clear) in enumerate(zip(_columns(negated), _columns(plain), strict=True))
+        if (common := reduce(and_, set_) & ~reduce(or_, clear))
+    ]
+    if len(impl) != 1 or len(keys) != 1 or keys[0][1].bit_count() != 1:
+        return 0, 0, 0
+    return impl[0], *keys[0]
+
+
+def _words(address: int, n: int) -> list[int]:
+    return list((ctypes.c_uint64 * n).from_address(address))
+
+
+def _columns(tensors: list[Tensor]) -> Iterable[tuple[int, ...]]:
+    return zip(*(_words(tensor._cdata, WORDS) for tensor in tensors), strict=True)
+
 
 compiled: ModuleType | None = None
 try:
     from . import _native  # type: ignore[attr-defined]
 
-    _native.use(torch.Tensor.__dlpack_c_exchange_api__, torch.Tensor, torch.nn.Parameter, torch._C.TensorBase.is_neg)
+    OF_TORCH = (
+        torch.Tensor.__dlpack_c_exchange_api__,
+        torch.Tensor,
+        torch.nn.Parameter,
+        torch._C.TensorBase.is_neg,
+    )
+    _native.use(*OF_TORCH, *find_negation())
     compiled = _native
 except (ImportError, AttributeError):  # not built; an older torch; a DLPack of tomorrow
     pass

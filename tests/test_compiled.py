@@ -109,3 +109,32 @@ def test_an_error_in_the_middle_leaves_everything_as_it_was():
         optimizer.step()
     assert torch.equal(params[0], torch.ones(2))
     assert optimizer.param_groups[0]["schedule_step"] == 0
+
+
+@needs_it
+def test_the_mark_of_a_negated_view_is_found():
+    """In this torch it is known where a tensor says that it is negated, so that nobody needs to be asked."""
+    assert all(native.find_negation())
+
+
+@needs_it
+@pytest.mark.parametrize("known", [True, False], ids=["read", "asked"])
+@pytest.mark.parametrize("which", ["param", "grad", "buffer", None])
+@pytest.mark.parametrize("view", [lambda tensor: tensor, torch.Tensor.detach, lambda tensor: tensor[1:]])
+def test_negated_tensors_are_left_to_python(known, which, view):
+    """Of parameter, gradient and buffer, any that is a negated view (or a view of one) is noticed, and no other is."""
+    native.compiled.use(*native.OF_TORCH, *(native.find_negation() if known else (0, 0, 0)))
+    try:
+        tensors = {
+            name: view(torch._neg_view(torch.ones(4)) if name == which else torch.ones(4))
+            for name in ("param", "grad", "buffer")
+        }
+        param = torch.nn.Parameter(tensors["param"])
+        param.grad = tensors["grad"]
+        optimizer = CyclicSGD([param], lr=0.1, momentum=0.9, policy=Constant())
+        state = {param: {"momentum_buffer": tensors["buffer"]}}
+        done, calls, rest = native.compiled.update(optimizer.param_groups, state, 100, False)
+    finally:
+        native.compiled.use(*native.OF_TORCH, *native.find_negation())
+    assert len(done) + len(calls) == (which is None)
+    assert len(rest) == (which is not None)
