@@ -113,6 +113,7 @@ static struct {
     const ExchangeAPI *api;
     PyTypeObject *tensor, *parameter;
     PyObject *is_neg;
+    const PyGetSetDef *grad;
     Py_ssize_t impl, keys; /* where an object points to its tensor, and where that keeps its dispatch keys, in bytes */
     uint64_t negative;     /* the key of a negated view; 0: not known, so is_neg is called */
 } torch;
@@ -136,13 +137,22 @@ static int is_negated(PyObject *tensor)
     return negated != Py_False;
 }
 
+static int is_known(PyObject *object)
+{
+    return Py_TYPE(object) == torch.tensor || Py_TYPE(object) == torch.parameter;
+}
+
+/* A new reference. Where the type is known, so is where looking the attribute up would lead. */
+static PyObject *grad_of(PyObject *param)
+{
+    return is_known(param) ? torch.grad->get(param, torch.grad->closure) : PyObject_GetAttr(param, name.grad);
+}
+
 /* Whether a tensor can be read as plain memory. Subclasses have a mind of their own, and what DLPack cannot describe
    (sparse, quantized, without storage) is nothing of ours. */
 static int is_plain(PyObject *object, DLTensor *seen)
 {
-    if (Py_TYPE(object) != torch.tensor && Py_TYPE(object) != torch.parameter)
-        return 0;
-    if (is_negated(object))
+    if (!is_known(object) || is_negated(object))
         return 0;
     if (torch.api->describe(object, seen) != 0) {
         PyErr_Clear();
@@ -380,7 +390,7 @@ static int visit_group(Step *step, Py_ssize_t index, PyObject *group)
     int status = 0;
     for (Py_ssize_t i = 0; status == 0 && i < PyList_GET_SIZE(params); i++) {
         PyObject *param = Py_NewRef(PyList_GET_ITEM(params, i));
-        PyObject *grad = PyObject_GetAttr(param, name.grad);
+        PyObject *grad = grad_of(param);
         const int seen_to = grad == NULL ? -1 : visit_param(step, index, &hyper, param, grad);
         if (seen_to == 0 && left == NULL)
             left = PyList_New(0);
@@ -539,18 +549,18 @@ static PyObject *write_values(PyObject *module, PyObject *const *args, Py_ssize_
 /* -- the module ------------------------------------------------------------------------------------------------ */
 
 PyDoc_STRVAR(use_doc,
-             "use(exchange_api, tensor_type, parameter_type, is_neg, impl, keys, negative)\n\n"
-             "What of torch to work with: ``torch.Tensor.__dlpack_c_exchange_api__``, two types, a method, and where a\n"
-             "tensor keeps what that method tells (negative=0: nowhere known).");
+             "use(exchange_api, tensor_type, parameter_type, is_neg, grad, impl, keys, negative)\n\n"
+             "What of torch to work with: ``torch.Tensor.__dlpack_c_exchange_api__``, two types, a method, a\n"
+             "descriptor, and where a tensor keeps what that method tells (negative=0: nowhere known).");
 
 static PyObject *use(PyObject *module, PyObject *const *args, Py_ssize_t n_args)
 {
-    if (n_args != 7 || !PyType_Check(args[1]) || !PyType_Check(args[2])) {
-        PyErr_SetString(PyExc_TypeError, "need use(exchange_api, tensor_type, parameter_type, is_neg, impl, keys, negative)");
+    if (n_args != 8 || !PyType_Check(args[1]) || !PyType_Check(args[2]) || Py_TYPE(args[4]) != &PyGetSetDescr_Type) {
+        PyErr_SetString(PyExc_TypeError, "need a capsule, two types, a method, an attribute of C and three numbers");
         return NULL;
     }
-    const Py_ssize_t impl = PyLong_AsSsize_t(args[4]), keys = PyLong_AsSsize_t(args[5]);
-    const uint64_t negative = PyLong_AsUnsignedLongLong(args[6]);
+    const Py_ssize_t impl = PyLong_AsSsize_t(args[5]), keys = PyLong_AsSsize_t(args[6]);
+    const uint64_t negative = PyLong_AsUnsignedLongLong(args[7]);
     if (PyErr_Occurred())
         return NULL;
     const ExchangeAPI *api = PyCapsule_GetPointer(args[0], "dlpack_exchange_api");
@@ -563,6 +573,7 @@ static PyObject *use(PyObject *module, PyObject *const *args, Py_ssize_t n_args)
     Py_XSETREF(torch.tensor, (PyTypeObject *)Py_NewRef(args[1]));
     Py_XSETREF(torch.parameter, (PyTypeObject *)Py_NewRef(args[2]));
     Py_XSETREF(torch.is_neg, Py_NewRef(args[3]));
+    torch.grad = ((PyGetSetDescrObject *)Py_NewRef(args[4]))->d_getset; /* of a type that lives as long as torch */
     torch.impl = impl;
     torch.keys = keys;
     torch.negative = negative;

@@ -62,8 +62,9 @@ try:
         torch.Tensor,
         torch.nn.Parameter,
         torch._C.TensorBase.is_neg,
+        torch.nn.Parameter.grad,
     )
     _native.use(*OF_TORCH, *find_negation())
     compiled = _native
-except (ImportError, AttributeError):  # not built; an older torch; a DLPack of tomorrow
+except (ImportError, AttributeError, TypeError):  # not built; an older torch; a torch or DLPack of tomorrow
     pass
