@@ -6,6 +6,7 @@ None of them touches momentum.
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -106,9 +107,11 @@ class ExponentialRamp(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if math.isinf(self.end_factor / self.start_factor):
+        least, greatest = sys.float_info.min, sys.float_info.max
+        # Outside, floats have fewer digits, or none.
+        if not least <= self.end_factor / self.start_factor <= greatest:
             raise ValueError(
-                "need end_factor / start_factor to be finite, "
+                f"need {least} <= end_factor / start_factor <= {greatest}, "
                 f"got start_factor={self.start_factor}, end_factor={self.end_factor}"
             )
 
