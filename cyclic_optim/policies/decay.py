@@ -29,6 +29,7 @@ from .base import (
 )
 
 _POSITIVE = real("0 < {}", lambda value: value > 0)
+_STEEP = 256  # powers up to it magnify a rounding to 3e-14 at most
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,14 @@ class PolynomialDecay(Policy):
 
     def at(self, step: int) -> Values:
         left = self.total_iters - min(step_index(step), self.total_iters)
-        return Values((left / self.total_iters) ** self.power)
+        fraction = left / self.total_iters
+        lr_factor = fraction**self.power
+        if self.power > _STEEP and lr_factor > 0:
+            # The fraction is off by its rounding, and the power by so many times that: whole numbers tell how much.
+            over, under = fraction.as_integer_ratio()
+            off = (left * under - over * self.total_iters) / (over * self.total_iters)
+            lr_factor *= math.exp(self.power * math.log1p(off))
+        return Values(lr_factor)
 
     @property
     def end(self) -> int:
