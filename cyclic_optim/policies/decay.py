@@ -271,7 +271,9 @@ class InverseTimeDecay(Policy):
     k: float = field(metadata=_POSITIVE)
 
     def at(self, step: int) -> Values:
-        return Values(1 / (1 + self.k * step_index(step)))
+        step = step_index(step)
+        divisor = 1 + self.k * step
+        return Values(1 / divisor if divisor < math.inf else 1 / self.k / step)
 
 
 # Of the fraction of the cool-down that is left, and of the fraction that is gone: each is exact near its own 0.
