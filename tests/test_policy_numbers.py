@@ -116,7 +116,7 @@ def scaled_triangle(policy, x, scale):
     lowest, base, top = 1 / Fraction(policy.div_factor), Fraction(policy.base_momentum), Fraction(policy.max_momentum)
     if isinstance(height, mpf):
         lowest, base, top = real(lowest), real(base), real(top)
-    return lowest + (1 - lowest) * height, top - (top - base) * height if policy.cycle_momentum else None
+    return lowest + (1 - lowest) * height, top * (1 - height) + base * height if policy.cycle_momentum else None
 
 
 def exact_triangular(policy, step):
