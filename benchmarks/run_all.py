@@ -3,7 +3,7 @@
 Run it with::
 
     pip install 'cyclic_optim[bench]'
-    python benchmarks/run_all.py            # a quarter of an hour; let nothing else run meanwhile
+    python benchmarks/run_all.py            # twenty minutes; let nothing else run meanwhile
     python benchmarks/run_all.py --quick    # some minutes
 
 Each runs in a process of its own and writes to ``benchmarks/results``, or where ``--out`` says. One that fails is
@@ -18,7 +18,15 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHMARKS = ("crossing.py", "step_cost.py", "schedule_cost.py", "training_step.py", "digits.py", "suggestions.py")
+BENCHMARKS = (
+    "crossing.py",
+    "step_cost.py",
+    "schedule_cost.py",
+    "training_step.py",
+    "soak.py",
+    "digits.py",
+    "suggestions.py",
+)
 
 
 def main() -> int:

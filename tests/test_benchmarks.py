@@ -86,6 +86,26 @@ def test_cost_of_every_policy_is_measured(tmp_path):
     assert min(record["imports"]["cyclic_optim, after torch"]) > 0
 
 
+def test_the_soak_follows_cost_and_memory_to_the_end(tmp_path):
+    """Each tenth of the run has its cost, beside torch's in the same block, and its memory; nothing is left out."""
+    record, table = results("soak", tmp_path)
+    ours, *others = record["steps"]
+    assert (ours, others) == ("CyclicSGD, Triangular", ["SGD, CyclicLR", "SGD, OneCycleLR"])
+    assert set(record["steps"].values()) == {400}
+    assert [*record["medians"]["step"]] == [*record["medians"]["update"]] == [*record["steps"]]
+    assert [*record["medians"]["update over ours"]] == others
+    for medians in record["medians"].values():
+        assert all(len(each) == 10 and min(each) > 0 for each in medians.values())
+    for name, step in record["medians"]["step"].items():
+        assert all(update < whole for update, whole in zip(record["medians"]["update"][name], step, strict=True))
+        assert len(record["blocks"][name]["step"]) == 20
+    assert {"blocks of Python's", "objects"} <= record["memory"].keys()
+    for kind, amounts in record["memory"].items():
+        assert len(amounts) == 11
+        assert min(amounts) > 0
+        assert f"\n| {kind} " in table
+
+
 def test_crossing_point_is_measured_at_every_size_and_number_of_threads(tmp_path):
     """The table behind the choice of small tensors has a row for each size and a ratio for each number of threads."""
     record, table = results("crossing", tmp_path)

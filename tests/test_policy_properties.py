@@ -104,10 +104,9 @@ def exact_between(start, stop, fraction):
     return Fraction(start) + (Fraction(stop) - Fraction(start)) * fraction
 
 
-def assert_within_ulps(value, exact, ulps=4, of=None):
-    """``value`` is within a few units in the last place of ``exact`` (or of a number of the size ``of``)."""
-    unit = Fraction(math.ulp(float(exact) if of is None else of))
-    assert abs(Fraction(value) - exact) <= ulps * unit, (value, float(exact))
+def assert_within_ulps(value, exact, ulps=4):
+    """``value`` is within a few units in the last place of ``exact``."""
+    assert abs(Fraction(value) - exact) <= ulps * Fraction(math.ulp(float(exact))), (value, float(exact))
 
 
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
@@ -516,7 +515,7 @@ def test_triangular2_halves_its_height_each_cycle(up, down, div_factor, growth, 
     assert_within_ulps(values.lr_factor, exact_between(1 / div_factor, 1, Fraction(1, 2**number)))
     if policy.cycle_momentum:
         expected = exact_between(policy.max_momentum, policy.base_momentum, Fraction(1, 2**number))
-        assert_within_ulps(values.momentum, expected, of=policy.max_momentum)
+        assert_within_ulps(values.momentum, expected)
 
 
 @given(POLICY_STRATEGIES["ExpRange"], st.integers(0, 200))
@@ -794,7 +793,7 @@ def test_triangular_is_exact_at_any_step(up, down, div_factor, growth, step, mom
     height = exact_height(step, *bounds)
     assert_within_ulps(lr_factor, exact_between(1 / div_factor, 1, height))
     exact = exact_between(momentum["max_momentum"], momentum["base_momentum"], height)
-    assert_within_ulps(shown, exact, of=momentum["max_momentum"])
+    assert_within_ulps(shown, exact)
 
 
 @given(far_lengths, units(), units(), st.data())

@@ -254,18 +254,20 @@ class Span(NamedTuple):
         return cls(low.lr_factor, high.lr_factor, high.lr_factor - low.lr_factor, low.momentum, high.momentum, momenta)
 
 
-def blend(span: Span, height: float) -> Values:
-    """The values ``height`` of the way from the low end to the high one.
+def blend(span: Span, height: float, depth: float | None = None) -> Values:
+    """The values ``height`` of the way from the low end to the high one, and ``depth = 1 - height`` from the high one.
 
     Exact at both ends, never outside them for a height in [0, 1], and accurate to a few units in
     the last place however far apart the ends are: each half is measured from its own end, so that
-    nothing cancels.
+    nothing cancels. A momentum may be next to 0 at the high end, where the difference ``1 - height`` has
+    no digits left: whoever has one says ``depth`` as exactly as ``height``.
     """
     low, high, factors, low_momentum, high_momentum, momenta = span
     if height < 0.5:
         momentum = None if momenta is None else low_momentum + momenta * height
         return new_values(Values, (low + factors * height, momentum))
-    depth = 1 - height
+    if depth is None:
+        depth = 1 - height
     momentum = None if momenta is None else high_momentum - momenta * depth
     return new_values(Values, (high - factors * depth, momentum))
 

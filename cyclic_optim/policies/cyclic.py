@@ -109,7 +109,11 @@ class _Triangles(Policy):
         super().__post_init__()
         check_momenta(self.base_momentum, self.max_momentum)
 
-    def _scaled(self, height: float, cycle: int, step: int) -> float:
+    def _scaled(self, height: float, depth: float | None, cycle: int, step: int) -> tuple[float, float | None]:
+        """How high the triangle is, scaled, and how far that is below its full height, given both unscaled.
+
+        The latter is None where it is more than the former: 1 - height is as exact then.
+        """
         raise NotImplementedError
 
     def at(self, step: int) -> Values:
@@ -117,9 +121,12 @@ class _Triangles(Policy):
         up = self.step_size_up
         down = up if self.step_size_down is None else self.step_size_down
         cycle, start, peak, end = cycle_of(step, up, down, self.cycle_growth)
+        climbed, length = (step - start, peak - start) if step <= peak else (end - step, end - peak)
         # Integers over integers: rounded once, whatever the step.
-        height = (step - start) / (peak - start) if step <= peak else (end - step) / (end - peak)
-        return blend(self._span, self._scaled(height, cycle, step))
+        height = climbed / length
+        depth = None if height < 0.5 else (length - climbed) / length
+        height, depth = self._scaled(height, depth, cycle, step)
+        return blend(self._span, height, depth)
 
     @cached_property
     def _span(self) -> Span:
@@ -162,19 +169,22 @@ class Triangular(_Triangles):
     scale_fn: Callable[[int], float] | None = field(default=None, metadata=OPTIONAL_FUNCTION)
     scale_mode: str = field(default="cycle", metadata=one_of("cycle", "iterations"))
 
-    def _scaled(self, height: float, cycle: int, step: int) -> float:
+    def _scaled(self, height: float, depth: float | None, cycle: int, step: int) -> tuple[float, float | None]:
         if self.scale_fn is None:
-            return height
+            return height, depth
         given = cycle + 1 if self.scale_mode == "cycle" else step
         returned = self.scale_fn(given)
-        height *= finite(f"scale_fn({given})", returned)
-        lr_factor, momentum = blend(self._span, height)
+        scale = finite(f"scale_fn({given})", returned)
+        if depth is not None:
+            depth += height * (1 - scale)
+        height *= scale
+        lr_factor, momentum = blend(self._span, height, depth)
         if lr_factor < 0 or (momentum is not None and momentum < 0):
             raise ValueError(
                 "need a scale that keeps the rate and the momentum at or above 0, "
                 f"got {lr_factor=}, {momentum=} at {step=} from scale_fn({given})={returned!r}"
             )
-        return height
+        return height, depth
 
     @property
     def period(self) -> int | None:
@@ -194,8 +204,8 @@ class Triangular2(_Triangles):
     Source: L. N. Smith 2017 (arXiv 1506.01186); ``CyclicLR(mode="triangular2")``.
     """
 
-    def _scaled(self, height: float, cycle: int, step: int) -> float:
-        return height * 0.5**cycle
+    def _scaled(self, height: float, depth: float | None, cycle: int, step: int) -> tuple[float, float | None]:
+        return (height, depth) if cycle == 0 else (height * 0.5**cycle, None)
 
 
 @dataclass(frozen=True)
@@ -213,8 +223,16 @@ class ExpRange(_Triangles):
     # Required: torch's default of 1 makes this policy a plain Triangular without a word.
     gamma: float = field(kw_only=True, metadata=POSITIVE_UNIT)
 
-    def _scaled(self, height: float, cycle: int, step: int) -> float:
-        return height * self.gamma**step
+    def _scaled(self, height: float, depth: float | None, cycle: int, step: int) -> tuple[float, float | None]:
+        scale = self.gamma**step
+        if depth is not None:
+            # While little is lost, the difference from 1 has few digits left.
+            depth += height * (1 - scale if scale < 0.9 else -math.expm1(step * self._log_gamma))
+        return height * scale, depth
+
+    @cached_property
+    def _log_gamma(self) -> float:
+        return math.log(self.gamma)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ None of them touches momentum.
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from .base import (
 )
 
 _POSITIVE = real("0 < {}", lambda value: value > 0)
+_STEEP = 256  # powers up to it magnify a rounding to 3e-14 at most
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,11 @@ class ExponentialRamp(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if math.isinf(self.end_factor / self.start_factor):
+        least, greatest = sys.float_info.min, sys.float_info.max
+        # Outside, floats have fewer digits, or none.
+        if not least <= self.end_factor / self.start_factor <= greatest:
             raise ValueError(
-                "need end_factor / start_factor to be finite, "
+                f"need {least} <= end_factor / start_factor <= {greatest}, "
                 f"got start_factor={self.start_factor}, end_factor={self.end_factor}"
             )
 
@@ -171,7 +175,14 @@ class PolynomialDecay(Policy):
 
     def at(self, step: int) -> Values:
         left = self.total_iters - min(step_index(step), self.total_iters)
-        return Values((left / self.total_iters) ** self.power)
+        fraction = left / self.total_iters
+        lr_factor = fraction**self.power
+        if self.power > _STEEP and lr_factor > 0:
+            # The fraction is off by its rounding, and the power by so many times that: whole numbers tell how much.
+            over, under = fraction.as_integer_ratio()
+            off = (left * under - over * self.total_iters) / (over * self.total_iters)
+            lr_factor *= math.exp(self.power * math.log1p(off))
+        return Values(lr_factor)
 
     @property
     def end(self) -> int:
@@ -260,7 +271,9 @@ class InverseTimeDecay(Policy):
     k: float = field(metadata=_POSITIVE)
 
     def at(self, step: int) -> Values:
-        return Values(1 / (1 + self.k * step_index(step)))
+        step = step_index(step)
+        divisor = 1 + self.k * step
+        return Values(1 / divisor if divisor < math.inf else 1 / self.k / step)
 
 
 # Of the fraction of the cool-down that is left, and of the fraction that is gone: each is exact near its own 0.

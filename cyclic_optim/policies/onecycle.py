@@ -24,15 +24,16 @@ from .base import (
 
 
 class _Ramp(NamedTuple):
-    """A stretch of the cycle, told from its low end: where each end lies and what holds there.
+    """A stretch of the cycle, told from both ends: where each lies and what holds there.
 
-    A falling stretch has its low end last; the fraction below comes out right all the same,
-    and is exact where the rate is small: the length is negative, too.
+    A falling stretch has its low end last; the fractions below come out right all the same,
+    because the length is negative, too.
     """
 
     last_step: float
     low_step: float
-    length: float  # to the high end
+    high_step: float
+    length: float  # from the low end to the high one
     span: Span
 
 
@@ -45,7 +46,8 @@ class OneCycle(Policy):
     ``max_momentum`` to ``base_momentum`` and back. With ``three_phase`` the fall mirrors the climb, and a
     third phase goes on from ``1/div_factor`` to the end at constant momentum. Between two such points
     a and b, with x in [0, 1]: ``a + (b - a) * x`` for ``"linear"``,
-    ``b + (a - b) * (1 + cos(pi * x)) / 2`` for ``"cos"``.
+    ``b + (a - b) * (1 + cos(pi * x)) / 2`` for ``"cos"``. The product ``pct_start * total_steps`` is the float, as in
+    torch: 0.3 of 10 steps are 3 of them.
 
     After its end it holds the last value.
 
@@ -102,20 +104,28 @@ class OneCycle(Policy):
         peak = Values(1.0, highest)
         end = Values(first.lr_factor / self.final_div_factor, lowest)
         full = Span.between(first, peak)
-        climb = _Ramp(top, 0, top, full)
+        climb = _Ramp(top, 0, top, top, full)
         if not self.three_phase:
-            return climb, _Ramp(last, last, top - last, Span.between(end, peak))
-        return climb, _Ramp(foot, foot, top - foot, full), _Ramp(last, last, foot - last, Span.between(end, first))
+            return climb, _Ramp(last, last, top, top - last, Span.between(end, peak))
+        fall = _Ramp(foot, foot, top, top - foot, full)
+        return climb, fall, _Ramp(last, last, foot, foot - last, Span.between(end, first))
 
     def at(self, step: int) -> Values:
         step = step_index(step)
         if step >= self.total_steps:
             step = self.total_steps - 1
-        for last_step, low_step, length, span in self._ramps:  # noqa: B007 (the loop finds them)
+        for last_step, low_step, high_step, length, span in self._ramps:  # noqa: B007 (the loop finds them)
             if step <= last_step:
                 break
-        fraction = (step - low_step) / length
-        return blend(span, rise(fraction) if self.anneal_strategy == "cos" else fraction)
+        height = (step - low_step) / length
+        cosine = self.anneal_strategy == "cos"
+        if height < 0.5:
+            return blend(span, rise(height) if cosine else height)
+        # The other fraction, which is exact next to the high end.
+        depth = (high_step - step) / length
+        if cosine:
+            depth = rise(depth)
+        return blend(span, 1 - depth, depth)
 
     @property
     def end(self) -> int:

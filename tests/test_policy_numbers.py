@@ -1,0 +1,653 @@
+"""Every policy against its documented formula in exact arithmetic: up to step 10**9, extreme arguments included.
+
+The formulas are written down a second time, from the docstrings, and share nothing with the package's own helpers:
+fractions where a formula is rational, mpmath with 80 digits where it is not. What is piecewise linear must be right to
+4 units in the last place, all else to 1e-13 of its own value; below the smallest normal float there are no 1e-13, and
+the smallest float there is stands in for them.
+"""
+
+import itertools
+import math
+from fractions import Fraction
+
+import mpmath
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mpmath import mp, mpf
+from strategies import FAR, LR_FUNCTIONS, SCALE_FUNCTIONS, steps
+
+from cyclic_optim import (
+    Constant,
+    CosineDecay,
+    CosineRestarts,
+    CosineWave,
+    ExponentialDecay,
+    ExponentialRamp,
+    ExpRange,
+    InverseTimeDecay,
+    LambdaPolicy,
+    LinearRamp,
+    MultiStepDecay,
+    OneCycle,
+    Plateau,
+    PolynomialDecay,
+    Scaled,
+    Sequential,
+    Staircase,
+    StepDecay,
+    Triangular,
+    Triangular2,
+    WarmupStableDecay,
+)
+from cyclic_optim.policies import POLICIES
+
+DIGITS = 80
+SMALLEST = Fraction(5e-324)
+
+
+def real(number):
+    """The number with 80 digits."""
+    return mpf(number.numerator) / number.denominator if isinstance(number, Fraction) else mpf(number)
+
+
+def power(base, exponent):
+    """``base ** exponent``; what is far below the smallest float is as good as 0."""
+    if base == 0:
+        return mpf(0)
+    logarithm = real(exponent) * mpmath.log(real(base))
+    return mpmath.exp(logarithm) if logarithm > -2000 else mpf(0)
+
+
+# --- the cycles: exact boundaries, found by bisection
+
+
+def whole_steps(number, length, growth, into):
+    """Cycle ``number``'s start plus ``into`` of its steps, scaled as it is, rounded down to whole steps."""
+    if growth == 1:
+        return number * length + into
+    if number <= 50 or float(growth).is_integer():
+        ratio = Fraction(growth)
+        power = ratio**number
+        return math.floor(length * (power - 1) / (ratio - 1) + into * power)
+    with mp.workdps(150):
+        ratio = mpf(growth)
+        power = ratio**number
+        exact = length * (power - 1) / (ratio - 1) + into * power
+        # That far on no boundary is whole, so that the digits at hand decide.
+        assert abs(exact - mpmath.nint(exact)) > mpf(10) ** -60
+        return int(mpmath.floor(exact))
+
+
+def cycle_around(step, up, down, growth):
+    """(number, start, peak, end) of the cycle that ``step`` is in; its start is in it, its end in the next."""
+    length = up + down
+
+    def start(number):
+        return whole_steps(number, length, growth, 0)
+
+    if growth == 1:
+        number = step // length
+    else:
+        low, high = 0, 1
+        while start(high) <= step:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if start(middle) <= step else (low, middle)
+        number = low
+    return number, start(number), whole_steps(number, length, growth, up), start(number + 1)
+
+
+def triangle(policy, step):
+    """(cycle, x) of a triangular policy."""
+    up = policy.step_size_up
+    down = up if policy.step_size_down is None else policy.step_size_down
+    number, start, peak, end = cycle_around(step, up, down, policy.cycle_growth)
+    return number, Fraction(step - start, peak - start) if step <= peak else Fraction(end - step, end - peak)
+
+
+# --- the formulas, as the docstrings have them: each returns (lr_factor, momentum)
+
+
+def scaled_triangle(policy, x, scale):
+    """Between 1/div_factor and 1, momentum from max_momentum to base_momentum."""
+    height = real(x) * scale if isinstance(scale, mpf) else x * scale
+    lowest, base, top = 1 / Fraction(policy.div_factor), Fraction(policy.base_momentum), Fraction(policy.max_momentum)
+    if isinstance(height, mpf):
+        lowest, base, top = real(lowest), real(base), real(top)
+    return lowest + (1 - lowest) * height, top * (1 - height) + base * height if policy.cycle_momentum else None
+
+
+def exact_triangular(policy, step):
+    cycle, x = triangle(policy, step)
+    scale = 1
+    if policy.scale_fn is not None:
+        scale = Fraction(policy.scale_fn(cycle + 1 if policy.scale_mode == "cycle" else step))
+    return scaled_triangle(policy, x, scale)
+
+
+def exact_triangular2(policy, step):
+    cycle, x = triangle(policy, step)
+    return scaled_triangle(policy, x, Fraction(1, 2 ** min(cycle, 5000)))  # as good as 0
+
+
+def exact_exp_range(policy, step):
+    _, x = triangle(policy, step)
+    return scaled_triangle(policy, x, power(policy.gamma, step))
+
+
+def falling_cosine(x):
+    """(1 + cos(pi x)) / 2"""
+    return (1 + mpmath.cospi(real(x))) / 2
+
+
+def exact_one_cycle(policy, step):
+    step = min(step, policy.total_steps - 1)
+    first = 1 / Fraction(policy.div_factor)
+    last = first / Fraction(policy.final_div_factor)
+    # The product is a float's: 0.3 * 10 steps are 3 of them.
+    climbed = Fraction(float(policy.pct_start * policy.total_steps))
+    top = (climbed - 1, 1, policy.base_momentum)
+    end = (policy.total_steps - 1, last, policy.max_momentum)
+    turns = [(0, first, policy.max_momentum), top, end]
+    if policy.three_phase:
+        turns.insert(2, (2 * climbed - 2, first, policy.max_momentum))
+    stretches = itertools.pairwise(turns)
+    (start, *from_values), (stop, *to_values) = next(stretch for stretch in stretches if step <= stretch[1][0])
+    x = (step - start) / Fraction(stop - start)
+    between = [
+        a + (b - a) * x
+        if policy.anneal_strategy == "linear"
+        else real(a) * falling_cosine(x) + real(b) * (1 - falling_cosine(x))
+        for a, b in zip(map(Fraction, from_values), map(Fraction, to_values), strict=True)
+    ]
+    return between[0], between[1] if policy.cycle_momentum else None
+
+
+def down_to(min_factor, height):
+    least = Fraction(min_factor)
+    return real(least) + real(1 - least) * height if isinstance(height, mpf) else least + (1 - least) * height
+
+
+def exact_restarts(policy, step):
+    _, start, _, end = cycle_around(step, policy.t_0, 0, policy.t_mult)
+    return down_to(policy.min_factor, falling_cosine(Fraction(step - start, end - start))), None
+
+
+def exact_cosine_wave(policy, step):
+    return down_to(policy.min_factor, falling_cosine(Fraction(step, policy.t_max))), None
+
+
+def exact_cosine_decay(policy, step):
+    return exact_cosine_wave(policy, min(step, policy.t_max))
+
+
+def exact_polynomial(policy, step):
+    left = 1 - Fraction(min(step, policy.total_iters), policy.total_iters)
+    return left if policy.power == 1 else power(left, policy.power), None
+
+
+def exact_cool_down(policy, step):
+    if step < policy.warmup:
+        return Fraction(step + 1, policy.warmup + 1), None
+    x = Fraction(policy.total_steps - min(step, policy.total_steps), policy.decay)
+    if x >= 1:
+        return Fraction(1), None
+    if policy.shape == "linear":
+        return down_to(policy.min_factor, x), None
+    return down_to(
+        policy.min_factor, falling_cosine(1 - x) if policy.shape == "cosine" else 1 - mpmath.sqrt(real(1 - x))
+    ), None
+
+
+def exact_linear_ramp(policy, step):
+    start, end = Fraction(policy.start_factor), Fraction(policy.end_factor)
+    return start + (end - start) * min(step, policy.total_iters) / policy.total_iters, None
+
+
+def exact_exponential_ramp(policy, step):
+    start, end = mpf(policy.start_factor), mpf(policy.end_factor)
+    return start * (end / start) ** real(Fraction(min(step, policy.total_iters), policy.total_iters)), None
+
+
+def exact_sequential(policy, step):
+    starts = [0, *policy.milestones]
+    index = sum(start <= step for start in policy.milestones)
+    lr_factor, momentum = exact(policy.policies[index], step - starts[index])
+    while momentum is None and index > 0:
+        index -= 1
+        momentum = exact(policy.policies[index], starts[index + 1] - 1 - starts[index])[1]
+    return lr_factor, momentum
+
+
+def exact_scaled(policy, step):
+    lr_factor, momentum = exact(policy.policy, step)
+    factor = Fraction(policy.factor)
+    return lr_factor * (real(factor) if isinstance(lr_factor, mpf) else factor), momentum
+
+
+FORMULAS = {
+    Constant: lambda policy, step: (Fraction(1), None),
+    Triangular: exact_triangular,
+    Triangular2: exact_triangular2,
+    ExpRange: exact_exp_range,
+    OneCycle: exact_one_cycle,
+    CosineRestarts: exact_restarts,
+    CosineWave: exact_cosine_wave,
+    CosineDecay: exact_cosine_decay,
+    PolynomialDecay: exact_polynomial,
+    ExponentialDecay: lambda policy, step: (power(policy.gamma, step), None),
+    StepDecay: lambda policy, step: (power(policy.gamma, step // policy.step_size), None),
+    MultiStepDecay: lambda policy, step: (power(policy.gamma, sum(m <= step for m in policy.milestones)), None),
+    InverseTimeDecay: lambda policy, step: (real(1 / (1 + Fraction(policy.k) * step)), None),
+    WarmupStableDecay: exact_cool_down,
+    LinearRamp: exact_linear_ramp,
+    ExponentialRamp: exact_exponential_ramp,
+    Sequential: exact_sequential,
+    Staircase: lambda policy, step: exact(policy.policy, step // policy.length),
+    Scaled: exact_scaled,
+    LambdaPolicy: lambda policy, step: (Fraction(policy.fn(step)), None),
+    Plateau: lambda policy, step: (Fraction(1), None),  # before any report
+}
+
+
+def exact(policy, step):
+    return FORMULAS[type(policy)](policy, step)
+
+
+def assert_right(shown, expected, what):
+    """Fractions, which come of piecewise linear formulas, to 4 units in the last place; other numbers to 1e-13."""
+    if expected is None or shown is None:
+        assert shown is expected, what
+    elif isinstance(expected, Fraction):
+        assert abs(Fraction(shown) - expected) <= 4 * Fraction(math.ulp(float(expected))), (
+            *what,
+            shown,
+            float(expected),
+        )
+    else:
+        bound = max(expected / 10**13, real(SMALLEST))
+        assert abs(mpf(shown) - expected) <= bound, (*what, shown, mpmath.nstr(expected, 20))
+
+
+def check(policy, step):
+    """The values at a step are the formula's."""
+    with mp.workdps(DIGITS):
+        for name, shown, expected in zip(("lr_factor", "momentum"), policy.at(step), exact(policy, step), strict=True):
+            assert_right(shown, expected, (name, policy, step))
+
+
+# --- the steps at which something begins or ends
+
+
+def turns(policy, step):
+    """The turning points of a policy, those around ``step`` where they never end."""
+    match policy:
+        case Triangular() | Triangular2() | ExpRange():
+            down = policy.step_size_up if policy.step_size_down is None else policy.step_size_down
+            return cycle_around(step, policy.step_size_up, down, policy.cycle_growth)[1:]
+        case CosineRestarts():
+            _, start, _, end = cycle_around(step, policy.t_0, 0, policy.t_mult)
+            return start, (start + end) // 2, end
+        case OneCycle():
+            climbed = policy.pct_start * policy.total_steps
+            return math.floor(climbed) - 1, math.floor(2 * climbed) - 2, policy.total_steps - 1
+        case CosineWave():
+            return [(step // policy.t_max + i) * policy.t_max for i in (0, 1)]
+        case StepDecay():
+            return [(step // policy.step_size + i) * policy.step_size for i in (0, 1)]
+        case WarmupStableDecay():
+            return policy.warmup, policy.total_steps - policy.decay, policy.total_steps
+        case MultiStepDecay() | Sequential():
+            return policy.milestones
+        case Staircase():
+            return [step // policy.length * policy.length, *(turn * policy.length for turn in turns(policy.policy, 0))]
+        case Scaled():
+            return turns(policy.policy, step)
+        case _:
+            return () if policy.end is None else (policy.end // 2, policy.end)
+
+
+def around(policy, step):
+    """``step``, the turning points, and the steps next to each."""
+    asked = {turn + i for turn in (step, *turns(policy, step)) for i in (-1, 0, 1)}
+    return sorted(each for each in asked if 0 <= each <= FAR)
+
+
+# --- extreme arguments
+
+BELOW_ONE, ABOVE_ONE = math.nextafter(1, 0), math.nextafter(1, 2)
+LENGTHS = [1, 2, 3, 1000, FAR - 1, FAR]
+DIV_FACTORS = [1, ABOVE_ONE, 10, 1e12, 1e308]
+GAMMAS = [1, BELOW_ONE, 1 - 1e-9, 0.5, 1e-300, 5e-324]
+GROWTHS = [1, ABOVE_ONE, 1 + 1e-9, 1.5, 2, math.nextafter(2, 1), 10**6, 1e300]
+UNITS = [0, 5e-324, 1e-300, 1e-12, 0.5, BELOW_ONE, 1]
+MOMENTA = [(0, 1), (0, 0.9), (0.8, 0.9), (5e-324, 1e-300), (1e-12, BELOW_ONE), (BELOW_ONE, 1), (0.5, 0.5), (0, 0)]
+POWERS = [5e-324, 0.5, 1, 2, 1000.5, 1e9, 1e15, 1.7e308]
+
+lengths = st.sampled_from(LENGTHS) | st.integers(1, 100) | st.integers(1, FAR)
+div_factors = st.sampled_from(DIV_FACTORS) | st.floats(1, 1e12)
+gammas = st.sampled_from(GAMMAS) | st.floats(0, 1, exclude_min=True) | st.floats(1 - 1e-6, 1)
+growths = st.sampled_from([1, *GROWTHS]) | st.floats(1, 4) | st.floats(1, 1 + 1e-6)
+units = st.sampled_from(UNITS) | st.floats(0, 1)
+positive_units = st.sampled_from(UNITS[1:]) | st.floats(0, 1, exclude_min=True)
+momenta = st.sampled_from(MOMENTA) | st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted)
+
+
+@st.composite
+def triangles(draw, kind, **others):
+    base, top = draw(momenta)
+    return kind(
+        draw(lengths),
+        draw(st.none() | lengths),
+        draw(div_factors),
+        draw(growths),
+        draw(st.sampled_from([True, True, False])),
+        base,
+        top,
+        **{name: draw(strategy) for name, strategy in others.items()},
+    )
+
+
+def climbs(total_steps, three_phase):
+    """The least and the greatest pct_start that OneCycle takes."""
+    least = 1 / total_steps
+    while least * total_steps <= 1:
+        least = math.nextafter(least, 1)
+    return least, 0.5 if three_phase else BELOW_ONE
+
+
+@st.composite
+def one_cycles(draw):
+    three_phase = draw(st.booleans())
+    total_steps = draw(lengths.filter(lambda length: length > (2 if three_phase else 1)))
+    shares = climbs(total_steps, three_phase)
+    base, top = draw(momenta)
+    return OneCycle(
+        total_steps,
+        draw(st.sampled_from(shares) | st.floats(*shares)),
+        draw(st.sampled_from(["cos", "linear"])),
+        draw(st.sampled_from([True, True, False])),
+        base,
+        top,
+        draw(div_factors),
+        draw(div_factors),
+        three_phase,
+    )
+
+
+@st.composite
+def cool_downs(draw):
+    warmup, stable, decay = draw(st.tuples(lengths | st.just(0), lengths | st.just(0), lengths))
+    shape = draw(st.sampled_from(["linear", "cosine", "sqrt"]))
+    return WarmupStableDecay(warmup + stable + decay, warmup, decay, shape, draw(units))
+
+
+@st.composite
+def exponential_ramps(draw):
+    low, high = sorted((draw(positive_units), draw(positive_units)))
+    # A ratio beyond the range of floats is refused, and what is ours to test is not.
+    low = max(low, high / 1e307)
+    return ExponentialRamp(draw(lengths), *draw(st.sampled_from([(low, high), (high, low)])))
+
+
+@st.composite
+def sequentials(draw):
+    milestones = draw(st.lists(lengths, max_size=3, unique=True).map(sorted))
+    return Sequential([draw(single_policies()) for _ in range(len(milestones) + 1)], milestones)
+
+
+def single_policies():
+    return st.deferred(lambda: st.one_of([DRAWN[name] for name in DRAWN if name not in COMPOSED]))
+
+
+COMPOSED = ("Sequential", "Staircase", "Scaled", "Plateau")
+DRAWN = {
+    "Constant": st.just(Constant()),
+    "Triangular": triangles(
+        Triangular,
+        scale_fn=st.none() | st.sampled_from(SCALE_FUNCTIONS),
+        scale_mode=st.sampled_from(["cycle", "iterations"]),
+    ),
+    "Triangular2": triangles(Triangular2),
+    "ExpRange": triangles(ExpRange, gamma=gammas),
+    "OneCycle": one_cycles(),
+    "CosineRestarts": st.builds(CosineRestarts, lengths, growths, units),
+    "CosineWave": st.builds(CosineWave, lengths, units),
+    "CosineDecay": st.builds(CosineDecay, lengths, units),
+    "PolynomialDecay": st.builds(PolynomialDecay, lengths, st.sampled_from(POWERS) | st.floats(0.01, 1e4)),
+    "ExponentialDecay": st.builds(ExponentialDecay, gammas),
+    "StepDecay": st.builds(StepDecay, lengths, gammas),
+    "MultiStepDecay": st.builds(MultiStepDecay, st.lists(st.integers(0, FAR), max_size=5).map(sorted), gammas),
+    "InverseTimeDecay": st.builds(
+        InverseTimeDecay, st.sampled_from([5e-324, 1, 1e9, 1.7e308]) | st.floats(1e-12, 1e12)
+    ),
+    "WarmupStableDecay": cool_downs(),
+    "LinearRamp": st.builds(LinearRamp, lengths, units, units),
+    "ExponentialRamp": exponential_ramps(),
+    "Sequential": sequentials(),
+    "Staircase": st.builds(Staircase, single_policies(), lengths),
+    "Scaled": st.builds(Scaled, single_policies(), units),
+    "LambdaPolicy": st.sampled_from(LR_FUNCTIONS).map(LambdaPolicy),
+    "Plateau": st.just(Plateau()),
+}
+
+# --- any step, any arguments
+
+
+def test_every_policy_has_its_formula_here():
+    """No policy of the library is left out, neither from the formulas nor from what is drawn."""
+    assert {kind.__name__ for kind in FORMULAS} == set(DRAWN) == set(POLICIES)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+@given(data=st.data())
+def test_values_are_the_formulas(name, data):
+    """Rate and momentum are the formula's at steps up to 10**9, at the turning points, and beside them."""
+    policy = data.draw(DRAWN[name])
+    for step in around(policy, data.draw(steps())):
+        check(policy, step)
+
+
+ORDINARY = {
+    Triangular: {"step_size_up": 1000, "div_factor": 10},
+    Triangular2: {"step_size_up": 1000, "div_factor": 10},
+    ExpRange: {"step_size_up": 1000, "div_factor": 10, "gamma": 0.9999},
+    OneCycle: {"total_steps": 1000},
+    CosineRestarts: {"t_0": 1000},
+    CosineWave: {"t_max": 1000},
+    CosineDecay: {"t_max": 1000},
+    PolynomialDecay: {"total_iters": 1000},
+    ExponentialDecay: {"gamma": 0.9999},
+    StepDecay: {"step_size": 1000},
+    MultiStepDecay: {"milestones": [1000, 2000]},
+    InverseTimeDecay: {"k": 0.001},
+    WarmupStableDecay: {"total_steps": 1000, "warmup": 100, "decay": 500},
+    LinearRamp: {"total_iters": 1000},
+    ExponentialRamp: {"total_iters": 1000, "start_factor": 1e-8},
+}
+TOO_SHORT_OR_LONG = [{name: length} for name in ("step_size_up", "step_size_down") for length in LENGTHS]
+OF_TRIANGLES = [
+    *TOO_SHORT_OR_LONG,
+    *({"div_factor": div_factor} for div_factor in DIV_FACTORS),
+    *({"cycle_growth": growth, "step_size_up": up} for growth in GROWTHS for up in (1, 1000)),
+    *({"base_momentum": base, "max_momentum": top, "step_size_up": up} for base, top in MOMENTA for up in (1000, FAR)),
+]
+COOL_DOWNS = ("linear", "cosine", "sqrt")
+EXTREMES = {
+    Triangular: [*OF_TRIANGLES, *({"scale_fn": scale_fn} for scale_fn in SCALE_FUNCTIONS)],
+    Triangular2: OF_TRIANGLES,
+    ExpRange: [
+        *OF_TRIANGLES,
+        *({"gamma": gamma, "step_size_up": up, "base_momentum": 0} for gamma in GAMMAS for up in (1, 1000, FAR)),
+    ],
+    OneCycle: [
+        {"anneal_strategy": anneal_strategy, "three_phase": three_phase, **extreme}
+        for anneal_strategy in ("cos", "linear")
+        for three_phase in (False, True)
+        for extreme in (
+            *(
+                {"total_steps": total_steps, "pct_start": pct_start, "base_momentum": 0}
+                for total_steps in (3, 1000, FAR)
+                for pct_start in (*climbs(total_steps, three_phase), 1 / 2.9)
+            ),
+            *({name: value} for name in ("div_factor", "final_div_factor") for value in DIV_FACTORS),
+            *({"base_momentum": base, "max_momentum": top} for base, top in MOMENTA),
+        )
+    ],
+    CosineRestarts: [
+        *({"t_0": t_0, "t_mult": growth} for t_0 in (1, 1000, FAR) for growth in GROWTHS),
+        *({"min_factor": min_factor} for min_factor in UNITS),
+    ],
+    CosineWave: [{"t_max": t_max, "min_factor": least} for t_max in LENGTHS for least in UNITS],
+    CosineDecay: [{"t_max": t_max, "min_factor": least} for t_max in LENGTHS for least in UNITS],
+    PolynomialDecay: [{"total_iters": length, "power": power} for length in LENGTHS for power in POWERS],
+    ExponentialDecay: [{"gamma": gamma} for gamma in GAMMAS],
+    StepDecay: [{"step_size": length, "gamma": gamma} for length in LENGTHS for gamma in GAMMAS],
+    MultiStepDecay: [
+        {"milestones": milestones, "gamma": gamma}
+        for milestones in ([], [0], [0, 0, 1, FAR], [FAR - 1, FAR, FAR])
+        for gamma in GAMMAS
+    ],
+    InverseTimeDecay: [{"k": k} for k in (5e-324, 1e-9, ABOVE_ONE, 1e12, 1.7e308, 10**300)],
+    WarmupStableDecay: [
+        {"total_steps": warmup + stable + decay, "warmup": warmup, "decay": decay, "shape": shape, "min_factor": least}
+        for warmup, stable, decay in (
+            (0, 0, 1),
+            (1, 0, 1),
+            (1, 1, 1),
+            (0, 0, FAR),
+            (FAR - 2, 1, 1),
+            (1, FAR - 1000, 999),
+        )
+        for shape in COOL_DOWNS
+        for least in (0, 5e-324, 1e-12, BELOW_ONE, 1)
+    ],
+    LinearRamp: [
+        {"total_iters": length, "start_factor": start, "end_factor": end}
+        for length in (1, 2, FAR)
+        for start in UNITS
+        for end in UNITS
+    ],
+    ExponentialRamp: [
+        {"total_iters": length, "start_factor": start, "end_factor": end}
+        for length in (1, 2, FAR)
+        for start in (1e-300, 1e-12, 0.5, BELOW_ONE, 1)
+        for end in (1e-300, 1e-12, 0.5, BELOW_ONE, 1)
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", EXTREMES)
+def test_values_are_the_formulas_for_extreme_arguments(kind):
+    """One-step and endless ramps, growth and decay by one unit in the last place, ends far apart and side by side."""
+    for extreme in EXTREMES[kind]:
+        policy = kind(**{**ORDINARY[kind], **extreme})
+        for step in sorted({step for near in (0, 3, 2 * 10**6, FAR) for step in around(policy, near)}):
+            check(policy, step)
+
+
+# --- the boundaries of cycles
+
+
+@given(lengths, st.none() | lengths, div_factors, growths, momenta, steps())
+def test_triangles_turn_exactly_at_their_boundaries(up, down, div_factor, growth, momentum, step):
+    """Exactly 1 and base_momentum at each peak, the float nearest 1/div_factor and max_momentum between the cycles."""
+    base, top = momentum
+    policy = Triangular(up, down, div_factor, growth, base_momentum=base, max_momentum=top)
+    _, start, peak, end = cycle_around(step, up, down or up, growth)
+    lowest = float(1 / Fraction(div_factor))
+    assert policy.at(start) == policy.at(end) == (lowest, top)
+    assert policy.at(peak) == (1.0, base)
+
+
+@given(lengths, st.none() | lengths, growths, steps())
+def test_the_boundary_belongs_to_the_next_cycle(up, down, growth, step):
+    """The first step of each cycle is counted to it, the step before to the cycle before."""
+    counted = []
+
+    def count(cycle):
+        counted.append(cycle)
+        return 1
+
+    policy = Triangular(up, down, cycle_growth=growth, scale_fn=count)
+    number, start, _, end = cycle_around(step, up, down or up, growth)
+    for each in (start, end - 1, end):
+        policy.at(each)
+    assert counted == [number + 1, number + 1, number + 2]
+
+
+@given(lengths, growths, units, steps())
+def test_restarts_begin_exactly_at_the_peak(t_0, t_mult, min_factor, step):
+    """The first step of each cycle is at exactly 1; the last step of the one before is where that cycle's cosine is."""
+    policy = CosineRestarts(t_0, t_mult, min_factor)
+    _, start, _, end = cycle_around(step, t_0, 0, t_mult)
+    assert policy.at(start) == policy.at(end) == (1.0, None)
+    check(policy, end - 1)
+
+
+@given(lengths, units, steps())
+def test_a_cosine_wave_turns_exactly(t_max, min_factor, step):
+    """Exactly 1 at every even multiple of t_max, exactly min_factor at every odd one."""
+    policy, crest = CosineWave(t_max, min_factor), step // (2 * t_max) * 2 * t_max
+    assert policy.at(crest) == policy.at(crest + 2 * t_max) == (1.0, None)
+    assert policy.at(crest + t_max) == (min_factor, None)
+
+
+@given(one_cycles())
+def test_one_cycle_turns_exactly_on_whole_steps(policy):
+    """It starts at exactly 1/div_factor, is exactly 1 where the peak is a step, and holds its last value for ever."""
+    rest, least = (policy.max_momentum, policy.base_momentum) if policy.cycle_momentum else (None, None)
+    top = Fraction(float(policy.pct_start * policy.total_steps)) - 1
+    assert policy.at(0) == (float(1 / Fraction(policy.div_factor)), rest)
+    if top.denominator == 1:
+        assert policy.at(int(top)) == (1.0, least)
+        if policy.three_phase:
+            assert policy.at(2 * int(top)) == (float(1 / Fraction(policy.div_factor)), rest)
+    assert policy.at(policy.total_steps - 1) == policy.at(policy.total_steps) == policy.at(FAR + policy.total_steps)
+    assert policy.at(policy.total_steps - 1).momentum == rest
+
+
+@given(st.data(), lengths)
+def test_a_staircase_and_a_sequence_turn_on_their_step(data, length):
+    """The step on a boundary is the next stair's, the next part's first; the one before still the old one's."""
+    first, second = data.draw(single_policies()), data.draw(single_policies())
+    assert Staircase(first, length).at(length) == first.at(1)
+    assert Staircase(first, length).at(length - 1) == first.at(0)
+    sequence = Sequential([first, second], [length])
+    assert sequence.at(length - 1) == first.at(length - 1)
+    assert sequence.at(length).lr_factor == second.at(0).lr_factor
+
+
+# --- what depends on more than the step
+
+
+@given(
+    st.floats(0.01, BELOW_ONE) | st.sampled_from([0.1, 0.5, 1 - 1e-9, BELOW_ONE]),
+    st.sampled_from([0, 1e-300, 1e-12, 1]) | st.floats(0, 1),
+    st.integers(1, 300),
+)
+def test_a_plateaus_reductions_multiply(factor, min_factor, reductions):
+    """After n reductions the rate is factor**n, or min_factor, right to 1e-13."""
+    policy = Plateau(factor=factor, patience=0, min_factor=min_factor, eps=0)
+    state = policy.report(None, 1.0)
+    for _ in range(reductions):
+        state = policy.report(state, 1.0)
+    with mp.workdps(DIGITS):
+        expected = max(power(factor, reductions), mpf(min_factor))
+        assert_right(policy.after(state, 0).lr_factor, expected, (policy, reductions))
+
+
+@given(lengths, st.floats(-1, 2), momenta, div_factors, steps())
+def test_a_scale_beyond_the_triangle_is_right_to_the_size_of_its_terms(up, scale, momentum, div_factor, step):
+    """A scale_fn may leave [0, 1], where a difference may cancel: the error is small beside the terms of it."""
+    base, top = momentum
+    policy = Triangular(up, None, div_factor, base_momentum=base, max_momentum=top, scale_fn=lambda cycle: scale)
+    lr_factor, shown = exact(policy, step)
+    if lr_factor < 0 or shown < 0:
+        return
+    values = policy.at(step)
+    size = max(1, abs(Fraction(scale)))
+    assert abs(Fraction(values.lr_factor) - lr_factor) <= 4 * size * Fraction(math.ulp(1))
+    assert abs(Fraction(values.momentum) - shown) <= 4 * size * Fraction(math.ulp(top)) + SMALLEST
