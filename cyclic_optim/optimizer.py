@@ -506,7 +506,9 @@ def _check_capturable(capturable: object, policy: Policy | None, horizon: object
 def _check_numbers(**given: Any) -> None:
     """What plain SGD lets pass (NaN, inf) would poison a schedule for good."""
     for name, value in given.items():
-        if isinstance(value, Tensor) and value.numel() == 1:
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ValueError(f"need {name} as a number or a Tensor of 1 element, got shape {tuple(value.shape)}")
             value = value.item()
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
             raise TypeError(f"need {name} to be a number, got {name}={value!r}")
