@@ -425,8 +425,15 @@ class CyclicSGD(SGD):
 
     def state_dict(self) -> dict[str, Any]:
         """All there is to save, as plain data. With ``capturable``, this waits for the device."""
-        saved = super().state_dict()
-        return saved if self._device is None else self._device.state_dict(self.param_groups, saved)
+        device = self._device
+        if device is None:
+            return super().state_dict()
+        # Put before the user's hooks, so that they see what is saved.
+        handle = self.register_state_dict_post_hook(lambda _, saved: device.state_dict(self.param_groups, saved), True)
+        try:
+            return super().state_dict()
+        finally:
+            handle.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class or of ``torch.optim.SGD``.
