@@ -425,8 +425,15 @@ class CyclicSGD(SGD):
 
     def state_dict(self) -> dict[str, Any]:
         """All there is to save, as plain data. With ``capturable``, this waits for the device."""
-        saved = super().state_dict()
-        return saved if self._device is None else self._device.state_dict(self.param_groups, saved)
+        device = self._device
+        if device is None:
+            return super().state_dict()
+        # Put before the user's hooks, so that they see what is saved.
+        handle = self.register_state_dict_post_hook(lambda _, saved: device.state_dict(self.param_groups, saved), True)
+        try:
+            return super().state_dict()
+        finally:
+            handle.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class or of ``torch.optim.SGD``.
@@ -506,7 +513,9 @@ def _check_capturable(capturable: object, policy: Policy | None, horizon: object
 def _check_numbers(**given: Any) -> None:
     """What plain SGD lets pass (NaN, inf) would poison a schedule for good."""
     for name, value in given.items():
-        if isinstance(value, Tensor) and value.numel() == 1:
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ValueError(f"need {name} as a number or a Tensor of 1 element, got shape {tuple(value.shape)}")
             value = value.item()
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
             raise TypeError(f"need {name} to be a number, got {name}={value!r}")

@@ -108,6 +108,8 @@ class Schedule:
     def write(self, groups: list[Group], upcoming: Upcoming) -> None:
         """Put the values in force."""
         step, lr_factor, momentum = upcoming
+        if self._first_rates and step > 0:
+            self._first_rates = []  # of no use any more; there may be tensors among them
         if native.compiled is not None and native.compiled.write(groups, step, lr_factor, momentum):
             return
         for group in groups:
