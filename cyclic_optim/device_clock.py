@@ -8,12 +8,14 @@ cycling by itself. The table is the policy's own ``at()``, in float64; no formul
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .policies.base import Policy, whole
+from .schedule import at_once
 
 #: Updates that the table of a policy without end or period reaches, where the user names no ``horizon``.
 HORIZON = 100_000
@@ -78,12 +80,9 @@ class DeviceClock:
 
     def tick(self, found_inf: Tensor | None) -> None:
         """One update was applied, unless ``found_inf`` is other than 0: count it, and put the next values in force."""
-        if found_inf is None:
-            self.step.add_(1)
-        else:
-            applied = found_inf.to(self.device).reshape(()) == 0
-            self.step.add_(applied)
-        row = self.step if self.period is not None else self.step - self.start
+        applied: Any = 1 if found_inf is None else found_inf.to(self.device).reshape(()) == 0
+        step = self.step + applied
+        row = step if self.period is not None else step - self.start
         row = (row % self.period if self.period is not None else row).clamp(0, self.rows - 1)
         factor, momentum = self.table.index_select(0, row.reshape(1)).reshape(2).unbind()
         lrs: Any = torch._foreach_mul(self.max_lr, factor)
@@ -93,8 +92,14 @@ class DeviceClock:
             # An edited rate waits for the step that uses it.
             lrs = [torch.where(applied, new, old) for new, old in zip(lrs, self.lr, strict=True)]
             momenta = [torch.where(applied, new, old) for new, old in zip(momenta, self.momentum, strict=True)]
-        torch._foreach_copy_(self.lr, lrs)
-        torch._foreach_copy_(self.momentum, momenta)
+        if torch.compiler.is_compiling():
+            self.step.copy_(step)
+            torch._foreach_copy_(self.lr, lrs)
+            torch._foreach_copy_(self.momentum, momenta)
+        else:
+            write: Any = torch._foreach_copy_
+            rates, momentums = partial(write, self.lr, lrs), partial(write, self.momentum, momenta)
+            at_once([partial(self.step.copy_, step), rates, momentums])
 
 
 def _extent(policy: Policy, horizon: int | None) -> tuple[int | None, int, bool]:

@@ -196,18 +196,18 @@ class CyclicSGD(SGD):
         if self._schedule is None:
             super().add_param_group(param_group)
             return
-        # A copy, because the schedule's keys go in: the caller's dict stays the caller's.
-        super().add_param_group(dict(param_group) if isinstance(param_group, dict) else param_group)
+        peers = list(self.param_groups)
         try:
+            # A copy, because the schedule's keys go in: the caller's dict stays the caller's.
+            super().add_param_group(dict(param_group) if isinstance(param_group, dict) else param_group)
             _check_group(self.param_groups[-1])
-            peers = self.param_groups[:-1]
             if self._device is None:
                 self._schedule.enrol(self.param_groups[-1], peers)
             else:
                 self._schedule.enrol(self.param_groups[-1], self._device.plain(peers))
                 self._device.join(self.param_groups[-1], self.state)
         except BaseException:
-            self.param_groups.pop()
+            self.param_groups[:] = peers
             raise
 
     def report(self, metric: float | Tensor) -> None:
@@ -251,8 +251,8 @@ class CyclicSGD(SGD):
             return _step_as_torch_wraps_it(self, closure)
         # The same, in a tenth of the time.
         enabled = _is_grad_enabled()
-        _set_grad_enabled(self.defaults["differentiable"])
         try:
+            _set_grad_enabled(self.defaults["differentiable"])
             return self._step(closure, eagerly=True)
         finally:
             _set_grad_enabled(enabled)
@@ -274,21 +274,23 @@ class CyclicSGD(SGD):
                 or _global_optimizer_post_hooks
                 or _profiler_enabled()
             ):
-                if self._inside_a_step:  # of a subclass, which has had its hooks
+                outer = self._running_step
+                if outer is not None and outer is not step:  # that of a subclass, which has had its hooks
                     return func(self, *args, **kwargs)
                 if self._device is not None and torch.compiler.is_compiling() and not _has_hooks(self):
                     # Traced as it is, so that the compiler need not see torch's wrapper.
                     return func(self, *args, **kwargs)
-                self._inside_a_step = True
+                self._running_step = step
                 try:
                     return watched(self, *args, **kwargs)
                 finally:
-                    del self._inside_a_step
+                    self._running_step = outer
             return func(self)
 
         return step
 
-    _inside_a_step = False
+    #: The outermost of the steps (of this class, of a subclass) that are running; a closure's own step is a new one.
+    _running_step: Callable[..., Any] | None = None
 
     def _step(self, closure: Callable[[], Any] | None = None, *, eagerly: bool = False) -> Any:
         loss = None
@@ -424,16 +426,31 @@ class CyclicSGD(SGD):
             _check_group(group)
 
     def state_dict(self) -> dict[str, Any]:
-        """All there is to save, as plain data. With ``capturable``, this waits for the device."""
-        device = self._device
-        if device is None:
-            return super().state_dict()
-        # Put before the user's hooks, so that they see what is saved.
-        handle = self.register_state_dict_post_hook(lambda _, saved: device.state_dict(self.param_groups, saved), True)
-        try:
-            return super().state_dict()
-        finally:
-            handle.remove()
+        """All there is to save, as plain data. With ``capturable``, this waits for the device.
+
+        Another thread may call it while this optimizer steps, unless ``capturable``: the param groups are then those
+        of one moment between two steps, and the dict loads. Momentum buffers are the optimizer's own tensors, as
+        torch has it, and move on; for a checkpoint that resumes exactly, hold a lock around ``step()`` and around
+        copying or saving weights and state.
+        """
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        saved = self._state_of_one_moment()
+        if self._device is not None:
+            saved = self._device.state_dict(self.param_groups, saved)
+        for after in self._optimizer_state_dict_post_hooks.values():
+            changed = after(self, saved)
+            saved = saved if changed is None else changed
+        return saved
+
+    def _state_of_one_moment(self) -> dict[str, Any]:
+        """What torch makes of state and groups, without its hooks, while another thread may be changing them."""
+        twin = object.__new__(type(self))
+        # Copied in one call into C each, in which no other thread writes; torch's own loops take many.
+        now = {"param_groups": list(map(dict, self.param_groups)), "state": dict(self.state)}
+        hooks: dict[str, Any] = {"_optimizer_state_dict_pre_hooks": {}, "_optimizer_state_dict_post_hooks": {}}
+        twin.__dict__.update(self.__dict__, **now, **hooks)
+        return super(CyclicSGD, twin).state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class or of ``torch.optim.SGD``.

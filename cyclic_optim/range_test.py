@@ -12,7 +12,7 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import IO, Any
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .policies import ExponentialRamp, LinearRamp, OneCycle, Policy, Triangular
-from .snapshot import put_back
+from .snapshot import run_and_put_back
 
 RAMPS: dict[str, type[ExponentialRamp] | type[LinearRamp]] = {"exponential": ExponentialRamp, "linear": LinearRamp}
 
@@ -245,7 +245,7 @@ def lr_range_test(
     as the first losses scatter, if that is more): a rule that holds for losses of any sign and size.
 
     Afterwards, also after an exception or Ctrl-C, everything is as it was before, bit for bit: see
-    :func:`cyclic_optim.snapshot.put_back`.
+    :func:`cyclic_optim.snapshot.run_and_put_back`.
 
     Args:
         model: what is trained; put in train mode if it is in eval mode.
@@ -274,10 +274,11 @@ def lr_range_test(
     lrs: list[float] = []
     losses: list[float] = []
     watch = _Watch(num_steps, smoothing, divergence_factor)
-    stopped = f"end_lr={end_lr:g} was reached"
     generators = getattr(train_step, "generators", ())
     restart = getattr(train_step, "restart", lambda: None)
-    with put_back(model, optimizer, scaler=scaler, generators=generators, keep=keep), _around(restart):
+
+    def climb() -> str:
+        restart()
         if not model.training:
             model.train()
         momenta = [_number(group.get("momentum")) for group in optimizer.param_groups]
@@ -286,21 +287,13 @@ def lr_range_test(
             _set(optimizer, lrs[-1], ratios, momenta)
             losses.append(_one_step(model, optimizer, train_step, scaler, validation))
             if not math.isfinite(losses[-1]):
-                stopped = f"the loss was {losses[-1]} at lr={lrs[-1]:.3g}"
-                break
+                return f"the loss was {losses[-1]} at lr={lrs[-1]:.3g}"
             if watch.diverged(losses[-1]):
-                stopped = f"the loss diverged at lr={lrs[-1]:.3g}"
-                break
+                return f"the loss diverged at lr={lrs[-1]:.3g}"
+        return f"end_lr={end_lr:g} was reached"
+
+    stopped = run_and_put_back(climb, model, optimizer, scaler=scaler, generators=generators, keep=keep, last=restart)
     return LRRangeTest(lrs, losses, mode, stopped, smoothing, watch.ceiling, ratios)
-
-
-@contextmanager
-def _around(restart: Callable[[], None]) -> Iterator[None]:
-    restart()
-    try:
-        yield
-    finally:
-        restart()
 
 
 def _progress(num_steps: int, show: bool) -> Iterable[int]:

@@ -19,6 +19,8 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections import deque
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -84,8 +86,10 @@ class Schedule:
 
     def upcoming(self, groups: list[Group], *, ahead: int = 1) -> Upcoming:
         """What will hold ``ahead`` updates from now. Nothing is written yet."""
-        first = groups[0]
-        step, state = first["schedule_step"] + ahead, first.get("policy_state")
+        return self._told(groups, groups[0]["schedule_step"] + ahead, groups[0].get("policy_state"))
+
+    def _told(self, groups: list[Group], step: int, state: dict[str, Any] | None) -> Upcoming:
+        """What holds at a step after these reports, checked against the groups."""
         answer: Any = self.policy.at(step) if state is None else self.policy.after(state, step)
         if native.compiled is not None and native.compiled.check(groups, answer):
             return step, answer[0], answer[1]
@@ -106,22 +110,12 @@ class Schedule:
         return step, lr_factor, momentum
 
     def write(self, groups: list[Group], upcoming: Upcoming) -> None:
-        """Put the values in force."""
+        """Put the values in force, in all groups or, where an interrupt comes first, in none."""
         step, lr_factor, momentum = upcoming
         if self._first_rates and step > 0:
             self._first_rates = []  # of no use any more; there may be tensors among them
-        if native.compiled is not None and native.compiled.write(groups, step, lr_factor, momentum):
-            return
-        for group in groups:
-            group["schedule_step"] = step
-            if type(group["max_lr"]) is not float:  # plain data, whatever kind of number the user put there
-                group["max_lr"] = finite("max_lr", group["max_lr"], minimum=0)
-            if type(group["lr"]) is float or not isinstance(group["lr"], torch.Tensor):
-                group["lr"] = group["max_lr"] * lr_factor
-            else:
-                group["lr"].fill_(group["max_lr"] * lr_factor)
-            if momentum is not None:
-                group["momentum"] = momentum
+        if native.compiled is None or not native.compiled.write(groups, step, lr_factor, momentum):
+            at_once(_writes(groups, upcoming))
 
     def rewrite(self, groups: list[Group]) -> None:
         """Put the values of the current step in force (again)."""
@@ -152,11 +146,38 @@ class Schedule:
         """Tell the policy a metric; where that changes the values, they are in force at once."""
         step, before = groups[0]["schedule_step"], groups[0].get("policy_state")
         after = self.policy.report(before, metric)
-        changed = self.values(step, after) != self.values(step, before)
-        for group in groups:
-            group["policy_state"] = dict(after)
-        if changed:
-            self.rewrite(groups)
+        changes = [partial(group.update, policy_state=dict(after)) for group in groups]
+        if self.values(step, after) != self.values(step, before):
+            changes += _writes(groups, self._told(groups, step, after))
+        at_once(changes)
+
+
+def _writes(groups: list[Group], upcoming: Upcoming) -> list[partial[Any]]:
+    """The calls that put values in force."""
+    step, lr_factor, momentum = upcoming
+    changes: list[partial[Any]] = []
+    for group in groups:
+        peak, lr = group["max_lr"], group["lr"]
+        if type(peak) is not float:  # plain data, whatever kind of number the user put there
+            peak = finite("max_lr", peak, minimum=0)
+        values = {"schedule_step": step, "max_lr": peak}
+        if type(lr) is float or not isinstance(lr, torch.Tensor):
+            values["lr"] = peak * lr_factor
+        else:
+            changes.append(partial(lr.fill_, peak * lr_factor))
+        if momentum is not None:
+            values["momentum"] = momentum
+        changes.append(partial(group.update, values))
+    return changes
+
+
+def at_once(changes: list[partial[Any]]) -> None:
+    """Make all of these calls of C functions, or none as far as an interrupt goes.
+
+    Python looks for signals between its own instructions, and this is a single one. For the same reason no other
+    thread sees a part of it, unless a call waits for something, as an operation on tensors may.
+    """
+    deque(map(partial.__call__, changes), maxlen=0)
 
 
 def _as_held(lr: Any, rate: float) -> Any:

@@ -4,51 +4,103 @@ from __future__ import annotations
 
 import copy
 import random
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack
+from types import FrameType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+T = TypeVar("T")
+
 #: Where copies of tensors are kept meanwhile.
 PLACES = ("device", "cpu", "disk")
 
 
-@contextmanager
-def put_back(
+def run_and_put_back(
+    body: Callable[[], T],
     model: torch.nn.Module,
     optimizer: Optimizer,
     *,
     scaler: Any = None,
     generators: Iterable[torch.Generator] = (),
     keep: str = "device",
-) -> Iterator[None]:
-    """Whatever happens inside, an exception or Ctrl-C included, everything is as before afterwards.
+    last: Callable[[], None] = lambda: None,
+) -> T:
+    """Call ``body`` and return what it returns; whatever happens in it, everything is as before afterwards.
 
     That is, bit for bit: parameters, buffers and gradients of ``model``; state, param groups and
     attributes of ``optimizer``; train/eval mode; ``scaler``; the random states of Python, of NumPy (if it is
     loaded), of torch on the CPU and on CUDA, and of ``generators``. Tensors stay the objects they were.
+    A Ctrl-C while things are put back is raised when they are.
 
     Args:
         keep: where the copies of tensors go: ``"device"`` (where the tensors are), ``"cpu"`` or
             ``"disk"`` (a temporary file).
+        last: called after ``body``, before anything is put back.
     """
     if keep not in PLACES:
         raise ValueError(f"need keep to be one of {', '.join(map(repr, PLACES))}, got {keep=}")
-    undo: list[Callable[[], None]] = []
+    interrupts = Interrupts()
     try:
-        # In the order in which it is to be undone last: tensors after the objects that hold them.
-        undo.append(_tensors(_all_tensors(model, optimizer, scaler), keep))
-        undo.append(_structure(model, optimizer, scaler))
-        undo.append(_random_states(generators))
-        yield
+        interrupts.catch()
+        with ExitStack() as undo:
+            # In the order in which it is to be undone last: tensors after the objects that hold them.
+            undo.callback(_tensors(_all_tensors(model, optimizer, scaler), keep))
+            undo.callback(_structure(model, optimizer, scaler))
+            undo.callback(_random_states(generators))
+            undo.callback(last)
+            try:
+                interrupts.wait = False
+                interrupts.raise_late()
+                return body()
+            finally:
+                interrupts.wait = True
     finally:
-        for restore in reversed(undo):
-            restore()
+        interrupts.release()
+
+
+class Interrupts:
+    """Ctrl-C, which waits while :attr:`wait` is set, from :meth:`catch` to :meth:`release`.
+
+    Python may raise KeyboardInterrupt after any call, also on the way into and out of a ``with`` block and between
+    two lines of a ``finally``. What must be done to the end therefore cannot be left to these: the handler itself
+    has to hold back, by a flag that is set without a call. Only Python's main thread has signals to handle; whoever
+    has put a handler in place that is no function of Python's has a way of his own.
+    """
+
+    def __init__(self) -> None:
+        self.wait, self._came = True, False
+        self._usual: Any = None
+
+    def catch(self) -> None:
+        usual = signal.getsignal(signal.SIGINT)
+        if callable(usual) and threading.current_thread() is threading.main_thread():
+            self._usual = usual
+            signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.wait:
+            self._came = True
+        else:
+            self._usual(number, frame)
+
+    def raise_late(self) -> None:
+        """Do now what a signal that came while it had to wait asked for."""
+        if self._came:
+            self._came = False
+            self._usual(signal.SIGINT, sys._getframe())
+
+    def release(self) -> None:
+        if self._usual is not None and signal.getsignal(signal.SIGINT) == self._handle:
+            signal.signal(signal.SIGINT, self._usual)
+        self.raise_late()
 
 
 def _all_tensors(model: torch.nn.Module, optimizer: Optimizer, scaler: Any) -> list[Tensor]:

@@ -11,6 +11,7 @@ hands.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from itertools import accumulate
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from torch.nn import Parameter
 from torch.optim.sgd import sgd
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
-from .threads import one_thread
+from .threads import on_one_thread
 
 Group = dict[str, Any]
 State = dict[Any, dict[str, Any]]
@@ -189,21 +190,25 @@ def by_op(
     """Update tensors of one kind by torch's op, on one thread or on all."""
     lr, momentum, dampening, weight_decay, nesterov, maximize = _hyperparameters(group)
     device = params[0].device
-    with one_thread(serial):
-        torch._fused_sgd_(
-            params,
-            grads,
-            buffers if momentum != 0 else [],
-            weight_decay=weight_decay,
-            momentum=momentum,
-            lr=lr,
-            dampening=dampening,
-            nesterov=nesterov,
-            maximize=maximize,
-            is_first_step=first,
-            grad_scale=None if grad_scale is None else grad_scale.to(device),
-            found_inf=None if found_inf is None else found_inf.to(device),
-        )
+    update = partial(
+        torch._fused_sgd_,
+        params,
+        grads,
+        buffers if momentum != 0 else [],
+        weight_decay=weight_decay,
+        momentum=momentum,
+        lr=lr,
+        dampening=dampening,
+        nesterov=nesterov,
+        maximize=maximize,
+        is_first_step=first,
+        grad_scale=None if grad_scale is None else grad_scale.to(device),
+        found_inf=None if found_inf is None else found_inf.to(device),
+    )
+    if serial:
+        on_one_thread(update)
+    else:
+        update()
     # The op does not, and autograd would not notice that what it saved was overwritten.
     torch._C._increment_version(params)
 

@@ -7,8 +7,7 @@ over, and one born in the meantime would keep it for good. OpenMP's own setting 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 
@@ -32,15 +31,15 @@ def _openmps_setting() -> Callable[[int], None] | None:
 set_own_threads = _openmps_setting()
 
 
-@contextmanager
-def one_thread(wanted: bool) -> Iterator[None]:
-    """Run the calling thread's torch operations on one thread, if that is wanted and possible."""
-    if not wanted or set_own_threads is None:
-        yield
+def on_one_thread(run: Callable[[], None]) -> None:
+    """Run the calling thread's torch operations on one thread, if that is possible."""
+    if set_own_threads is None:
+        run()
         return
     threads = torch.get_num_threads()
+    # No context manager: an interrupt on the way into its block would leave the number as it is there.
     try:
         set_own_threads(1)
-        yield
+        run()
     finally:
         set_own_threads(threads)
