@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from questions import NoQuestions
 from strategies import sgd_options
+from triton.runtime.interpreter import TensorHandle
 
 from cyclic_optim import CyclicSGD, Triangular
 from cyclic_optim.updates import capturable, choose_device_update
@@ -61,6 +62,44 @@ def reference_update(rows, grads, grad_scale=None, found_inf=None):
             if row.started is not None:
                 row.started.fill_(1)
         row.param.copy_(row.param.double() - row.lr.item() * d)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _addresses_are_as_aligned_as_is_promised():
+    """What the kernel says of an address must be so: the interpreter believes it, a GPU stops at the wrong ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TensorHandle, "set_attr", _keep_promise)
+        yield
+
+
+def _keep_promise(handle, name, values):
+    assert name == "tt.divisibility"
+    assert (handle.data % values == 0).all(), f"{handle.data} promised to be multiples of {values}"
+    PROMISED.append(values)
+
+
+PROMISED = []
+
+
+def test_the_kernel_promises_alignment():
+    """Or the fixture above would look at nothing."""
+    PROMISED.clear()
+    check([row_of((200,))], [([torch.ones(200)], None, None)])
+    assert PROMISED == 3 * (200 // BLOCK) * [[16]]
+
+
+@pytest.mark.parametrize("dtype", interpreted.DTYPES, ids=str)
+@pytest.mark.parametrize("unaligned", ["param", "grad", "buffer"])
+def test_each_address_alone_may_be_unaligned(unaligned, dtype):
+    """By any number of elements, in whole blocks; the other two are aligned."""
+    for offset in range(1, 16 // dtype.itemsize):
+        first = {"param": 0, "grad": 0, "buffer": 0, unaligned: offset}
+        param, grad, buffer = (
+            values((offset + 2 * BLOCK,), dtype, seed)[first[name] :] for seed, name in enumerate(first)
+        )
+        length = min(map(len, (param, grad, buffer)))
+        row = row_of()._replace(param=param[:length], buffer=buffer[:length])
+        check([row], [([grad[:length]], None, None)])
 
 
 # --- rows to update
