@@ -173,9 +173,12 @@ class DevicePath:
         if torch.compiler.is_compiling():
             return PortableUpdate(rows)  # the compiler makes a kernel of it
         key = [tuple(map(id, row[:5])) + row[5:] for row in rows]
-        if self._update is None or self._update[0] != key:
-            self._update = key, rows, choose_device_update(rows)  # the rows, so that no id is given out again
-        return self._update[2]
+        if self._update is not None and self._update[0] == key:
+            return self._update[2]
+        update = choose_device_update(rows)
+        if not _is_capturing():  # where no kernel can be loaded: the steps outside of that graph need not go without
+            self._update = key, rows, update  # the rows, so that no id is given out again
+        return update
 
     def _has_momentum(self, index: int) -> bool:
         return self.clock.cycles_momentum or self._given[index]["momentum"] != 0
@@ -252,9 +255,13 @@ def _local(tensor: Any) -> Any:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
+def _is_capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
 def _refuse_in_capture(why: str) -> None:
     # What is done here would be done again, with the same numbers, in every replay.
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+    if _is_capturing():
         raise RuntimeError(
             f"need nothing to be set up while a CUDA graph is captured, but {why}: call step() once before"
         )

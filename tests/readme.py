@@ -13,6 +13,14 @@ BLOCKS = [block["code"] for block in _BLOCK.finditer(README) if not block["test"
 #: The blocks that a test of their own runs, by the file of that test.
 SNIPPETS = {block["test"]: block["code"] for block in _BLOCK.finditer(README) if block["test"]}
 
+_MOVE = re.compile(
+    r"^\| (?:transformers' )?`(?P<theirs>\w+\(opt, [^`]*\))`(?:, which [^|]*)? \| `(?P<ours>[^|`]*)`[^|]*\|$",
+    re.MULTILINE,
+)
+
+#: What to write instead of torch's schedulers: calls of ``opt`` and keyword arguments of CyclicSGD, as code.
+MOVES = [(row["theirs"], row["ours"]) for row in _MOVE.finditer(README)]
+
 
 def run_snippet(file, **given):
     """Run the README's block marked ``<!-- run by FILE -->`` with what its reader has; return all that it defines."""

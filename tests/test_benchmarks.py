@@ -1,6 +1,8 @@
 """The benchmarks of cost in their quickest form: that they write what they say, and nothing of how fast anything is."""
 
+import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -144,6 +146,48 @@ def test_a_failed_gpu_check_shows_in_the_exit_status(tmp_path):
     done = subprocess.run([sys.executable, "-c", wrong], capture_output=True, encoding="utf-8")
     assert done.returncode == 1, done.stderr
     assert "failed" in (tmp_path / "gpu_dry_run.md").read_text()
+
+
+def test_goals_of_the_gpu_check_are_read_off_the_measurements(monkeypatch):
+    """What a dry run has no numbers for: every goal is there, met where the numbers say so and missed where not."""
+    monkeypatch.syspath_prepend(FOLDER)
+    check = importlib.import_module("gpu_check")
+    own = {check.EAGER, check.CAPTURED, *check.KERNELS}
+    others = [check.COPY, check.TORCH_STEP, check.TORCH_BOTH, check.HOST, check.TORCH_OP]
+    checks = {"no synchronization": check.Checked(True, "20 steps", 0.1)}
+
+    def verdicts(seconds, copying):
+        steps = {key: dict.fromkeys(others, (1.0, 1.0)) | dict.fromkeys(own, seconds) for key in check.MODELS}
+        for times in steps.values():
+            times[check.COPY] = copying
+        trainings = {"conv net": {check.TORCH_BOTH: (1.0, 1.0), check.HOST: (1.0, 1.0), check.CAPTURED: seconds}}
+        rows = check.goals(steps, trainings, checks)
+        setting = check.Setting("cuda", replays=1, steps=1, rounds=2, started=0.0)
+        sizes = dict.fromkeys(steps, 10**9)
+        text = check.report(checks, steps, sizes, trainings, ["350 M: no memory"], rows, setting, "here", "command")
+        assert all(goal in text for goal, *_ in rows)
+        assert "- Left out: 350 M: no memory." in text
+        return [verdict for *_, verdict in rows]
+
+    goals = len(check.LARGE) + 3 * len(check.MODELS) + 2
+    assert verdicts((0.3, 0.3), copying=(0.28, 0.28)) == ["met"] * goals
+    assert verdicts((1.2, 1.2), copying=(1.0, 1.0)) == ["missed"] * (goals - 1) + ["met"]  # no synchronization
+    assert {*check.LARGE} <= check.MODELS.keys()
+
+
+def test_models_of_the_gpu_check_have_the_sizes_they_are_called_by(monkeypatch):
+    """From the small network to a medium GPT-2; and as many tensors as groups."""
+    monkeypatch.syspath_prepend(FOLDER)
+    check = importlib.import_module("gpu_check")
+    for title, shapes in ((title, make()) for title, make in check.MODELS.items()):
+        count, kind = title.split()[:2]
+        expected = float(count.replace(",", ""))
+        if kind == "of":
+            assert (len(shapes), {*shapes}) == (expected, {(32,)})
+        else:
+            assert sum(map(math.prod, shapes)) == pytest.approx(1e6 * expected, rel=0.1)
+        if title in check.GROUPED:
+            assert f"{len(shapes)} groups" in title
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the check would run")

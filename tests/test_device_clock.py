@@ -90,13 +90,28 @@ def test_a_finite_policy_holds_its_last_row(policy, peak, beyond):
     assert clock.lr[0].item() == rounded(peak * policy.at(policy.end).lr_factor)
 
 
-@given(policy=periodic_policies(), peak=peaks, step=st.integers(2**24 - 3, 2**24 + 3) | st.integers(2**53, 2**62))
+# Hypothesis draws large integers with few significant bits, which floats can hold: an offset makes others of them.
+huge = st.builds(int.__add__, st.integers(2**53, 2**62), st.integers(-1000, 1000))
+
+
+@given(policy=periodic_policies(), peak=peaks, step=st.integers(2**24 - 3, 2**24 + 3) | huge)
 def test_a_periodic_policy_wraps_exactly(policy, peak, step):
     """Steps that float32 and float64 cannot count are still taken modulo the period exactly."""
     clock = clock_at(policy, 0, peak)
     clock.step.fill_(step - 1)
     clock.tick(None)
     assert_is(clock, policy, step, peak)
+
+
+@pytest.mark.parametrize("step", [2**24 + 1, 2**53 + 1, 2**62 + 1])
+def test_steps_that_floats_cannot_count_are_told_apart(step):
+    """One step further is one row further, where float32 and float64 would stand still."""
+    policy = Triangular(3)
+    clock = clock_at(policy, 0, 1.0)
+    clock.step.fill_(step - 1)
+    for each in range(step, step + 6):
+        clock.tick(None)
+        assert_is(clock, policy, each, 1.0)
 
 
 @pytest.mark.parametrize("policy", [InverseTimeDecay(0.1), Triangular2(3), ExponentialDecay(0.9)], ids=str)

@@ -190,7 +190,7 @@ def sharded(rank, world_size, folder, **options):
     share = {"rank": rank, "world_size": world_size}
     model = shard(make_model())
     optimizer = make_optimizer(model, **options)
-    save = readme()["save"]
+    save, folder = readme()["save"], f"{folder}/from-{world_size}"
     save(model, optimizer, f"{folder}/at-0")
     seen = train(model, optimizer, range(CUT), **share)
     for flatten in (False, True):
@@ -200,12 +200,12 @@ def sharded(rank, world_size, folder, **options):
 
 
 def resumed(rank, world_size, folder):
-    """Fresh models go on from the checkpoints of :func:`sharded`."""
+    """Fresh models go on from the checkpoints of two processes that ran :func:`sharded`."""
     results = {}
     for flatten in (False, True):
         model = shard(make_model())
         optimizer = make_optimizer(model)
-        readme()["load"](model, optimizer, f"{folder}/at-{CUT}-{flatten}", flatten_optimizer_state_dict=flatten)
+        readme()["load"](model, optimizer, f"{folder}/from-2/at-{CUT}-{flatten}", flatten_optimizer_state_dict=flatten)
         seen = train(model, optimizer, range(CUT, STEPS), rank=rank, world_size=world_size)
         results[flatten] = whole(model), seen
     return results
@@ -307,8 +307,14 @@ def two(folder):
 
 @pytest.fixture(scope="module")
 def four(folder, two):
-    """What four processes saw that went on from the checkpoints of two."""
-    return launch(folder, 4, resumed)
+    """What four processes saw: going on from the checkpoints of two, and from the start."""
+    return launch(folder, 4, resumed, data_parallel, sharded, zero_redundancy)
+
+
+@pytest.fixture(params=["two", "four"])
+def many(request):
+    """What two processes saw, and four."""
+    return request.getfixturevalue(request.param)
 
 
 def assert_close(weights, expected):
@@ -322,18 +328,18 @@ def assert_equal(weights, expected):
     assert all(torch.equal(weight, expected[name]) for name, weight in weights.items())
 
 
-def test_data_parallel_with_accumulation_equals_one_process(two):
+def test_data_parallel_with_accumulation_equals_one_process(many):
     """Under DDP with no_sync, every rank has one process's values at every step, and its weights to rounding."""
     expected, schedule = one_process()
-    for weights, seen in two[data_parallel]:
+    for weights, seen in many[data_parallel]:
         assert seen == schedule
         assert_close(weights, expected)
 
 
-def test_fully_shard_equals_one_process(two):
+def test_fully_shard_equals_one_process(many):
     """Under fully_shard, saved before its first step too, every rank has one process's values and weights."""
     expected, schedule = one_process()
-    for weights, seen in two[sharded]:
+    for weights, seen in many[sharded]:
         assert seen == schedule
         assert_close(weights, expected)
 
@@ -357,17 +363,24 @@ def test_resharded_from_two_to_four(two, four, flatten):
         assert_close(weights, expected)
 
 
-@pytest.mark.parametrize(
-    ("scenario", "policy"), [(zero_redundancy, POLICY), (zero_redundancy_without_policy, None)], ids=["policy", "none"]
-)
-def test_zero_redundancy_equals_one_process(two, scenario, policy):
-    """Each rank updates some of the parameters; values and weights are one process's, inside and out."""
+def assert_zero_redundancy(ranks, policy):
+    """The values and weights of one process on every rank, which owns some of the parameters."""
     expected, schedule = one_process(policy)
-    for weights, seen, _, _, inside, _ in two[scenario]:
+    for weights, seen, _, _, inside, _ in ranks:
         assert seen == schedule
         assert inside == schedule[-1]
         assert_close(weights, expected)
-    assert all(sum(owned) < 4 for *_, owned in two[scenario])
+    assert all(sum(owned) < 4 for *_, owned in ranks)
+
+
+def test_zero_redundancy_equals_one_process(many):
+    """Each rank updates some of the parameters; values and weights are one process's, inside and out."""
+    assert_zero_redundancy(many[zero_redundancy], POLICY)
+
+
+def test_zero_redundancy_without_a_policy_equals_one_process(two):
+    """The same for plain SGD."""
+    assert_zero_redundancy(two[zero_redundancy_without_policy], None)
 
 
 @pytest.mark.parametrize("scenario", [zero_redundancy, zero_redundancy_without_policy], ids=["policy", "none"])

@@ -1,15 +1,18 @@
-"""The README's code runs as it stands."""
+"""The README's code runs as it stands, and what its tables and links say is so."""
 
 import configparser
+import math
 import re
 from dataclasses import dataclass
 
 import matplotlib as mpl
 import pytest
 import torch
-from readme import BLOCKS, README, ROOT, SNIPPETS
+from readme import BLOCKS, MOVES, README, ROOT, SNIPPETS
+from torch.optim import lr_scheduler
 
 import cyclic_optim
+from cyclic_optim.policies import POLICIES
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0])
@@ -71,9 +74,86 @@ def test_before_and_after_differ_by_what_is_marked():
     assert "scheduler" not in "\n".join(line for line in lines if not line.startswith("-"))
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [move for move in MOVES if "LR(" in move[0]], ids=lambda code: code[:40])
+def test_what_to_write_instead_is_the_same_schedule(theirs, ours):
+    """In the table of schedulers and policies, both sides of a row give the same rates and momenta to the last step."""
+    numbers = {"a": 0.01, "b": 0.3, "s": 4, "g": 0.8, "T": 30, "e": 5, "n": 6, "m": 0.002, "t": 7, "w": 5, "lr": 0.2}
+    numbers["fn"] = lambda step: 1 / (1 + step)
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.2, momentum=0.9)
+    scheduler = eval(theirs, vars(lr_scheduler) | numbers | {"opt": sgd})
+    arguments = {"lr": 0.2, **eval(f"dict({ours})", POLICIES | numbers)}
+    optimizer = cyclic_optim.CyclicSGD([torch.nn.Parameter(torch.ones(1))], momentum=0.9, **arguments)
+    assert len(MOVES) == 12
+    for _ in range(numbers["T"] - 1):
+        for key in ("lr", "momentum"):
+            assert math.isclose(optimizer.param_groups[0][key], sgd.param_groups[0][key], rel_tol=1e-10, abs_tol=1e-15)
+        for each in (optimizer, sgd, scheduler):
+            each.step()
+
+
+def test_links_lead_somewhere():
+    """Links within the README go to headings that there are, the others to files that there are."""
+    anchors = {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", README, re.M)
+    }
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert len(links) > 20
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in anchors, link
+        elif not link.startswith("https://"):
+            assert (ROOT / link).is_file(), link
+
+
+def on_meta():
+    return torch.nn.Parameter(torch.ones(2, device="meta"))
+
+
+def sparse(optimizer):
+    param = optimizer.param_groups[0]["params"][0]
+    param.grad = torch.ones(2).to_sparse()
+    optimizer.step()
+
+
+def captured(optimizer):
+    """What a step says in a capture, which needs a GPU: whether there is one is what this machine is made to say."""
+    optimizer.param_groups[0]["lr"] = 0.5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        optimizer.step()
+
+
+#: By the first words of a row: other arguments, other parameters, and what to do with the optimizer.
+NOT_CAPTURABLE = {
+    "`policy=None`": ({"policy": None}, [], None),
+    "`foreach=True`": ({"foreach": True}, [], None),
+    "`weight_decay` as a tensor": ({"weight_decay": torch.tensor(0.1)}, [], None),
+    "parameters on several devices": ({}, [on_meta], None),
+    "complex parameters": ({}, [lambda: torch.nn.Parameter(torch.ones(2).cfloat())], None),
+    "sparse gradients": ({}, [], sparse),
+    "a policy of more than 1,048,576 steps": ({"policy": cyclic_optim.OneCycle(2**21)}, [], None),
+    'a number assigned to `group["lr"]`': ({}, [], captured),
+}
+
+
+def test_the_table_of_what_cannot_be_captured_tells_the_errors():
+    """Each row that names an error names the one that is raised, in its words."""
+    table = README[README.index("| not with `capturable=True` |") :].split("\n\n")[0]
+    rows = [re.match(r"\| (.*) \| `(\w+): (.*)` \|$", row) for row in table.splitlines()[2:]]
+    rows = [row.groups() for row in rows if row]
+    assert len(rows) == len(NOT_CAPTURABLE)
+    for what, error, message in rows:
+        ((options, others, act),) = [case for start, case in NOT_CAPTURABLE.items() if what.startswith(start)]
+        words = ".*".join(map(re.escape, message.split("...")))
+        params = [torch.nn.Parameter(torch.ones(2)), *(other() for other in others)]
+        options = {"policy": cyclic_optim.Constant(), "capturable": True, **options}
+        with pytest.raises((ValueError, TypeError, RuntimeError), match=words) as raised:
+            act(cyclic_optim.CyclicSGD(params, **options))
+        assert type(raised.value).__name__ == error
+
+
 def test_the_policy_table_names_every_policy():
     """Every policy has a row, and every row a policy."""
-    from cyclic_optim.policies import POLICIES
-
     table = README[README.index("## Policies") : README.index("The triangular ones")]
     assert set(re.findall(r"^\| `(\w+)\(", table, re.MULTILINE)) == set(POLICIES)

@@ -12,7 +12,9 @@ import torch
 import triton
 from hypothesis import given
 from hypothesis import strategies as st
+from questions import NoQuestions
 from strategies import sgd_options
+from triton.runtime.interpreter import TensorHandle
 
 from cyclic_optim import CyclicSGD, Triangular
 from cyclic_optim.updates import capturable, choose_device_update
@@ -60,6 +62,44 @@ def reference_update(rows, grads, grad_scale=None, found_inf=None):
             if row.started is not None:
                 row.started.fill_(1)
         row.param.copy_(row.param.double() - row.lr.item() * d)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _addresses_are_as_aligned_as_is_promised():
+    """What the kernel says of an address must be so: the interpreter believes it, a GPU stops at the wrong ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TensorHandle, "set_attr", _keep_promise)
+        yield
+
+
+def _keep_promise(handle, name, values):
+    assert name == "tt.divisibility"
+    assert (handle.data % values == 0).all(), f"{handle.data} promised to be multiples of {values}"
+    PROMISED.append(values)
+
+
+PROMISED = []
+
+
+def test_the_kernel_promises_alignment():
+    """Or the fixture above would look at nothing."""
+    PROMISED.clear()
+    check([row_of((200,))], [([torch.ones(200)], None, None)])
+    assert PROMISED == 3 * (200 // BLOCK) * [[16]]
+
+
+@pytest.mark.parametrize("dtype", interpreted.DTYPES, ids=str)
+@pytest.mark.parametrize("unaligned", ["param", "grad", "buffer"])
+def test_each_address_alone_may_be_unaligned(unaligned, dtype):
+    """By any number of elements, in whole blocks; the other two are aligned."""
+    for offset in range(1, 16 // dtype.itemsize):
+        first = {"param": 0, "grad": 0, "buffer": 0, unaligned: offset}
+        param, grad, buffer = (
+            values((offset + 2 * BLOCK,), dtype, seed)[first[name] :] for seed, name in enumerate(first)
+        )
+        length = min(map(len, (param, grad, buffer)))
+        row = row_of()._replace(param=param[:length], buffer=buffer[:length])
+        check([row], [([grad[:length]], None, None)])
 
 
 # --- rows to update
@@ -272,6 +312,49 @@ def test_every_tensor_is_updated_by_one_launch(monkeypatch):
     launches.clear()
     damped([*grads, torch.ones(5)], None, None)
     assert launches == [(sgd, (2 * len(rows) + 1,)), (started, (1,))]
+
+
+def test_a_call_asks_the_device_nothing(monkeypatch):
+    """Round its launches the update neither waits for the device nor reads from it, whatever gradients come."""
+
+    class Launch:
+        def __getitem__(self, grid):
+            return lambda *args, **kwargs: None
+
+    monkeypatch.setattr(interpreted, "sgd_kernel", Launch())  # what the interpreter itself reads is another matter
+    monkeypatch.setattr(interpreted, "started_kernel", Launch())
+    rows = [row_of((8, 16)), row_of((5,), torch.bfloat16, dampening=0.5), row_of((4,), torch.float64)]
+    update = TritonUpdate(rows, block=BLOCK)
+    for layout in LAYOUTS:
+        grads = [lay_out(values(row.param.shape, row.param.dtype, 0), layout) for row in rows]
+        with NoQuestions():
+            update(grads, None, None)
+            update(grads, torch.tensor([2.0]), torch.tensor([1.0]))
+
+
+def test_it_is_compiled_when_it_is_built(monkeypatch):
+    """Building launches each kernel that its steps will, once, to do nothing: no capture meets one not yet loaded."""
+    launched = []
+
+    class Launch:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            return lambda *args, **kwargs: (
+                launched.append((self.kernel, kwargs["BLOCK"])) or self.kernel[grid](*args, **kwargs)
+            )
+
+    for name in ("sgd_kernel", "started_kernel"):
+        monkeypatch.setattr(interpreted, name, Launch(getattr(interpreted, name)))
+    rows = [row_of((200,), dampening=0.5)]
+    before = twin_of(rows)
+    update = TritonUpdate(rows, block=BLOCK)
+    built = launched.copy()
+    assert len(built) == 2
+    assert_same(rows, before)
+    update([torch.ones(200)], None, None)
+    assert launched == 2 * built
 
 
 def test_autograd_notices_what_was_overwritten():

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from frameworks import LOSS, LR, Witness, framework, promised, same_bits, small_data, small_model
-from readme import run_snippet
+from readme import MOVES, run_snippet
 
 from cyclic_optim import CyclicSGD, OneCycle
+from cyclic_optim.policies import POLICIES
 
 transformers = framework("transformers")
 pytestmark = pytest.mark.ecosystem
@@ -68,3 +69,17 @@ def test_a_run_resumes_to_the_bit(tmp_path):
     assert resumed["optimizer"].witness.used == whole["optimizer"].witness.used[5:]
     assert same_bits(resumed["model"], whole["model"])
     assert same_bits(resumed["optimizer"], whole["optimizer"])
+
+
+def test_what_to_write_instead_of_a_cosine_with_warm_up():
+    """The README's policy for ``get_cosine_schedule_with_warmup`` gives its rates up to the last of T steps."""
+    ((theirs, ours),) = [move for move in MOVES if move[0].startswith("get_cosine")]
+    lengths = {"w": 5, "T": 30}
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=LR)
+    names = {"get_cosine_schedule_with_warmup": transformers.get_cosine_schedule_with_warmup, "opt": sgd}
+    scheduler = eval(theirs, names | lengths)
+    policy = eval(f"dict({ours})", POLICIES | lengths)["policy"]
+    for step in range(lengths["T"] + 1):
+        assert sgd.param_groups[0]["lr"] == pytest.approx(LR * policy.at(step).lr_factor, rel=1e-10, abs=1e-15)
+        sgd.step()
+        scheduler.step()
