@@ -148,6 +148,20 @@ def test_layouts_may_differ():
     torch.testing.assert_close(ours, twin)
 
 
+def test_negated_parameters_and_buffers_are_updated():
+    """A lazily negated view is a tensor like others, as on the host."""
+    ends = []
+    for capturable in (True, False):
+        param, optimizer = one_param(Constant(), lr=0.1, capturable=capturable)
+        optimizer.step()
+        param.data = torch._neg_view(param.data)
+        optimizer.step()
+        optimizer.state[param]["momentum_buffer"] = torch._neg_view(optimizer.state[param]["momentum_buffer"].clone())
+        optimizer.step()
+        ends.append(param.detach().clone())
+    torch.testing.assert_close(*ends)
+
+
 def test_momentum_that_touches_0_leaves_buffers():
     """At a momentum of exactly 0 SGD does not use its buffers; they are there when it rises again."""
     policy = Triangular(2, base_momentum=0.0, max_momentum=0.9)
