@@ -69,8 +69,9 @@ typedef struct {
 #define INLINE static inline
 #endif
 
-/* torch's order of operations and torch's roundings, so that the bits are those of its fused op. The loop is
-   compiled once for each combination of the constants. */
+/* torch's order of operations, each rounded, which gives the same bits on every machine. (torch's own ops contract some
+   to fused multiply-adds, which ones depends on the machine.) The loop is compiled once for each combination of the
+   constants. */
 #define DEFINE_UPDATE(REAL)                                                                             \
     INLINE void loop_##REAL(const Job *job, const int decays, const int has_momentum, const int nesterov) \
     {                                                                                                   \
@@ -243,7 +244,7 @@ static int make_room(void **array, Py_ssize_t n, Py_ssize_t *room, size_t size)
     return 0;
 }
 
-/* Borrowed; NULL where there is none, or with an error set. */
+/* NULL where there is none, or with an error set. */
 static PyObject *buffer_of(Step *step, PyObject *param)
 {
     PyObject *owner, *kept;
@@ -252,7 +253,7 @@ static PyObject *buffer_of(Step *step, PyObject *param)
         step->next_state = after;
     else
         kept = PyDict_GetItemWithError(step->state, param);
-    return kept == NULL || !PyDict_Check(kept) ? NULL : PyDict_GetItemWithError(kept, name.momentum_buffer);
+    return kept == NULL || !PyDict_Check(kept) ? NULL : Py_XNewRef(PyDict_GetItemWithError(kept, name.momentum_buffer));
 }
 
 static int add_to_call(Step *step, Py_ssize_t group, int is_small, const DLTensor *like, PyObject *const tensors[3])
@@ -280,14 +281,10 @@ static int add_to_call(Step *step, Py_ssize_t group, int is_small, const DLTenso
 }
 
 /* 1: seen to; 0: for the caller to do; -1: an error. */
-static int visit_param(Step *step, Py_ssize_t group, const Hyper *hyper, PyObject *param, PyObject *grad)
+static int visit_tensors(Step *step, Py_ssize_t group, const Hyper *hyper, PyObject *param, PyObject *grad,
+                         PyObject *buffer)
 {
     DLTensor seen[3];
-    PyObject *buffer = buffer_of(step, param);
-    if (PyErr_Occurred())
-        return -1;
-    if (grad == Py_None)
-        return 1;
     if (!is_plain(param, &seen[0]) || !is_plain(grad, &seen[1]) || !is_like(&seen[0], &seen[1]))
         return 0;
     if (hyper->momentum == 0)
@@ -328,6 +325,16 @@ static int visit_param(Step *step, Py_ssize_t group, const Hyper *hyper, PyObjec
         .owned_buffer = buffer,
     };
     return 1;
+}
+
+static int visit_param(Step *step, Py_ssize_t group, const Hyper *hyper, PyObject *param, PyObject *grad)
+{
+    PyObject *buffer = buffer_of(step, param);
+    const int seen_to = PyErr_Occurred()  ? -1
+                        : grad == Py_None ? 1
+                                          : visit_tensors(step, group, hyper, param, grad, buffer);
+    Py_XDECREF(buffer);
+    return seen_to;
 }
 
 static int add_to_rest(Step *step, Py_ssize_t group, PyObject *params)
@@ -375,23 +382,15 @@ static int read_hyper(PyObject *group, Hyper *hyper)
     return usual;
 }
 
-static int visit_group(Step *step, Py_ssize_t index, PyObject *group)
+/* To ask a parameter for its gradient may run Python code, which may do anything to the groups: all is owned. */
+static int visit_params(Step *step, Py_ssize_t index, const Hyper *hyper, PyObject *params)
 {
-    Hyper hyper;
-    PyObject *params = PyDict_Check(group) ? PyDict_GetItemWithError(group, name.params) : NULL;
-    if (params == NULL || !PyList_CheckExact(params)) {
-        if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_TypeError, "need param groups that are dicts with a list 'params'");
-        return -1;
-    }
-    if (!read_hyper(group, &hyper))
-        return PyList_GET_SIZE(params) == 0 ? 0 : add_to_rest(step, index, params);
     PyObject *left = NULL;
     int status = 0;
-    for (Py_ssize_t i = 0; status == 0 && i < PyList_GET_SIZE(params); i++) {
-        PyObject *param = Py_NewRef(PyList_GET_ITEM(params, i));
+    for (Py_ssize_t i = 0; status == 0 && i < PySequence_Fast_GET_SIZE(params); i++) {
+        PyObject *param = Py_NewRef(PySequence_Fast_GET_ITEM(params, i));
         PyObject *grad = grad_of(param);
-        const int seen_to = grad == NULL ? -1 : visit_param(step, index, &hyper, param, grad);
+        const int seen_to = grad == NULL ? -1 : visit_param(step, index, hyper, param, grad);
         if (seen_to == 0 && left == NULL)
             left = PyList_New(0);
         if (seen_to < 0 || (seen_to == 0 && (left == NULL || PyList_Append(left, param) < 0)))
@@ -402,6 +401,22 @@ static int visit_group(Step *step, Py_ssize_t index, PyObject *group)
     if (status == 0 && left != NULL)
         status = add_to_rest(step, index, left);
     Py_XDECREF(left);
+    return status;
+}
+
+static int visit_group(Step *step, Py_ssize_t index, PyObject *group)
+{
+    Hyper hyper;
+    PyObject *given = PyObject_GetItem(group, name.params);
+    PyObject *params =
+        given == NULL ? NULL : PySequence_Fast(given, "need param groups that are dicts with a list 'params'");
+    int status = -1;
+    if (params != NULL && PyDict_Check(group) && PyDict_Check(step->state) && read_hyper(group, &hyper))
+        status = visit_params(step, index, &hyper, params);
+    else if (params != NULL)
+        status = PySequence_Fast_GET_SIZE(params) == 0 ? 0 : add_to_rest(step, index, params);
+    Py_XDECREF(params);
+    Py_XDECREF(given);
     return status;
 }
 
@@ -447,23 +462,27 @@ PyDoc_STRVAR(
     "Update every ordinary parameter on the CPU that has a gradient and fewer than ``small`` elements, unless\n"
     "``by_op``. Returned are these parameters; rows (group, is_small, params, grads, buffers), each right for one call\n"
     "of torch's fused op; and rows (group, params) of all that need a closer look: no plain strided memory, no\n"
-    "momentum buffer yet, unlike layouts, a group with unusual flags. Nothing is updated if anything raises.");
+    "momentum buffer yet, unlike layouts, a group with unusual flags, groups or state of other types than torch's.\n"
+    "Nothing is updated if anything raises.");
 
 static PyObject *update(PyObject *module, PyObject *const *args, Py_ssize_t n_args)
 {
-    if (n_args != 4 || torch.api == NULL || !PyList_Check(args[0]) || !PyDict_Check(args[1])) {
+    if (n_args != 4 || torch.api == NULL) {
         PyErr_SetString(PyExc_TypeError, "need use() once, then update(param_groups, state, small, by_op)");
         return NULL;
     }
     Step step = {.state = args[1], .small = PyLong_AsLongLong(args[2]), .by_op = args[3] == Py_True};
-    PyObject *found = NULL;
-    int status = PyErr_Occurred() ? -1 : 0;
+    if (PyErr_Occurred())
+        return NULL;
+    PyObject *groups = PySequence_Fast(args[0], "need param_groups to be a list"), *found = NULL;
     step.done = PyList_New(0);
     step.rest = PyList_New(0);
-    if (step.done == NULL || step.rest == NULL)
-        status = -1;
-    for (Py_ssize_t i = 0; status == 0 && i < PyList_GET_SIZE(args[0]); i++)
-        status = visit_group(&step, i, PyList_GET_ITEM(args[0], i));
+    int status = groups == NULL || step.done == NULL || step.rest == NULL ? -1 : 0;
+    for (Py_ssize_t i = 0; status == 0 && i < PySequence_Fast_GET_SIZE(groups); i++) {
+        PyObject *group = Py_NewRef(PySequence_Fast_GET_ITEM(groups, i));
+        status = visit_group(&step, i, group);
+        Py_DECREF(group);
+    }
     PyObject *calls = status == 0 ? calls_of(&step) : NULL;
     if (calls != NULL && (found = PyTuple_Pack(3, step.done, calls, step.rest)) != NULL) {
         /* Only now, when nothing can fail any more. */
@@ -476,6 +495,7 @@ static PyObject *update(PyObject *module, PyObject *const *args, Py_ssize_t n_ar
             PyEval_RestoreThread(others);
     }
     Py_XDECREF(calls);
+    Py_XDECREF(groups);
     release(&step);
     return found;
 }
@@ -492,7 +512,8 @@ static int is_ordinary_number(PyObject *number)
 /* Whether all groups hold their rates as plain floats, and what a policy said gives them valid ones. */
 static int are_ordinary(PyObject *groups, PyObject *lr_factor, PyObject *momentum)
 {
-    if (!is_ordinary_number(lr_factor) || !(momentum == Py_None || is_ordinary_number(momentum)))
+    if (!PyList_Check(groups) || !is_ordinary_number(lr_factor) ||
+        !(momentum == Py_None || is_ordinary_number(momentum)))
         return 0;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups); i++) {
         PyObject *group = PyList_GET_ITEM(groups, i);
@@ -509,7 +530,7 @@ PyDoc_STRVAR(check_doc, "check(param_groups, values) -> whether write() can put 
 
 static PyObject *check(PyObject *module, PyObject *const *args, Py_ssize_t n_args)
 {
-    if (n_args != 2 || !PyList_Check(args[0])) {
+    if (n_args != 2) {
         PyErr_SetString(PyExc_TypeError, "need check(param_groups, values)");
         return NULL;
     }
@@ -525,7 +546,7 @@ PyDoc_STRVAR(write_doc,
 
 static PyObject *write_values(PyObject *module, PyObject *const *args, Py_ssize_t n_args)
 {
-    if (n_args != 4 || !PyList_Check(args[0])) {
+    if (n_args != 4) {
         PyErr_SetString(PyExc_TypeError, "need write(param_groups, schedule_step, lr_factor, momentum)");
         return NULL;
     }

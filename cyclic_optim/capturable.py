@@ -51,10 +51,18 @@ class DevicePath:
     def join(self, group: Group, state: State) -> None:
         """Take in a group of plain numbers: from now on it shows the device's."""
         self._check(group)
+        index = len(self._given)
         self.clock.join()
         self._given.append({})
-        self._put(len(self._given) - 1, group)
-        self._create(len(self._given) - 1, group, state)
+        try:
+            self._put(index, group)
+            self._create(index, group, state)
+        except BaseException:
+            self.clock.leave()
+            del self._given[index:]
+            for param in group["params"]:
+                state.pop(param, None)
+            raise
 
     def _check(self, group: Group) -> None:
         for key in ("foreach", "fused", "differentiable"):
@@ -71,6 +79,7 @@ class DevicePath:
                 raise ValueError(f"need all parameters on one device with capturable=True, got {devices}")
             if not param.is_floating_point():
                 raise ValueError(f"need floating-point parameters with capturable=True, got {param.dtype}")
+        _check_value("momentum", float(group["momentum"]))
         highest = max(group["max_lr"] * self.clock.highest_factor, group["lr"])
         if highest > _LARGEST:
             raise ValueError(f"need rates that float32 can hold with capturable=True, got up to {highest}")
@@ -147,7 +156,7 @@ class DevicePath:
 
     def step(self, groups: list[Group], state: State, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Apply one update with the values in force, then move them along the policy, all on the device."""
-        if self._take_edits(groups):
+        if self._take_edits(groups, steps=True):
             return
         rows, grads = [], []
         for index, group in enumerate(groups):
@@ -175,6 +184,12 @@ class DevicePath:
         key = [tuple(map(id, row[:5])) + row[5:] for row in rows]
         if self._update is not None and self._update[0] == key:
             return self._update[2]
+        for row in rows:
+            if row.param.device != self.clock.device:
+                raise ValueError(
+                    f"need parameters where they were when the optimizer was built, on {self.clock.device}, got "
+                    f"{row.param.device}: build it after model.to(device)"
+                )
         update = choose_device_update(rows)
         if not _is_capturing():  # where no kernel can be loaded: the steps outside of that graph need not go without
             self._update = key, rows, update  # the rows, so that no id is given out again
@@ -198,11 +213,12 @@ class DevicePath:
                 _refuse_in_capture("dampening was 0 so far")
                 kept["started"] = (_local(kept["momentum_buffer"]) != 0).any().to(torch.float32)
 
-    def _take_edits(self, groups: list[Group]) -> bool:
-        """Write what was assigned to a group's values since the last step; True if it was a dry run, which ends there.
+    def _take_edits(self, groups: list[Group], *, steps: bool = False) -> bool:
+        """Write what was assigned to a group's values since the last step; True if a step would be a dry run.
 
-        Distributed checkpointing puts a 0 in place of every rate before a step that is to move nothing. Rates
-        set to 0 inside the tensors are rates like others: the host does not look.
+        Distributed checkpointing puts a 0 in place of every rate before a step that is to move nothing, and which
+        ends there; until that comes, the zeros stay. Rates set to 0 inside the tensors are rates like others: the
+        host does not look.
         """
         edits = [
             (index, key, group[key], own)
@@ -214,19 +230,26 @@ class DevicePath:
             return False
         _refuse_in_capture("lr, momentum or max_lr was assigned to since the last step")
         for _, key, value, _ in edits:
-            if not isinstance(value, Tensor):
+            if isinstance(value, Tensor):
+                _check_one(key, value)
+            else:
                 (_check_step if key == "schedule_step" else _check_value)(key, value)
         is_dry_run = sum(key == "lr" and _is_zero(value) for _, key, value, _ in edits) == len(groups)
-        for index, key, value, own in edits:
-            groups[index][key] = own
+        # Copies, as one group may have been given the very tensor of another that is written to, too.
+        values = [value.detach().clone() if isinstance(value, Tensor) else value for _, _, value, _ in edits]
+        for (_, key, _, _), value in zip(edits, values, strict=True):
+            if key == "schedule_step":
+                self.clock.fill(self._at, _check_step(key, int(value)))  # the only one that can fail comes first
+        for (index, key, _, own), value in zip(edits, values, strict=True):
             if key == "lr" and is_dry_run:
+                if steps:
+                    groups[index][key] = own
                 continue
+            groups[index][key] = own
             if isinstance(value, Tensor):
                 own.copy_(value.reshape(()))
             else:
                 own.fill_(value)
-            if key == "schedule_step":
-                self.clock.fill(self._at, int(own.item()))
             self._given[index][key] = None if isinstance(value, Tensor) else value
         return is_dry_run
 
@@ -234,6 +257,11 @@ class DevicePath:
 def _check_value(name: str, value: Any) -> None:
     if finite(name, value, minimum=0) > _LARGEST:
         raise ValueError(f"need {name} to be a number that float32 can hold, got {name}={value!r}")
+
+
+def _check_one(name: str, value: Tensor) -> None:
+    if value.numel() != 1:
+        raise ValueError(f"need {name} to be a number or a tensor of one, got {name}={value!r}")
 
 
 def _unrounded(held: float, *said: float | None) -> float:

@@ -78,6 +78,11 @@ class DeviceClock:
         self.momentum.append(torch.zeros((), dtype=torch.float32, device=self.device))
         self.max_lr.append(torch.zeros((), dtype=torch.float64, device=self.device))
 
+    def leave(self) -> None:
+        """Take back the last :meth:`join`."""
+        for values in (self.lr, self.momentum, self.max_lr):
+            values.pop()
+
     def tick(self, found_inf: Tensor | None) -> None:
         """One update was applied, unless ``found_inf`` is other than 0: count it, and put the next values in force."""
         applied: Any = 1 if found_inf is None else found_inf.to(self.device).reshape(()) == 0

@@ -334,6 +334,9 @@ class CyclicSGD(SGD):
         groups, scheduled = self.param_groups, self._schedule is not None
         grad_scale: Tensor | None = self.__dict__.get("grad_scale")
         if scheduled:
+            if not self._was_checked:  # before anything moves
+                self._check_that_it_can_be_fused()
+                self._was_checked = True
             rest = update_ordinary(groups, self.state, grad_scale)
             if not rest:
                 return
@@ -348,6 +351,8 @@ class CyclicSGD(SGD):
             for group in others:
                 unscale([param.grad for param in group["params"] if param.grad is not None], grad_scale)
         self._update_by_torch(others, found_inf)
+
+    _was_checked = False
 
     def _check_that_it_can_be_fused(self) -> None:
         """Once, with SGD's errors, where fused was asked for."""

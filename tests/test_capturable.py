@@ -20,6 +20,7 @@ from cyclic_optim import (
     Constant,
     CyclicSGD,
     InverseTimeDecay,
+    LambdaPolicy,
     OneCycle,
     Plateau,
     Triangular,
@@ -145,6 +146,20 @@ def test_layouts_may_differ():
         optimizer.step()
         reference.step()
     torch.testing.assert_close(ours, twin)
+
+
+def test_negated_parameters_and_buffers_are_updated():
+    """A lazily negated view is a tensor like others, as on the host."""
+    ends = []
+    for capturable in (True, False):
+        param, optimizer = one_param(Constant(), lr=0.1, capturable=capturable)
+        optimizer.step()
+        param.data = torch._neg_view(param.data)
+        optimizer.step()
+        optimizer.state[param]["momentum_buffer"] = torch._neg_view(optimizer.state[param]["momentum_buffer"].clone())
+        optimizer.step()
+        ends.append(param.detach().clone())
+    torch.testing.assert_close(*ends)
 
 
 def test_momentum_that_touches_0_leaves_buffers():
@@ -616,6 +631,18 @@ def test_a_dry_run_moves_nothing():
         assert not torch.equal(param.detach(), torch.ones(3))
 
 
+@pytest.mark.parametrize("capturable", [True, False])
+def test_asking_does_not_end_a_dry_run(capturable):
+    """Whoever saves or adds up between the zeros and the step does not make it one that moves."""
+    param, optimizer = one_param(capturable=capturable)
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.state_dict()
+    optimizer.step()
+    assert torch.equal(param.detach(), torch.ones(3))
+    saved = optimizer.state_dict()["param_groups"][0]
+    assert (saved["schedule_step"], saved["lr"]) == (0, Triangular(4).at(0).lr_factor)
+
+
 def test_a_rate_of_0_in_the_tensor_is_a_rate():
     """A 0 written into the tensor is one step's rate: buffers and counter move on, weights do not."""
     param, optimizer = one_param()
@@ -686,15 +713,99 @@ def test_an_update_chosen_in_a_capture_is_that_graphs_alone(monkeypatch):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("lr", float("nan")), ("max_lr", -1.0), ("momentum", "much"), ("lr", 1e300), ("schedule_step", 1.5)],
+    [
+        ("lr", float("nan")),
+        ("max_lr", -1.0),
+        ("momentum", "much"),
+        ("lr", 1e300),
+        ("schedule_step", 1.5),
+        ("schedule_step", torch.tensor(-1)),
+        ("max_lr", torch.ones(2)),
+    ],
 )
 def test_edits_that_cannot_be_are_refused(key, value):
     """A value that is no rate is an error of the next step, which changes nothing."""
     param, optimizer = one_param()
     optimizer.param_groups[0][key] = value
-    with pytest.raises((ValueError, TypeError), match=f"need {key}"):
+    with pytest.raises((ValueError, TypeError), match=f"need .*{key}"):
         optimizer.step()
     assert torch.equal(param.detach(), torch.ones(3))
+
+
+def two_groups(capturable, **options):
+    """Two parameters in groups of different rates."""
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    for param in params:
+        param.grad = torch.ones(2)
+    groups = [{"params": [params[0]], "lr": 1.0}, {"params": [params[1]], "lr": 0.1}]
+    return params, CyclicSGD(groups, policy=Constant(), capturable=capturable, **options)
+
+
+@pytest.mark.parametrize("momenta", [(0.9, 0.9), (0.5, 0.0)])
+def test_groups_may_change_places(momenta):
+    """Each takes its rates along, though they are shown by one another's tensors for a while."""
+    ends = []
+    for capturable in (True, False):
+        params, optimizer = two_groups(capturable)
+        for group, momentum in zip(optimizer.param_groups, momenta, strict=True):
+            group["momentum"] = momentum
+        for _ in range(3):
+            optimizer.step()
+            optimizer.param_groups.reverse()
+        saved = optimizer.state_dict()["param_groups"]
+        ends.append((torch.stack(params).detach(), [(group["lr"], group["momentum"]) for group in saved]))
+    torch.testing.assert_close(ends[0][0], ends[1][0])
+    torch.testing.assert_close(torch.tensor(ends[0][1]), torch.tensor(ends[1][1]))
+
+
+def test_a_counter_that_cannot_be_set_changes_nothing():
+    """Where the policy has no answer from there on, neither counter nor table nor any other edit is taken over."""
+    policy = LambdaPolicy(lambda step: 1.0 if step < 10 else -1.0)
+    param, optimizer = one_param(policy, horizon=5)
+    group, table = optimizer.param_groups[0], optimizer._device.clock.table.clone()
+    group["max_lr"], group["schedule_step"] = 0.5, 8
+    with pytest.raises(ValueError, match=r"need fn\(10\) to be a finite number"):
+        optimizer.step()
+    assert torch.equal(param.detach(), torch.ones(3))
+    assert optimizer._device.clock.step.item() == 0
+    assert optimizer._device.clock.max_lr[0].item() == 1.0
+    assert_same(optimizer._device.clock.table, table)
+
+
+@pytest.mark.parametrize("failure", ["number", "device"])
+def test_a_group_that_cannot_join_leaves_no_trace(failure, monkeypatch):
+    """Whatever goes wrong while it joins, the next one joins as if nothing had been."""
+    _, optimizer = two_groups(True, momentum=0.9)
+    late = torch.nn.Parameter(torch.ones(2))
+    group = {"params": [late], "momentum": 1e300 if failure == "number" else 0.5}
+    with monkeypatch.context() as patch:
+        if failure == "device":
+            patch.setattr(torch, "zeros_like", lambda *args, **options: torch.empty(-1))
+        with pytest.raises((ValueError, RuntimeError)):
+            optimizer.add_param_group(group)
+    clock = optimizer._device.clock
+    assert [*map(len, (optimizer.param_groups, clock.lr, clock.momentum, clock.max_lr))] == [2] * 4
+    assert len(optimizer.state_dict()["param_groups"]) == 2
+    optimizer.add_param_group({"params": [late], "lr": 0.25})
+    assert optimizer.param_groups[2]["lr"] is clock.lr[2]
+    optimizer.step()
+
+
+@pytest.mark.parametrize("momentum", [1e300, 1e39])
+def test_a_momentum_that_float32_cannot_hold_is_refused(momentum):
+    """As a rate is, with the rule and the value."""
+    with pytest.raises(ValueError, match="need momentum to be a number that float32 can hold"):
+        one_param(Constant(), momentum=momentum)
+
+
+def test_parameters_that_moved_to_another_device_are_refused():
+    """A model moved after its optimizer was built: the values in force are where it was."""
+    param, optimizer = one_param()
+    moved = torch.nn.Parameter(param.to("meta"))
+    moved.grad = torch.ones_like(moved)
+    optimizer.param_groups[0]["params"] = [moved]
+    with pytest.raises(ValueError, match=r"on cpu, got meta: build it after model.to\(device\)"):
+        optimizer.step()
 
 
 def test_other_hyperparameters_can_be_edited():

@@ -3,7 +3,10 @@
 import copy
 import math
 import shutil
+import weakref
+from collections import UserDict
 
+import numpy
 import pytest
 import torch
 from hypothesis import given
@@ -138,3 +141,128 @@ def test_negated_tensors_are_left_to_python(known, which, view):
         native.compiled.use(*native.OF_TORCH, *native.find_negation())
     assert len(done) + len(calls) == (which is None)
     assert len(rest) == (which is not None)
+
+
+@needs_it
+@given(
+    options=st.fixed_dictionaries(
+        {
+            "momentum": st.sampled_from([0.0, 0.9]),
+            "dampening": st.sampled_from([0.0, 0.3]),
+            "weight_decay": st.sampled_from([0.0, 0.0123]),
+            "nesterov": st.booleans(),
+            "maximize": st.booleans(),
+        }
+    ).filter(lambda options: not options["nesterov"] or (options["momentum"] and not options["dampening"])),
+    numel=st.integers(1, 70),
+    real=st.sampled_from([numpy.float32, numpy.float64]),
+)
+def test_every_operation_is_rounded_by_itself(options, numel, real):
+    """The bits are those of the formula, operation by operation, whatever the machine could do at once."""
+    rng = numpy.random.default_rng(numel)
+    value, grad, buffer = (rng.standard_normal(numel).astype(real) for _ in range(3))
+    param = torch.nn.Parameter(torch.from_numpy(value.copy()))
+    param.grad = torch.from_numpy(grad.copy())
+    optimizer = CyclicSGD([param], lr=0.0317, policy=Constant(), **options)
+    optimizer.state[param]["momentum_buffer"] = torch.from_numpy(buffer.copy())
+    optimizer.step()
+
+    change = -grad if options["maximize"] else grad
+    if options["weight_decay"]:
+        change = change + value * real(options["weight_decay"])
+    if options["momentum"]:
+        moved = buffer * real(options["momentum"]) + change * real(1 - options["dampening"])
+        change = change + moved * real(options["momentum"]) if options["nesterov"] else moved
+    numpy.testing.assert_array_equal(param.detach().numpy(), value - change * real(0.0317))
+
+
+class ListOfTheirs(list):
+    """May be weakly referenced."""
+
+
+class DictOfTheirs(dict):
+    """Likewise."""
+
+
+class StateOfTheirs(UserDict):
+    def __missing__(self, key):
+        self[key] = {}
+        return self[key]
+
+
+UNUSUAL = {
+    "params as a tuple": lambda optimizer: optimizer.param_groups[0].update(
+        params=(*optimizer.param_groups[0]["params"],)
+    ),
+    "params as a subclass of list": lambda optimizer: optimizer.param_groups[0].update(
+        params=ListOfTheirs(optimizer.param_groups[0]["params"])
+    ),
+    "param_groups as a tuple": lambda optimizer: setattr(optimizer, "param_groups", (*optimizer.param_groups,)),
+    "groups that are no dicts": lambda optimizer: setattr(
+        optimizer, "param_groups", [UserDict(group) for group in optimizer.param_groups]
+    ),
+    "a state that is no dict": lambda optimizer: setattr(optimizer, "state", StateOfTheirs(optimizer.state)),
+}
+
+
+@pytest.mark.parametrize("change", UNUSUAL.values(), ids=UNUSUAL.keys())
+@pytest.mark.parametrize("compiled", [native.compiled, None], ids=["compiled", "python"])
+def test_containers_of_other_types_do(change, compiled, monkeypatch):
+    """Whatever holds parameters, groups and state, as long as it does what torch's lists and dicts do."""
+    monkeypatch.setattr(native, "compiled", compiled)
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer = CyclicSGD([param], lr=0.1, momentum=0.5, policy=Constant())
+    for step in range(3):
+        param.grad = torch.ones(2)
+        optimizer.step()
+        if step == 0:
+            change(optimizer)
+    torch.testing.assert_close(param.detach(), torch.full((2,), 1 - 0.1 * (1 + 1.5 + 1.75)))
+    assert optimizer.param_groups[0]["schedule_step"] == 3
+
+
+@needs_it
+def test_groups_are_kept_while_they_are_looked_at():
+    """A parameter that is asked for its gradient may do anything, also throw away the groups that are at hand."""
+    plain = torch.nn.Parameter(torch.ones(2))
+    plain.grad = torch.ones(2)
+    groups = [DictOfTheirs(CyclicSGD([plain], lr=0.1, policy=Constant()).param_groups[0])]
+    alive = []
+
+    class Careless(torch.nn.Parameter):
+        @property
+        def grad(self):
+            group = weakref.ref(groups[0])
+            params = weakref.ref(groups[0].pop("params"))
+            groups.clear()
+            alive.append((group() is not None, params() is not None))
+
+    groups[0]["params"] = ListOfTheirs([Careless(torch.ones(2)), plain])
+    done, calls, rest = native.compiled.update(groups, {}, 100, False)
+    assert alive == [(True, True)]
+    assert [*map(id, done)] == [id(plain)]
+    assert (calls, rest) == ([], [])
+
+
+@needs_it
+def test_buffers_are_kept_while_they_are_looked_at():
+    """Another thread may replace a buffer whenever the interpreter's lock is let go, as torch does when asked."""
+    param = torch.nn.Parameter(torch.ones(2))
+    param.grad = torch.ones(2)
+    optimizer = CyclicSGD([param], lr=0.1, momentum=0.9, policy=Constant())
+    optimizer.step()
+    buffer, alive = weakref.ref(optimizer.state[param]["momentum_buffer"]), []
+
+    def is_neg(tensor):
+        optimizer.state[param].pop("momentum_buffer", None)
+        alive.append(buffer() is not None)
+        return False
+
+    exchange_api, *types, _ = native.OF_TORCH
+    native.compiled.use(exchange_api, *types, is_neg, 0, 0, 0)
+    try:
+        done, _, _ = native.compiled.update(optimizer.param_groups, optimizer.state, 100, False)
+    finally:
+        native.compiled.use(*native.OF_TORCH, *native.find_negation())
+    assert len(done) == 1
+    assert alive == [True] * 3

@@ -152,6 +152,19 @@ def test_a_policy_whose_momentum_touches_zero():
     torch.testing.assert_close(param, twin)
 
 
+@pytest.mark.parametrize("policy", [None, Constant()])
+def test_a_parameter_that_cannot_be_fused_is_refused_before_others_move(policy):
+    """With fused=True a complex parameter is SGD's error, and the other parameters are where they were."""
+    params = [torch.nn.Parameter(torch.ones(2, dtype=dtype)) for dtype in (torch.complex64, torch.float32)]
+    optimizer = CyclicSGD(params, lr=0.1, fused=True, policy=policy)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="requires all the params to be floating point"):
+            optimizer.step()
+    assert torch.equal(params[1], torch.ones(2))
+
+
 @ways_to_fused
 def test_sparse_gradients(way):
     """Sparse gradients take torch's sparse path, next to dense ones in the same group."""

@@ -373,7 +373,7 @@ def test_rows_without_elements():
 
 
 def test_a_parameter_that_is_moved_between_steps():
-    """New memory, another layout or dtype under the same parameter is noticed, and the old memory left alone."""
+    """New memory, another layout, dtype or sign under the same parameter is noticed, and the old memory left alone."""
     param = torch.nn.Parameter(values((8, 16), torch.float32, 0), requires_grad=False)
     row = row_of((8, 16))._replace(param=param, buffer=torch.zeros(8, 16))
     update, expected = TritonUpdate([row], block=BLOCK), twin_of([row])
@@ -384,6 +384,7 @@ def test_a_parameter_that_is_moved_between_steps():
         lambda t: t.bfloat16(),
         lambda t: t.double(),
         lambda t: t.float(),
+        torch._neg_view,
     ]
     for step, change in enumerate(changes):
         old = param.data

@@ -74,7 +74,7 @@ def _update_alike(rows: list[DeviceRow], grads: Any, grad_scale: Tensor | None, 
         moves = moves & ~skip
     steps = grads if first.buffer is None else _with_momentum(rows, grads, momentum, moves)
     news = torch._foreach_sub(params, torch._foreach_mul(steps, lr))
-    torch._foreach_copy_(kept, news)
+    _write(kept, news)
 
 
 def _with_momentum(rows: list[DeviceRow], grads: list[Tensor], momentum: Tensor, moves: Tensor) -> Any:
@@ -91,7 +91,16 @@ def _with_momentum(rows: list[DeviceRow], grads: list[Tensor], momentum: Tensor,
         torch._foreach_copy_(started, [torch.where(moves, 1.0, flag) for flag in started])
     old: Any = [buffer.to(grad.dtype) for buffer, grad in zip(kept, grads, strict=True)]
     buffers = torch._foreach_add(torch._foreach_mul(old, stays), added)
-    torch._foreach_copy_(kept, buffers)
+    _write(kept, buffers)
     if first.nesterov:
         return torch._foreach_add(grads, torch._foreach_mul(buffers, momentum))
     return [torch.where(moves, buffer, grad) for buffer, grad in zip(buffers, grads, strict=True)]
+
+
+def _write(kept: list[Tensor], news: Any) -> None:
+    # Which foreach refuses to write to. torch.compile cannot trace the question.
+    if not torch.compiler.is_compiling() and any(map(Tensor.is_neg, kept)):
+        for tensor, new in zip(kept, news, strict=True):
+            tensor.copy_(new)
+    else:
+        torch._foreach_copy_(kept, news)

@@ -315,8 +315,8 @@ class TritonUpdate:
 
 def _layout(tensors: list[Tensor]) -> tuple[list[Any], ...]:
     """All that the tables say of tensors and that may change without their being other objects."""
-    dtypes = [tensor.dtype for tensor in tensors]
-    return [*map(Tensor.data_ptr, tensors)], [*map(Tensor.size, tensors)], [*map(Tensor.stride, tensors)], dtypes
+    asked = Tensor.data_ptr, Tensor.size, Tensor.stride, Tensor.is_neg
+    return *([*map(ask, tensors)] for ask in asked), [tensor.dtype for tensor in tensors]
 
 
 def _fits(row: DeviceRow) -> bool:
