@@ -258,8 +258,8 @@ def test_buffers_are_kept_while_they_are_looked_at():
         alive.append(buffer() is not None)
         return False
 
-    exchange_api, *types, _ = native.OF_TORCH
-    native.compiled.use(exchange_api, *types, is_neg, 0, 0, 0)
+    exchange_api, *types, _, grad = native.OF_TORCH
+    native.compiled.use(exchange_api, *types, is_neg, grad, 0, 0, 0)
     try:
         done, _, _ = native.compiled.update(optimizer.param_groups, optimizer.state, 100, False)
     finally:
