@@ -125,11 +125,19 @@ def captured(optimizer):
 
 
 #: By the first words of a row: other arguments, other parameters, and what to do with the optimizer.
+def moved(optimizer):
+    (param,) = optimizer.param_groups[0]["params"]
+    torch.utils.swap_tensors(param, torch.nn.Parameter(param.to("meta")))
+    param.grad = torch.ones(2, device="meta")
+    optimizer.step()
+
+
 NOT_CAPTURABLE = {
     "`policy=None`": ({"policy": None}, [], None),
     "`foreach=True`": ({"foreach": True}, [], None),
     "`weight_decay` as a tensor": ({"weight_decay": torch.tensor(0.1)}, [], None),
     "parameters on several devices": ({}, [on_meta], None),
+    "parameters that moved": ({}, [], moved),
     "complex parameters": ({}, [lambda: torch.nn.Parameter(torch.ones(2).cfloat())], None),
     "sparse gradients": ({}, [], sparse),
     "a policy of more than 1,048,576 steps": ({"policy": cyclic_optim.OneCycle(2**21)}, [], None),
