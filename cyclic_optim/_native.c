@@ -69,8 +69,9 @@ typedef struct {
 #define INLINE static inline
 #endif
 
-/* torch's order of operations and torch's roundings, so that the bits are those of its fused op. The loop is
-   compiled once for each combination of the constants. */
+/* The operations and their order are torch's, and each is rounded by itself. torch's fused op may differ in the last
+   bit, where its compiler joins a multiplication and an addition. The loop is compiled once for each combination of the
+   constants. */
 #define DEFINE_UPDATE(REAL)                                                                             \
     INLINE void loop_##REAL(const Job *job, const int decays, const int has_momentum, const int nesterov) \
     {                                                                                                   \
