@@ -267,7 +267,7 @@ def _check_one(name: str, value: Tensor) -> None:
 def _unrounded(held: float, *said: float | None) -> float:
     """The number that was said and that float32 rounds to ``held``; ``held`` itself if it is another's."""
     for number in said:
-        if number is not None and torch.tensor(number, dtype=torch.float32).item() == held:
+        if number is not None and torch.tensor(number, dtype=torch.float32, device="cpu").item() == held:
             return number
     return held
 

@@ -62,7 +62,7 @@ class DeviceClock:
         start = step if self._moves else 0
         rows = [at(start + row) for row in range(self.rows)]
         table = [(factor, torch.nan if momentum is None else momentum) for factor, momentum in rows]
-        self.table.copy_(torch.tensor(table, dtype=torch.float64))
+        self.table.copy_(torch.tensor(table, dtype=torch.float64, device="cpu"))
         self.start.fill_(start)
         self._start = start
         self.highest_factor = max(factor for factor, _ in rows)

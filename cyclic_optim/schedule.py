@@ -182,7 +182,7 @@ def at_once(changes: list[partial[Any]]) -> None:
 
 def _as_held(lr: Any, rate: float) -> Any:
     """The rate as ``group["lr"]`` can hold it: a tensor rounds."""
-    return torch.full((), rate, dtype=lr.dtype).item() if isinstance(lr, torch.Tensor) else rate
+    return torch.full((), rate, dtype=lr.dtype, device="cpu").item() if isinstance(lr, torch.Tensor) else rate
 
 
 def all_zero(groups: list[Group]) -> bool:

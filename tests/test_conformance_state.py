@@ -237,6 +237,63 @@ def test_a_state_dict_is_the_same_in_every_process(part, capsys):
     assert printed == capsys.readouterr().out
 
 
+# --- torch's defaults for new tensors
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+DEFAULTS = {
+    "float64": lambda: default_dtype(torch.float64),
+    "float16": lambda: default_dtype(torch.float16),
+    "meta": lambda: torch.device("meta"),
+    "nothing": contextlib.nullcontext,
+}
+
+
+@ways
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
+def test_defaults_for_new_tensors_change_nothing(lr, way):
+    """Whatever dtype and device new tensors have by default, steps, reports and checkpoints do the same."""
+    ends = []
+    for default in DEFAULTS.values():
+        optimizer, other = (make(options={**OPTIONS, "lr": lr}, **way) for _ in range(2))
+        for step in range(3):
+            set_grads(optimizer, step)
+            with default():
+                optimizer.step()
+                if "policy" in way and isinstance(way["policy"], Plateau):
+                    optimizer.report(1.0)
+        with default():
+            saved = optimizer.state_dict()
+            other.load_state_dict(saved)
+            for group in other.param_groups:
+                group["lr"] = 0.0 * group["lr"]  # a dry run
+            twin = copy.deepcopy(other)
+            for param in params_of(twin):
+                param.grad = torch.zeros_like(param)
+            twin.step()
+        ends.append([saved, other.state_dict(), twin.state_dict(), params_of(optimizer), params_of(twin)])
+    assert all(same(end, ends[-1]) for end in ends)
+
+
+@ways
+def test_a_deep_copy_has_every_public_attribute(way):
+    """What is public of an optimizer is there in its deep copy, of the same type."""
+    optimizer = train(make(**way))
+    twin = copy.deepcopy(optimizer)
+    public = [{name: type(value) for name, value in vars(one).items() if name[0] != "_"} for one in (optimizer, twin)]
+    assert {"defaults", "state", "param_groups"} <= public[0].keys()
+    assert public[0] == public[1]
+
+
 # --- named parameters
 
 

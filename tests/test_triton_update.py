@@ -372,6 +372,17 @@ def test_rows_without_elements():
     check([row_of((0, 3)), row_of((3,))], [([torch.ones(0, 3), torch.ones(3)], None, None)] * 2)
 
 
+def test_the_default_device_is_of_no_matter():
+    """Tables are built on the CPU, whatever device new tensors are on by default."""
+    rows = [row_of(seed=seed, dampening=0.5) for seed in range(3)]
+    twins = twin_of(rows)
+    grads = [values((200,), torch.float32, 9 + seed) for seed in range(3)]
+    with torch.device("meta"):
+        TritonUpdate(rows, BLOCK)(grads, None, None)
+    reference_update(twins, grads)
+    assert_same(rows, twins)
+
+
 def test_a_parameter_that_is_moved_between_steps():
     """New memory, another layout, dtype or sign under the same parameter is noticed, and the old memory left alone."""
     param = torch.nn.Parameter(values((8, 16), torch.float32, 0), requires_grad=False)

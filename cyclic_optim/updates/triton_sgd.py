@@ -288,7 +288,9 @@ class TritonUpdate:
     def _upload(self, addresses: list[int]) -> None:
         if addresses != self._addresses:
             # The allocator of pinned memory gives this piece to nobody before the copy is done.
-            self._grads.copy_(_pinned(torch.tensor(addresses, dtype=torch.int64), self._device), non_blocking=True)
+            self._grads.copy_(
+                _pinned(torch.tensor(addresses, dtype=torch.int64, device="cpu"), self._device), non_blocking=True
+            )
             self._addresses = addresses
 
     def _captured_table(self, addresses: tuple[int, ...]) -> Tensor | None:
@@ -298,7 +300,7 @@ class TritonUpdate:
             if not self._spares:
                 return None
             spare = self._captured[addresses] = self._spares.pop()
-            spare.pinned.copy_(torch.tensor(addresses, dtype=torch.int64))
+            spare.pinned.copy_(torch.tensor(addresses, dtype=torch.int64, device="cpu"))
             # A graph is of use only while the rates live that it reads. Until then, this must.
             kept = self._tables, self._flags, self._one, self._zero, spare
             weakref.finalize(self._rows[0].lr, _drop, kept).atexit = False
@@ -308,7 +310,7 @@ class TritonUpdate:
     def _lay_in_spares(self) -> None:
         if missing := SPARES - len(self._spares):
             shape = missing, len(self._indices)
-            pinned = torch.empty(shape, dtype=torch.int64, pin_memory=self._device.type == "cuda")
+            pinned = torch.empty(shape, dtype=torch.int64, device="cpu", pin_memory=self._device.type == "cuda")
             grads = torch.zeros(shape, dtype=torch.int64, device=self._device)
             self._spares += map(Spare, pinned.unbind(), grads.unbind())
 
@@ -360,13 +362,13 @@ def _tables(rows: list[DeviceRow], block: int, device: torch.device) -> Tables:
     numbers = [
         (row.weight_decay, 1 - row.dampening, -1.0 if row.maximize else 1.0, float(row.nesterov)) for row in rows
     ]
-    chunks = torch.tensor([triton.cdiv(row.param.numel(), block) for row in rows], dtype=torch.int64)
+    chunks = torch.tensor([triton.cdiv(row.param.numel(), block) for row in rows], dtype=torch.int64, device="cpu")
     index = torch.repeat_interleave(chunks)
     first = (chunks.cumsum(0) - chunks)[index]
-    blocks = torch.stack([index, torch.arange(len(index)) - first], dim=1)
+    blocks = torch.stack([index, torch.arange(len(index), device="cpu") - first], dim=1)
     return Tables(
-        _moved(torch.tensor(tensors, dtype=torch.int64).reshape(-1, 8), device),
-        _moved(torch.tensor(numbers, dtype=torch.float32).reshape(-1, 4), device),
+        _moved(torch.tensor(tensors, dtype=torch.int64, device="cpu").reshape(-1, 8), device),
+        _moved(torch.tensor(numbers, dtype=torch.float32, device="cpu").reshape(-1, 4), device),
         _moved(blocks.to(torch.int32), device),
     )
 
@@ -374,7 +376,7 @@ def _tables(rows: list[DeviceRow], block: int, device: torch.device) -> Tables:
 def _flags(rows: list[DeviceRow], device: torch.device) -> Tensor | None:
     """Addresses of the flags to set, and of the momenta that they depend on."""
     pairs = [(row.started.data_ptr(), row.momentum.data_ptr()) for row in rows if row.started is not None]
-    return _moved(torch.tensor(pairs, dtype=torch.int64).t().contiguous(), device) if pairs else None
+    return _moved(torch.tensor(pairs, dtype=torch.int64, device="cpu").t().contiguous(), device) if pairs else None
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
