@@ -11,13 +11,14 @@ behind them.
 
 1. A tiny network is trained with CyclicSGD and a cycle of rate and momentum. After every block of its steps torch's
    SGD gets a smaller one with each of two schedulers, so that what slows the machine down for a while shows on all.
-2. Each block is timed: the whole steps (``zero_grad()``, forward, backward, update), and the updates alone
-   (``optimizer.step()`` and, where there is one, ``scheduler.step()``). Tables have the median for each tenth of the
-   run, and how many times the first tenth's the last one's is.
+2. Each step is timed as a whole (``zero_grad()``, forward, backward, update), and its update alone
+   (``optimizer.step()`` and, where there is one, ``scheduler.step()``). What is kept is the median of each block, which
+   the few steps that something interrupts do not move. Tables have the median of the blocks for each tenth of the run,
+   and how many times the first tenth's the last one's is.
 3. Before the first tenth and after each: the memory of the process, what malloc has given out where the C library is
    glibc, the blocks that Python has allocated, and the objects that its garbage collector knows, after a collection.
-   They are those of all contenders together; what records them is allocated beforehand. What the system does not say
-   is left out.
+   They are those of all contenders together; what records them is allocated beforehand, and a reading itself takes a
+   block or two of Python's. What the system does not say is left out.
 """
 
 from __future__ import annotations
@@ -98,24 +99,27 @@ CONTENDERS: dict[str, Callable[[list[nn.Parameter]], Call]] = {
 }
 
 
-def training(name: str) -> Callable[[int], tuple[float, float]]:
-    """Trains for so many steps; returns the seconds of one, and of its update alone."""
+def training(name: str, steps: int) -> Callable[[], tuple[float, float]]:
+    """Trains for so many steps; returns the seconds of one, and of its update alone: medians."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(FEATURES, FEATURES), nn.ReLU(), nn.Linear(FEATURES, 1))
     # Targets of mere noise: the gradients never vanish, and no number becomes so small that it slows the processor.
     batches = itertools.cycle([(torch.randn(BATCH, FEATURES), torch.randn(BATCH, 1)) for _ in range(BATCHES)])
     update = CONTENDERS[name]([*model.parameters()])
 
-    def train(steps: int) -> tuple[float, float]:
-        updating, started = 0.0, time.perf_counter()
-        for _ in range(steps):
+    whole, alone = (array("d", bytes(8 * steps)) for _ in range(2))
+
+    def train() -> tuple[float, float]:
+        for step in range(steps):
+            started = time.perf_counter()
             inputs, targets = next(batches)
             model.zero_grad()
             F.mse_loss(model(inputs), targets).backward()
             before = time.perf_counter()
             update()
-            updating += time.perf_counter() - before
-        return (time.perf_counter() - started) / steps, updating / steps
+            done = time.perf_counter()
+            whole[step], alone[step] = done - started, done - before
+        return statistics.median(whole), statistics.median(alone)
 
     return train
 
@@ -124,23 +128,23 @@ def training(name: str) -> Callable[[int], tuple[float, float]]:
 
 
 class Timed(NamedTuple):
-    """Seconds of one step, block by block."""
+    """Seconds of one step, the median of each block."""
 
     step: array[float]
     update: array[float]
 
 
 def measure(size: Size) -> tuple[dict[str, Timed], Memory]:
-    runs = {name: (training(name), size.steps if name == OURS else size.others) for name in CONTENDERS}
+    runs = {name: training(name, size.steps if name == OURS else size.others) for name in CONTENDERS}
     empty = bytes(8 * size.blocks)
     times = {name: Timed(array("d", empty), array("d", empty)) for name in runs}
-    for train, steps in runs.values():
-        train(steps)  # what is allocated once is there now
+    for train in runs.values():
+        train()  # what is allocated once is there now
     used = {kind: array("q", bytes(8 * (1 + TENTHS))) for kind, amount in memory().items() if amount is not None}
     note(used, 0)
     for block in progress([*range(size.blocks)], "soak", "block"):
-        for name, (train, steps) in runs.items():
-            times[name].step[block], times[name].update[block] = train(steps)
+        for name, train in runs.items():
+            times[name].step[block], times[name].update[block] = train()
         tenth, rest = divmod((block + 1) * TENTHS, size.blocks)
         if rest == 0:
             note(used, tenth)
@@ -217,7 +221,7 @@ def report(size: Size, times: dict[str, Timed], used: Memory, head: str) -> str:
 {head}
 
 {size.blocks * size.steps:,} training steps with CyclicSGD and {size.blocks * size.others:,} with each of torch's,
-in turns. Microseconds of a whole step, the median of each tenth of the run:
+in turns, every step timed. Microseconds of a whole step, the median of each tenth of the run:
 
 {table("microseconds of a step", medians["step"], scale=1e6)}
 

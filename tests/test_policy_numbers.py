@@ -476,7 +476,15 @@ OF_TRIANGLES = [
 ]
 COOL_DOWNS = ("linear", "cosine", "sqrt")
 EXTREMES = {
-    Triangular: [*OF_TRIANGLES, *({"scale_fn": scale_fn} for scale_fn in SCALE_FUNCTIONS)],
+    Triangular: [
+        *OF_TRIANGLES,
+        *(
+            {"scale_fn": scale_fn, "scale_mode": mode, "step_size_up": up, "base_momentum": 0}
+            for scale_fn in SCALE_FUNCTIONS
+            for mode in ("cycle", "iterations")
+            for up in (1, 1000, FAR)
+        ),
+    ],
     Triangular2: OF_TRIANGLES,
     ExpRange: [
         *OF_TRIANGLES,
@@ -546,6 +554,13 @@ def test_values_are_the_formulas_for_extreme_arguments(kind):
         policy = kind(**{**ORDINARY[kind], **extreme})
         for step in sorted({step for near in (0, 3, 2 * 10**6, FAR) for step in around(policy, near)}):
             check(policy, step)
+
+
+@pytest.mark.parametrize(("start", "end"), [(1, 1e-320), (1, 5e-324), (1e-310, 1), (5e-324, 1)])
+def test_a_ratio_that_floats_cannot_hold_is_refused(start, end):
+    """An exponential ramp whose ends lie so far apart that no step of it could be told to 1e-13 is not built."""
+    with pytest.raises(ValueError, match=r"need .*e-308 <= end_factor / start_factor <= .*e\+308, got start_factor="):
+        ExponentialRamp(2, start, end)
 
 
 # --- the boundaries of cycles
