@@ -140,6 +140,7 @@ def test_state_dict_from_another_thread_is_of_one_moment():
         while not rest.is_set():
             take_steps(optimizer, [step])
             step += 1
+            optimizer.state.clear()  # so that each is a first one, which makes buffers
 
     def save():
         try:
