@@ -56,6 +56,10 @@ class CyclicSGD(SGD):
 
     With ``policy=None`` it is ``torch.optim.SGD``: the same param groups, implementations and errors.
 
+    A KeyboardInterrupt in ``step()`` leaves the schedule before or after that step, in all groups; weights and
+    buffers may hold a part of its update then, as with SGD. Other optimizers may step in other threads; of this one,
+    another thread may at most call :meth:`state_dict` meanwhile.
+
     Args:
         params: parameters, named parameters or param groups to optimize.
         lr: the peak learning rate (default: 1e-3). A 1-element Tensor is allowed; the rate in force

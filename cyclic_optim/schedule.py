@@ -78,7 +78,9 @@ class Schedule:
             lr_factor, momentum = answer
         except TypeError:
             raise TypeError(f"need at() to return (lr_factor, momentum), got {answer!r} from {self.policy!r}") from None
-        where = f" at step {step} from {self.policy!r}"
+        if _is_ordinary(lr_factor) and (momentum is None or _is_ordinary(momentum)):
+            return lr_factor, momentum
+        where = f" at step {step} from {self.policy!r}"  # which takes longer than the rest of a step
         return (
             finite("lr_factor", lr_factor, minimum=0, where=where),
             None if momentum is None else finite("momentum", momentum, minimum=0, where=where),
@@ -96,7 +98,7 @@ class Schedule:
         lr_factor, momentum = self._checked(answer, step)
         for group in groups:
             peak = group["max_lr"]
-            if type(peak) is not float or not 0 <= peak < inf:
+            if not _is_ordinary(peak):
                 peak = finite("max_lr", peak, minimum=0)
             lr, highest = group["lr"], sys.float_info.max
             if isinstance(lr, torch.Tensor):
@@ -150,6 +152,10 @@ class Schedule:
         if self.values(step, after) != self.values(step, before):
             changes += _writes(groups, self._told(groups, step, after))
         at_once(changes)
+
+
+def _is_ordinary(number: Any) -> bool:
+    return type(number) is float and 0 <= number < inf
 
 
 def _writes(groups: list[Group], upcoming: Upcoming) -> list[partial[Any]]:
