@@ -140,12 +140,14 @@ def everything(optimizer):
 def trains(optimizer, params):
     """Some steps, with the counter going on, and a checkpoint that loads again."""
     before = [int(group["schedule_step"]) for group in optimizer.param_groups if "schedule_step" in group]
+    # Rates of 0 in all groups, which no policy wrote, make a dry run of the first step.
+    fewest = 2 if all(group["lr"] == 0 for group in optimizer.param_groups) else 3
     for _ in range(3):
         set_grads(params)
         optimizer.step()
     after = [int(group["schedule_step"]) for group in optimizer.param_groups if "schedule_step" in group]
     assert len(set(after)) <= 1
-    assert after == [step + 3 for step in before]
+    assert all(old + fewest <= new <= old + 3 for old, new in zip(before, after, strict=True))
     saved = optimizer.state_dict()
     repr(optimizer)
     optimizer.load_state_dict(saved)
@@ -407,6 +409,109 @@ def test_every_key_replaced_by_every_junk(kind):
     saved = checkpoint(KINDS[kind])
     for path, junk in some(list(product(paths(saved), JUNK)), 120):
         loads_or_refuses(KINDS[kind], put(copy.deepcopy(saved), path, JUNK[junk]()), f"{path} = {junk}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_key_replaced_in_all_groups_alike(kind):
+    """The same junk under one key of every group, where no difference between them gives it away."""
+    saved = checkpoint(KINDS[kind])
+    for key, junk in some(list(product(list(saved["param_groups"][0]), JUNK)), 120):
+        changed = copy.deepcopy(saved)
+        for group in changed["param_groups"]:
+            group[key] = JUNK[junk]()
+        loads_or_refuses(KINDS[kind], changed, f"{key} = {junk} in all groups")
+
+
+@pytest.mark.parametrize("kind", ["host", "host, reports", "policy from the checkpoint", "device", "device, reports"])
+def test_counters_that_cannot_go_on_are_refused(kind):
+    """A counter below 0, of another type, or with no room left above it, is refused; the last with room trains."""
+    for step in (-1, -(2**63), 2**62, 2**63 - 1, 2**63, 10**400, 10**5000, 1.0, True, "1", None, math.nan, 2**62 - 9):
+        saved = checkpoint(KINDS[kind])
+        for group in saved["param_groups"]:
+            group["schedule_step"] = step
+        assert loads_or_refuses(KINDS[kind], saved, step) == (step == 2**62 - 9)
+
+
+@pytest.mark.parametrize("junk", ["deep list", "deep dict", "deep tuple", "rather deep", "endless", "bomb"])
+@pytest.mark.parametrize("kind", ["host", "policy from the checkpoint", "device"])
+def test_what_is_nested_without_measure_is_refused(kind, junk):
+    """Thousands of levels, a list in itself, and one that doubles on every level are refused at any place."""
+    for place in (
+        ("param_groups", 0, "more"),
+        ("state", 0, "more"),
+        ("state", 7),
+        ("more",),
+        ("param_groups", 1, "lr"),
+    ):
+        saved = put(checkpoint(KINDS[kind]), place, JUNK[junk]())
+        assert not loads_or_refuses(KINDS[kind], saved, place)
+
+
+@pytest.mark.parametrize("kind", ["host", "host, loops"])
+@pytest.mark.parametrize("key", ["lr", "max_lr", "momentum", "dampening", "weight_decay"])
+def test_numbers_that_the_parameters_cannot_hold_are_refused(key, kind):
+    """A number beyond the dtype of a group's parameters would fail inside a step, half of which is done by then."""
+    for value in (1e39, 1e308, 10**30, Fraction(1, 3), torch.tensor([[0.5]]), torch.tensor(1e39, dtype=torch.float64)):
+        if key == "lr" and torch.is_tensor(value) and value.dim():
+            continue  # which a rate may be
+        saved = put(checkpoint(KINDS[kind]), ("param_groups", 0, key), value)
+        if key == "max_lr" and isinstance(value, (int, Fraction)):
+            assert loads_or_refuses(KINDS[kind], saved, value)
+            continue
+        assert not loads_or_refuses(KINDS[kind], saved, value)
+
+
+def test_reports_that_differ_between_groups_are_refused():
+    """What a policy remembers of reports is one thing: a second group that remembers another is refused."""
+    for key, value in {"num_bad_reports": 5, "best": 0.25, "lr_factor": 0.5, "cooldown_counter": 1}.items():
+        saved = put(checkpoint(KINDS["host, reports"]), ("param_groups", 1, "policy_state", key), value)
+        assert not loads_or_refuses(KINDS["host, reports"], saved, key)
+
+
+@pytest.mark.parametrize("late", ["weight_decay", "nesterov"])
+def test_a_policy_from_a_refused_checkpoint_does_not_stay(late):
+    """A checkpoint that is refused for its last number leaves an optimizer without a policy without one."""
+    saved = put(checkpoint(KINDS["policy from the checkpoint"]), ("param_groups", 1, late), math.nan)
+    optimizer, params = make(None)
+    with pytest.raises((ValueError, TypeError), match=f"need {late}"):
+        optimizer.load_state_dict(saved)
+    assert optimizer.policy is None
+    trains(optimizer, params)
+
+
+def test_a_load_refused_by_the_device_puts_its_table_back():
+    """A peak that float32 cannot hold is noticed after the table was written anew: that, too, is as before."""
+    kind = ({"policy": LambdaPolicy(sawtooth), "capturable": True, "horizon": 6}, {"policy": LambdaPolicy(sawtooth)})
+    saved = put(checkpoint(kind), ("param_groups", 1, "max_lr"), 1e39)
+    for group in saved["param_groups"]:
+        group["schedule_step"] = 9
+    assert not loads_or_refuses(kind, saved)
+
+
+@pytest.mark.parametrize("kind", ["host", "host, loops", "device"])
+def test_buffers_that_want_gradients_are_taken_without(kind):
+    """A buffer with a graph behind it loads as its numbers: nothing is kept alive, and the optimizer still copies."""
+    for junk in ("wants grad", "no leaf", "parameter"):
+        saved = put(checkpoint(KINDS[kind]), ("state", 0, "momentum_buffer"), JUNK[junk]())
+        optimizer, params = build(**KINDS[kind][0])
+        optimizer.load_state_dict(saved)
+        assert not optimizer.state[params[0][0]]["momentum_buffer"].requires_grad
+        trains(optimizer, params)
+
+
+@pytest.mark.parametrize("kind", ["host", "host, loops", "device"])
+def test_sparse_buffers_beside_dense_gradients_are_their_numbers(kind):
+    """A buffer from a time when gradients were sparse goes on, densely, where SGD raises."""
+    weights_after = []
+    for sparse in (False, True):
+        buffer = torch.tensor([0.0, 0.5, 0.25], dtype=torch.float64)
+        saved = checkpoint(KINDS[kind])
+        saved["state"][0]["momentum_buffer"] = buffer.to_sparse() if sparse else buffer
+        optimizer, params = build(**KINDS[kind][0])
+        optimizer.load_state_dict(saved)
+        trains(optimizer, params)
+        weights_after.append(params[0][0].detach())
+    torch.testing.assert_close(*weights_after, rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -287,8 +287,6 @@ class Listens(Policy):
 @pytest.mark.parametrize(
     ("report", "error"),
     [
-        (lambda: None, TypeError),
-        (lambda: 0.5, TypeError),
         (lambda: {"factor": math.nan}, ValueError),
         (lambda: {"factor": "low"}, ValueError),
         (lambda: {"factor": 10**400}, ValueError),
@@ -306,6 +304,27 @@ def test_a_report_that_fails_changes_nothing(report, error, options):
         optimizer.report(0.5)
     assert with_weights(optimizer) == before
     optimizer.step()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("after", [None, 0.5, [("factor", 1.0)]], ids=str)
+def test_a_report_that_returns_no_state_is_refused(after, options):
+    """What a policy is to remember is a dict; the error says what it gave instead."""
+    optimizer, _ = make(Listens(lambda: after), **options)
+    before = with_weights(optimizer)
+    with pytest.raises(TypeError, match=r"need report\(\) to return the new state, a dict, got "):
+        optimizer.report(0.5)
+    assert with_weights(optimizer) == before
+
+
+def test_a_report_refused_by_the_device_puts_its_table_back():
+    """A rate that float32 cannot hold is noticed after the table was written anew: that, too, is as before."""
+    param = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+    optimizer = CyclicSGD([param], lr=0.1, policy=Listens(lambda: {"factor": 1e40}), capturable=True, horizon=5)
+    before = with_weights(optimizer)
+    with pytest.raises(ValueError, match="need rates and momenta that float32 can hold"):
+        optimizer.report(0.5)
+    assert with_weights(optimizer) == before
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
