@@ -509,6 +509,9 @@ static int is_ordinary_number(PyObject *number)
            PyFloat_AS_DOUBLE(number) < Py_HUGE_VAL;
 }
 
+/* What every floating-point dtype can hold: for higher rates Python looks at the parameters. */
+#define HELD_BY_ALL 65504.0
+
 /* Whether all groups hold their rates as plain floats, and what a policy said gives them valid ones. */
 static int are_ordinary(PyObject *groups, PyObject *lr_factor, PyObject *momentum)
 {
@@ -520,7 +523,7 @@ static int are_ordinary(PyObject *groups, PyObject *lr_factor, PyObject *momentu
         PyObject *peak = PyDict_Check(group) ? PyDict_GetItemWithError(group, name.max_lr) : NULL;
         PyObject *lr = peak == NULL ? NULL : PyDict_GetItemWithError(group, name.lr);
         if (!is_ordinary_number(peak) || lr == NULL || !PyFloat_CheckExact(lr) ||
-            PyFloat_AS_DOUBLE(peak) * PyFloat_AS_DOUBLE(lr_factor) == Py_HUGE_VAL)
+            PyFloat_AS_DOUBLE(peak) * PyFloat_AS_DOUBLE(lr_factor) > HELD_BY_ALL)
             return 0;
     }
     return 1;

@@ -8,6 +8,7 @@ metric reported or a group added; never in a step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -86,8 +87,9 @@ class DevicePath:
 
     def _put(self, index: int, group: Group) -> None:
         for key, own in zip(SHOWN, self._own(index), strict=True):
-            own.fill_(group[key])
-            self._given[index][key] = group[key]
+            value = group[key]
+            own.fill_(value.reshape(()) if isinstance(value, Tensor) else value)
+            self._given[index][key] = value
             group[key] = own
 
     def _own(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -114,8 +116,13 @@ class DevicePath:
     def report(self, groups: list[Group], metric: float) -> None:
         """Tell the policy a metric, and write what follows from it into the tensors."""
         plain = self.plain(groups)
-        self._schedule.report(plain, metric)
-        self.take(plain)
+        undo = self.remember()
+        try:
+            self._schedule.report(plain, metric)
+            self.take(plain)
+        except BaseException:
+            undo()
+            raise
         for group, reported in zip(groups, plain, strict=True):
             group["policy_state"] = reported["policy_state"]
 
@@ -128,18 +135,41 @@ class DevicePath:
         for index, group in enumerate(groups):
             self._put(index, group)
 
+    def remember(self) -> Callable[[], None]:
+        """What puts everything back that loading, up to where it copies buffers, may have written to."""
+        own, clock = dict(vars(self)), dict(vars(self.clock))
+        given = [dict(numbers) for numbers in self._given]
+        tensors = [self.clock.table, self.clock.start, self.clock.step]
+        tensors += [*self.clock.lr, *self.clock.momentum, *self.clock.max_lr]
+        kept = [tensor.clone() for tensor in tensors]
+
+        def undo() -> None:
+            vars(self).update(own, _given=given)
+            vars(self.clock).update(clock)
+            for tensor, value in zip(tensors, kept, strict=True):
+                tensor.copy_(value)
+
+        return undo
+
     def load(self, groups: list[Group], state: State, previous: State) -> None:
         """Go on from a checkpoint: groups of plain numbers, and buffers to be copied into the ``previous`` ones."""
         self.take(groups)
         for index, group in enumerate(groups):
             for param in group["params"]:
-                own, loaded = previous.get(param, {}), state.get(param, {}).get("momentum_buffer")
-                if own.get("momentum_buffer") is not None:
-                    state[param]["momentum_buffer"] = buffer = own["momentum_buffer"]
-                    buffer.zero_() if loaded is None else buffer.copy_(loaded)
+                kept, own = state.get(param, {}), previous.get(param, {})
+                kept.pop("started", None)  # a flag of ours, which no checkpoint has
+                loaded = kept.get("momentum_buffer")
+                if loaded is not None and loaded.layout is not torch.strided:
+                    kept["momentum_buffer"] = loaded.to_dense()
                 if "started" in own:
-                    state[param]["started"] = own["started"].fill_(loaded is not None)
+                    state[param]["started"] = torch.full_like(own["started"], loaded is not None)
             self._create(index, group, state)
+        # Only now, when nothing can fail any more.
+        for param in (param for group in groups for param in group["params"]):
+            for key in ("momentum_buffer", "started"):
+                held, value = previous.get(param, {}).get(key), state.get(param, {}).get(key)
+                if held is not None:
+                    state[param][key] = held.zero_() if value is None else held.copy_(value)
 
     def state_dict(self, groups: list[Group], saved: dict[str, Any]) -> dict[str, Any]:
         """torch's state dict with plain numbers, and without the buffers of parameters that never moved."""

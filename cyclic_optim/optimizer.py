@@ -21,9 +21,10 @@ from torch.optim.optimizer import (
 from torch.optim.sgd import sgd
 
 from .capturable import DevicePath
-from .policies.base import Policy, finite
-from .schedule import Group, Schedule, adopt, all_zero, check_tensor_lr, warn
-from .updates import HYPERPARAMETERS, fused_update, takes_fused, unscale, update_ordinary
+from .checkpoint import check_state_dict
+from .policies.base import Policy, finite, shown
+from .schedule import Group, Schedule, adopt, all_zero, check_tensor_lr, highest_held, warn
+from .updates import HYPERPARAMETERS, dense_beside, fused_update, takes_fused, unscale, update_ordinary
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -221,11 +222,12 @@ class CyclicSGD(SGD):
         NaN counts as no improvement.
 
         Raises:
-            TypeError: there is no policy, or none that listens.
+            TypeError: there is no policy, or none that listens; ``metric`` is no number.
         """
         if self._schedule is None:
             raise TypeError("need a policy that listens to a metric (Plateau), got policy=None")
-        (self._device or self._schedule).report(self.param_groups, float(metric))
+        _check_groups(self.param_groups)
+        (self._device or self._schedule).report(self.param_groups, _as_float(metric))
 
     def passive_scheduler(self) -> PassiveScheduler:
         """An ``LRScheduler`` for frameworks that insist on one: it reports the rates in force, and moves nothing.
@@ -303,6 +305,7 @@ class CyclicSGD(SGD):
                 loss = closure()
         found_inf: Tensor | None = self.__dict__.get("found_inf")  # GradScaler sets it for fused=True
         if self._device is not None:
+            _check_groups(self.param_groups)
             if "step" in self.__dict__ and not torch.compiler.is_compiling():
                 self._watch_for_scheduler(None)
             self._device.step(self.param_groups, self.state, self.__dict__.get("grad_scale"), found_inf)
@@ -320,6 +323,7 @@ class CyclicSGD(SGD):
 
     def _scheduled_update(self, schedule: Schedule, found_inf: Tensor | None) -> None:
         groups = self.param_groups
+        _check_groups(groups)
         if "initial_lr" in groups[0] or "step" in self.__dict__:
             self._watch_for_scheduler(schedule)
         if found_inf is not None and found_inf.item() != 0:
@@ -375,6 +379,8 @@ class CyclicSGD(SGD):
             grads: list[Tensor] = []
             buffers: list[Tensor | None] = []
             has_sparse_grad = self._init_group(group, params, grads, buffers)  # type: ignore[no-untyped-call]
+            if self._schedule is not None and buffers:  # SGD itself raises
+                buffers = dense_beside(grads, buffers)
             options: dict[str, Any] = {key: group[key] for key in HYPERPARAMETERS}
             foreach, fused = group["foreach"], group["fused"]
             sgd(params, grads, buffers, has_sparse_grad, foreach, fused, found_inf=found_inf, **scale, **options)
@@ -428,8 +434,11 @@ class CyclicSGD(SGD):
     def _adopt(self, previous: list[Group]) -> None:
         """Take over state and groups that were just loaded in place of ``previous``."""
         _fill(self.param_groups, previous)
-        _check_state(self.state)
-        self.state.update({key: _own(value) for key, value in self.state.items()})
+        for group in self.param_groups:
+            _check_kinds(group)
+        # A graph behind a buffer is of use where autograd goes through steps; elsewhere it is only kept alive.
+        with_graph = any(group["differentiable"] for group in self.param_groups)
+        self.state.update({key: _own(value, with_graph) for key, value in self.state.items()})
         self._schedule = adopt(self._schedule, self.param_groups, previous)
         for group in self.param_groups if self._schedule is not None else ():
             _check_group(group)
@@ -470,23 +479,27 @@ class CyclicSGD(SGD):
         optimizer afterwards.
 
         Raises:
-            ValueError: the dict is not such a checkpoint; the optimizer is as it was.
+            ValueError, TypeError: the dict is not such a checkpoint; the optimizer is as it was.
         """
         if not self._optimizer_load_state_dict_pre_hooks:  # which may make one of anything
-            _check_state_dict(state_dict)
+            check_state_dict(state_dict, self.param_groups)
+        if self._schedule is not None:
+            _check_groups(self.param_groups)
         kept = (self.state, self.param_groups, self._schedule)
         if self._device is not None:
             # Loading sees plain numbers, and what comes of it goes into the tensors that there are.
-            before = self._device.plain(self.param_groups)
-            self.param_groups = list(map(dict, before))
+            plain = self._device.plain(self.param_groups)
+            undo = self._device.remember()
         try:
+            if self._device is not None:
+                self.param_groups = plain
             super().load_state_dict(state_dict)
             if self._device is not None:
                 self._device.load(self.param_groups, self.state, kept[0])
         except BaseException:
-            if self._device is not None:
-                self._device.take(before)
             self.state, self.param_groups, self._schedule = kept
+            if self._device is not None:
+                undo()
             raise
 
 
@@ -542,47 +555,64 @@ def _check_numbers(**given: Any) -> None:
         if isinstance(value, Tensor):
             if value.numel() != 1:
                 raise ValueError(f"need {name} as a number or a Tensor of 1 element, got shape {tuple(value.shape)}")
-            value = value.item()
+            value = value.item() if value.device.type != "meta" else value
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
-            raise TypeError(f"need {name} to be a number, got {name}={value!r}")
+            raise TypeError(f"need {name} to be a number, got {name}={shown(value)}")
         finite(name, value, minimum=-math.inf if name == "dampening" else 0)
+
+
+def _check_groups(groups: list[Group]) -> None:
+    if not groups:
+        raise ValueError("need at least one param group beside a policy, whose counter they keep, got none")
+
+
+def _as_float(metric: Any) -> float:
+    if not isinstance(metric, (str, bytes)):
+        try:
+            return float(metric)
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # which a tensor without a value raises
+            pass
+    raise TypeError(f"need metric to be a number that a float can hold, got metric={shown(metric)}")
+
+
+def _check_kinds(group: Group) -> None:
+    """What a param group from a checkpoint may hold, with a policy or without: kinds, whatever the values."""
+    for key in _NUMBERS:
+        if not isinstance(group[key], (numbers.Real, Tensor)):
+            raise TypeError(f"need {key} to be a number, got {key}={shown(group[key])}")
+    for key in _FLAGS:
+        if not isinstance(group[key], (numbers.Real, type(None))):
+            raise TypeError(f"need {key} to be a bool, got {key}={shown(group[key])}")
 
 
 def _check_group(group: Group) -> None:
     """What a policy's param group may hold; plain SGD's is SGD's affair."""
-    _check_numbers(**{key: group[key] for key in _NUMBERS})
     if isinstance(group["lr"], Tensor):
         check_tensor_lr(group["lr"])
+    given = {key: group[key] for key in (*_NUMBERS, "max_lr") if key in group}
+    _check_numbers(**given)
+    highest = highest_held(group)
+    for name, value in given.items():
+        if isinstance(value, Tensor):
+            learned = value.requires_grad and not group["differentiable"]
+            if name != "lr" and (value.dim() > 0 or learned):
+                raise ValueError(f"need {name} to be a number, or a tensor that holds one, got {name}={shown(value)}")
+        elif not _is_taken_by_torch(value):
+            raise TypeError(f"need {name} to be a float, or an int of 64 bits, got {name}={shown(value)}")
+        if abs(value) > highest:
+            raise ValueError(f"need {name} to be a number that the parameters can hold (up to {highest}), got {value}")
     for key in _FLAGS:
-        if group[key] is not None and not isinstance(group[key], bool):
-            raise TypeError(f"need {key} to be a bool, got {key}={group[key]!r}")
+        if not isinstance(group[key], bool) and not (group[key] is None and key in ("foreach", "fused")):
+            raise TypeError(f"need {key} to be a bool, got {key}={shown(group[key])}")
     if group["fused"] and group["foreach"]:
         raise ValueError("need at most one of fused and foreach, got both")
 
 
-def _check_state_dict(state_dict: Any) -> None:
-    if not isinstance(state_dict, dict):
-        raise TypeError(f"need a state dict as state_dict() returns it, got {type(state_dict).__name__}")
-    groups, state = state_dict.get("param_groups"), state_dict.get("state")
-    if not isinstance(state, dict) or not isinstance(groups, list):
-        raise ValueError(
-            f"need a state dict with a dict 'state' and a list 'param_groups', got the keys {list(state_dict)}"
-        )
-    for group in groups:
-        if not isinstance(group, dict) or not isinstance(group.get("params"), list):
-            raise ValueError(f"need param groups that are dicts with a list 'params', got {group!r}")
-
-
-def _check_state(state: dict[Any, Any]) -> None:
-    for param, kept in state.items():
-        if not isinstance(param, Tensor):
-            continue
-        if not isinstance(kept, dict):
-            raise ValueError(f"need the state of a parameter to be a dict, got {type(kept).__name__}")
-        buffer = kept.get("momentum_buffer")
-        if buffer is not None and (not isinstance(buffer, Tensor) or buffer.shape != param.shape):
-            found = tuple(buffer.shape) if isinstance(buffer, Tensor) else type(buffer).__name__
-            raise ValueError(f"need a momentum_buffer of shape {tuple(param.shape)}, got {found}")
+def _is_taken_by_torch(number: Any) -> bool:
+    """Whether operations on tensors know what to do with a real number: with no fraction, and no larger int."""
+    if isinstance(number, numbers.Integral):
+        return -(2**63) <= int(number) < 2**63
+    return not isinstance(number, numbers.Rational)
 
 
 def _fill(groups: list[Group], previous: list[Group]) -> None:
@@ -592,10 +622,10 @@ def _fill(groups: list[Group], previous: list[Group]) -> None:
             group.setdefault(key, old[key])
 
 
-def _own(value: Any) -> Any:
+def _own(value: Any, with_graph: bool) -> Any:
     """The value with tensors of its own; torch's loading may hand over the very tensors of the dict."""
     if isinstance(value, Tensor):
-        return value.clone()
+        return value.clone() if with_graph else value.detach().clone()
     if isinstance(value, dict):
-        return {key: _own(item) for key, item in value.items()}
+        return {key: _own(item, with_graph) for key, item in value.items()}
     return value

@@ -27,11 +27,16 @@ from typing import Any
 import torch
 
 from . import native
-from .policies.base import Policy, finite
-from .policies.spec import describe, rebuild
+from .policies.base import MOST_STEPS, Policy, finite, shown
+from .policies.spec import check_description, describe, rebuild
 
 Group = dict[str, Any]
 
+#: Counters that are loaded are below this: half of what there is, so that there is room to go on.
+_MOST_LOADED_STEPS = MOST_STEPS // 2
+
+#: Every floating-point dtype holds rates up to this; for higher ones somebody has to look.
+_HELD_BY_ALL = torch.finfo(torch.float16).max
 
 #: What will hold after the step at hand, worked out and checked before it: the next step's number, factor and momentum.
 Upcoming = tuple[int, float, float | None]
@@ -76,11 +81,13 @@ class Schedule:
     def _checked(self, answer: Any, step: int) -> tuple[float, float | None]:
         try:
             lr_factor, momentum = answer
-        except TypeError:
-            raise TypeError(f"need at() to return (lr_factor, momentum), got {answer!r} from {self.policy!r}") from None
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"need at() to return (lr_factor, momentum), got {shown(answer)} from {shown(self.policy)}"
+            ) from None
         if _is_ordinary(lr_factor) and (momentum is None or _is_ordinary(momentum)):
             return lr_factor, momentum
-        where = f" at step {step} from {self.policy!r}"  # which takes longer than the rest of a step
+        where = f" at step {step} from {shown(self.policy)}"  # which takes longer than the rest of a step
         return (
             finite("lr_factor", lr_factor, minimum=0, where=where),
             None if momentum is None else finite("momentum", momentum, minimum=0, where=where),
@@ -100,13 +107,11 @@ class Schedule:
             peak = group["max_lr"]
             if not _is_ordinary(peak):
                 peak = finite("max_lr", peak, minimum=0)
-            lr, highest = group["lr"], sys.float_info.max
-            if isinstance(lr, torch.Tensor):
-                check_tensor_lr(lr)
-                highest = torch.finfo(lr.dtype).max
-            if peak * lr_factor > highest:
+            if isinstance(group["lr"], torch.Tensor):
+                check_tensor_lr(group["lr"])
+            if peak * lr_factor > _HELD_BY_ALL and peak * lr_factor > (highest := highest_held(group)):
                 raise ValueError(
-                    f"need max_lr * lr_factor to be a number that lr can hold (up to {highest}), "
+                    f"need max_lr * lr_factor to be a number that lr can hold, and the parameters (up to {highest}), "
                     f"got max_lr={peak}, {lr_factor=} at {step=}"
                 )
         return step, lr_factor, momentum
@@ -148,6 +153,8 @@ class Schedule:
         """Tell the policy a metric; where that changes the values, they are in force at once."""
         step, before = groups[0]["schedule_step"], groups[0].get("policy_state")
         after = self.policy.report(before, metric)
+        if not isinstance(after, dict):
+            raise TypeError(f"need report() to return the new state, a dict, got {shown(after)} from {self.policy!r}")
         changes = [partial(group.update, policy_state=dict(after)) for group in groups]
         if self.values(step, after) != self.values(step, before):
             changes += _writes(groups, self._told(groups, step, after))
@@ -200,8 +207,17 @@ def all_zero(groups: list[Group]) -> bool:
     return True
 
 
+def highest_held(group: Group) -> float:
+    """The largest number that a group's rate, and the dtypes of all of its parameters, can hold."""
+    dtypes = {tensor.dtype for tensor in (group["lr"], *group.get("params", ())) if isinstance(tensor, torch.Tensor)}
+    floating = (torch.finfo(dtype).max for dtype in dtypes if dtype.is_floating_point or dtype.is_complex)
+    return min(floating, default=sys.float_info.max)
+
+
 def check_tensor_lr(lr: torch.Tensor) -> None:
     """A tensor that a policy is to write rates into must be able to hold them."""
+    if lr.numel() != 1 or lr.layout is not torch.strided or lr.device.type == "meta":
+        raise ValueError(f"need lr as a number, or a dense tensor with one element, got lr={shown(lr)}")
     if lr.requires_grad:
         raise ValueError("need lr without requires_grad beside a policy, which overwrites it")
     if not lr.is_floating_point():
@@ -235,6 +251,7 @@ def adopt(schedule: Schedule | None, groups: list[Group], previous: list[Group])
     scheduled = ["schedule_step" in group for group in groups]
     if not any(scheduled):
         if schedule is not None:
+            schedule = Schedule(schedule.policy)  # the one at hand stays as it is, should loading fail
             _start(schedule, groups, previous)
         return schedule
     if not all(scheduled):
@@ -247,7 +264,7 @@ def adopt(schedule: Schedule | None, groups: list[Group], previous: list[Group])
     _check(groups)
     saved = groups[0]["policy"]
     schedule = schedule or _from_checkpoint(saved)
-    if saved == encode(schedule.policy):
+    if isinstance(saved, str) and saved == encode(schedule.policy):
         _adopt_state(schedule.policy, groups)
         schedule.upcoming(groups, ahead=0)  # for its checks
     else:
@@ -272,21 +289,26 @@ def _change_policy(schedule: Schedule, groups: list[Group], previous: list[Group
     schedule.rewrite(groups)
 
 
-def _text(saved: Any) -> str:
+def _text(saved: str) -> str:
     """A policy from a checkpoint as it would print."""
-    try:
-        description = json.loads(saved)
-        fields = ", ".join(f"{name}={value!r}" for name, value in description["fields"].items())
-        return f"{description['name']}({fields})"
-    except (AttributeError, LookupError, TypeError, ValueError):
-        return repr(saved)
+    name, fields = check_description(_decoded(saved))
+    return f"{name}({', '.join(f'{key}={shown(value)}' for key, value in fields.items())})"
 
 
 def _from_checkpoint(saved: Any) -> Schedule:
     try:
-        return Schedule(rebuild(json.loads(saved)))
-    except (ValueError, TypeError, RecursionError) as error:
+        return Schedule(rebuild(_decoded(saved)))
+    except ValueError as error:
         raise ValueError(f"{error}; pass the policy to the optimizer to load this checkpoint") from error
+
+
+def _decoded(saved: Any) -> Any:
+    if not isinstance(saved, str):
+        raise ValueError(f"need the policy in a param group to be JSON, got {shown(saved)}")
+    try:
+        return json.loads(saved)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"need the policy in a param group to be JSON, got {shown(saved)} ({error})") from error
 
 
 def _start(schedule: Schedule, groups: list[Group], previous: list[Group]) -> None:
@@ -302,21 +324,28 @@ def _start(schedule: Schedule, groups: list[Group], previous: list[Group]) -> No
 
 def _check(groups: list[Group]) -> None:
     steps = [group["schedule_step"] for group in groups]
-    if any(type(step) is not int or step < 0 for step in steps) or len(set(steps)) > 1:
-        raise ValueError(f"need one schedule_step, an int >= 0, in all param groups, got {steps}")
+    if any(type(step) is not int or not 0 <= step < _MOST_LOADED_STEPS for step in steps) or len(set(steps)) > 1:
+        raise ValueError(f"need one schedule_step, an int >= 0 and < 2**62, in all param groups, got {shown(steps)}")
     for group in groups:
         for key in ("max_lr", "policy"):
             if key not in group:
                 raise ValueError(f"need {key} beside schedule_step in a param group of the checkpoint")
-        finite("max_lr", group["max_lr"], minimum=0)
-        if group["policy"] != groups[0]["policy"]:
-            raise ValueError("need the same policy in all param groups of the checkpoint")
+        group["max_lr"] = finite("max_lr", group["max_lr"], minimum=0)
+    policies = [group["policy"] for group in groups]
+    if any(isinstance(policy, str) for policy in policies) and any(
+        not isinstance(policy, str) or policy != policies[0] for policy in policies
+    ):
+        raise ValueError(f"need the same policy in all param groups of the checkpoint, got {shown(policies)}")
 
 
 def _adopt_state(policy: Policy, groups: list[Group]) -> None:
-    state = groups[0].get("policy_state", policy.initial_state())
-    policy.check_state(state)
-    for group in groups:
+    states = [group.get("policy_state", policy.initial_state()) for group in groups]
+    for state in states:
+        policy.check_state(state)
+        if state != states[0]:
+            raise ValueError(f"need the same policy_state in all param groups, got {shown(states)}")
+    for group, state in zip(groups, states, strict=True):
+        group.pop("policy_state", None)
         if state is not None:
             group["policy_state"] = dict(state)
 

@@ -922,7 +922,7 @@ def test_a_scheduler_beside_it_is_warned_of():
         ({"fused": True}, ValueError, "need fused unset with capturable=True"),
         ({"differentiable": True}, ValueError, "need differentiable unset with capturable=True"),
         ({"weight_decay": torch.tensor(0.1)}, TypeError, "need weight_decay as a number"),
-        ({"lr": 1e300}, ValueError, "need rates that float32 can hold"),
+        ({"lr": 1e300}, ValueError, "need lr to be a number that the parameters can hold"),
     ],
     ids=lambda value: str(value)[:40],
 )

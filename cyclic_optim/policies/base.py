@@ -5,12 +5,35 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from math import sin
 from typing import Any, NamedTuple
+
+#: Steps, and lengths in steps, are below this: what an int64 counts, and what all formulas can be asked.
+MOST_STEPS = 2**63
+
+
+class _Shown(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict, self.maxtuple, self.maxlist, self.maxset, self.maxfrozenset = 4, 12, 12, 12, 12, 12
+        self.maxstring, self.maxother, self.maxlong = 500, 2000, 500
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python itself refuses to write out ints of very many digits.
+        return super().repr_int(x, level) if x.bit_length() < 10_000 else f"<int of {x.bit_length()} bits>"
+
+
+_shown = _Shown()
+
+
+def shown(value: Any) -> str:
+    """``repr(value)`` for an error: shortened where it is long, and never an error itself, whatever the value."""
+    return _shown.repr(value)
 
 
 class Values(NamedTuple):
@@ -29,7 +52,7 @@ class Policy(ABC):
 
     Subclass it, write ``at``, and the optimizer can use it. ``at`` must be a pure function of the
     step (asking twice, or in any order, gives the same answer) and is defined for every integer
-    ``step >= 0``, counted in optimizer steps, not epochs. A frozen dataclass is the natural form: it
+    ``0 <= step < 2**63``, counted in optimizer steps, not epochs. A frozen dataclass is the natural form: it
     prints, compares and pickles, and its fields are checked against their ``metadata``.
     """
 
@@ -114,20 +137,22 @@ class Rule:
             return None
         value = _CONVERTERS[self.kind](name, value)
         if not self.holds(value):
-            raise ValueError(f"need {self.text.format(name)}, got {name}={value!r}")
+            raise ValueError(f"need {self.text.format(name)}, got {name}={shown(value)}")
         return value
 
 
 def _whole(name: str, value: Any) -> int:
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        if int(value) >= MOST_STEPS:
+            raise ValueError(f"need {name} < 2**63 (a number of optimizer steps), got {name}={shown(value)}")
         return int(value)
     hint = f": pass an int, for example int({name})" if isinstance(value, numbers.Real) else ""
-    raise TypeError(f"need {name} to be an int (a number of optimizer steps), got {name}={value!r}{hint}")
+    raise TypeError(f"need {name} to be an int (a number of optimizer steps), got {name}={shown(value)}{hint}")
 
 
 def _real(name: str, value: Any) -> float:
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise TypeError(f"need {name} to be a number, got {name}={value!r}")
+        raise TypeError(f"need {name} to be a number, got {name}={shown(value)}")
     plain = finite(name, value)
     # An int stays an int: it counts exactly.
     return int(value) if isinstance(value, numbers.Integral) else plain
@@ -141,25 +166,25 @@ def finite(name: str, value: Any, minimum: float = -math.inf, where: str = "") -
         plain = math.inf
     if not math.isfinite(plain) or plain < minimum:
         bound = f" >= {minimum}" if minimum > -math.inf else ""
-        raise ValueError(f"need {name} to be a finite number{bound}, got {name}={value!r}{where}")
+        raise ValueError(f"need {name} to be a finite number{bound}, got {name}={shown(value)}{where}")
     return plain
 
 
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise TypeError(f"need {name} to be True or False, got {name}={value!r}")
+        raise TypeError(f"need {name} to be True or False, got {name}={shown(value)}")
     return value
 
 
 def _word(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"need {name} to be a string, got {name}={value!r}")
+        raise TypeError(f"need {name} to be a string, got {name}={shown(value)}")
     return str.__str__(value)  # an enum's or numpy's string is no plain data
 
 
 def _function(name: str, value: Any) -> Any:
     if not callable(value):
-        raise TypeError(f"need {name} to be callable, got {name}={value!r}")
+        raise TypeError(f"need {name} to be callable, got {name}={shown(value)}")
     return value
 
 
@@ -167,7 +192,7 @@ def _wholes(name: str, value: Any) -> tuple[int, ...]:
     try:
         items = tuple(value)
     except TypeError:
-        raise TypeError(f"need {name} to be a sequence of ints, got {name}={value!r}") from None
+        raise TypeError(f"need {name} to be a sequence of ints, got {name}={shown(value)}") from None
     return tuple(_whole(f"{name}[{i}]", item) for i, item in enumerate(items))
 
 
@@ -224,15 +249,17 @@ def check_momenta(base_momentum: float, max_momentum: float) -> None:
 
 
 def step_index(step: int) -> int:
-    """``step`` as an int; whatever is not a whole number >= 0 is refused."""
-    if type(step) is int and step >= 0:
+    """``step`` as an int; whatever is not a whole number >= 0, and below 2**63, is refused."""
+    if type(step) is int and 0 <= step < MOST_STEPS:
         return step
     try:
         index = operator.index(step)
     except TypeError:
-        raise TypeError(f"need step to be an int (optimizer steps, not epochs), got {step=}") from None
+        raise TypeError(f"need step to be an int (optimizer steps, not epochs), got step={shown(step)}") from None
     if index < 0:
-        raise ValueError(f"need 0 <= step, got {step=}")
+        raise ValueError(f"need 0 <= step, got step={shown(step)}")
+    if index >= MOST_STEPS:
+        raise ValueError(f"need step < 2**63, got step={shown(step)}")
     return index
 
 

@@ -112,11 +112,13 @@ class Staircase(Policy):
 
     @property
     def period(self) -> int | None:
-        return None if self.policy.period is None else self.policy.period * self.length
+        period = self.policy.period  # asked once: it may have to ask a policy in turn
+        return None if period is None else period * self.length
 
     @property
     def end(self) -> int | None:
-        return None if self.policy.end is None else self.policy.end * self.length
+        end = self.policy.end
+        return None if end is None else end * self.length
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass, field
 from typing import Any
 
-from .base import UNIT, Policy, Values, one_of, real, step_index, whole
+from .base import UNIT, Policy, Values, one_of, real, shown, step_index, whole
 
 _NOT_NEGATIVE = real("0 <= {}", lambda value: value >= 0)
 
@@ -88,14 +87,14 @@ class Plateau(Policy):
     def check_state(self, state: object) -> None:
         expected = self.initial_state()
         if not isinstance(state, dict) or state.keys() != expected.keys():
-            raise ValueError(f"need the state of Plateau to have the keys {sorted(expected)}, got {state!r}")
-        if state["mode"] != self.mode:
-            raise ValueError(f"need reports to be compared by mode={self.mode!r}, got mode={state['mode']!r}")
+            raise ValueError(f"need the state of Plateau to have the keys {sorted(expected)}, got {shown(state)}")
+        if type(state["mode"]) is not str or state["mode"] != self.mode:
+            raise ValueError(f"need reports to be compared by mode={self.mode!r}, got mode={shown(state['mode'])}")
         for key in ("num_bad_reports", "cooldown_counter"):
             if type(state[key]) is not int or state[key] < 0:
-                raise ValueError(f"need {key} to be an int >= 0, got {key}={state[key]!r}")
+                raise ValueError(f"need {key} to be an int >= 0, got {key}={shown(state[key])}")
         for key in ("best", "lr_factor"):
-            if not isinstance(state[key], numbers.Real) or math.isnan(state[key]):
-                raise ValueError(f"need {key} to be a number, got {key}={state[key]!r}")
+            if not isinstance(state[key], float) or math.isnan(state[key]):
+                raise ValueError(f"need {key} to be a float, and not NaN, got {key}={shown(state[key])}")
         if not 0 <= state["lr_factor"] <= 1:
             raise ValueError(f"need 0 <= lr_factor <= 1, got lr_factor={state['lr_factor']!r}")

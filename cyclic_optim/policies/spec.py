@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from .base import Policy
+from .base import Policy, shown
+
+#: Policies made of policies made of policies: what a description may ask for, of each of which a step takes a call.
+MOST_LEVELS = 50
 
 
 def describe(policy: Policy) -> dict[str, Any]:
@@ -42,33 +45,41 @@ def _plain(value: Any) -> Any:
     return {"code": f"{source.__module__}.{source.__qualname__}"}
 
 
-def rebuild(description: object) -> Policy:
-    """The policy that was described. Nothing is looked up but the names in :mod:`.table`.
-
-    Raises:
-        ValueError: not a description, or not of a policy that data alone can rebuild.
-    """
+def check_description(description: object) -> tuple[str, dict[str, Any]]:
+    """The name and the fields of what may be a description, or a ValueError."""
     if (
         not isinstance(description, dict)
         or not isinstance(description.get("name"), str)
         or not isinstance(description.get("fields"), dict)
     ):
-        raise ValueError(f"need a policy as {{'name': ..., 'fields': {{...}}}}, got {description!r}")
+        raise ValueError(f"need a policy as {{'name': ..., 'fields': {{...}}}}, got {shown(description)}")
+    return description["name"], description["fields"]
+
+
+def rebuild(description: object, levels: int = MOST_LEVELS) -> Policy:
+    """The policy that was described. Nothing is looked up but the names in :mod:`.table`.
+
+    Raises:
+        ValueError: not a description, or not of a policy that data alone can rebuild, or one of policies
+            nested more than ``levels`` deep.
+    """
+    name, described = check_description(description)
+    if levels < 1:
+        raise ValueError(f"need policies nested at most {MOST_LEVELS} deep, got more")
     from .table import POLICIES  # which imports every policy there is; an optimizer commonly needs one
 
-    name, described = description["name"], description["fields"]
     if name not in POLICIES:
-        raise ValueError(f"need a policy of this library to rebuild it from data, got {name!r}")
-    arguments = {key: _argument(name, key, value) for key, value in described.items()}
+        raise ValueError(f"need a policy of this library to rebuild it from data, got {shown(name)}")
+    arguments = {key: _argument(f"{name}.{key}", value, levels) for key, value in described.items()}
     try:
         return POLICIES[name](**arguments)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"need the arguments of {name}, got {described!r}: {error}") from error
+        raise ValueError(f"need the arguments of {name}, got {shown(described)}: {error}") from error
 
 
-def _argument(name: str, key: str, value: Any) -> Any:
+def _argument(name: str, value: Any, levels: int) -> Any:
     if isinstance(value, list):
-        return [_argument(name, key, item) for item in value]
+        return [rebuild(item, levels - 1) if isinstance(item, dict) else item for item in value]
     if isinstance(value, dict) and "code" in value:
-        raise ValueError(f"need the code of {name}.{key} ({value['code']}), which data cannot hold")
-    return rebuild(value) if isinstance(value, dict) else value
+        raise ValueError(f"need the code of {name} ({shown(value['code'])}), which data cannot hold")
+    return rebuild(value, levels - 1) if isinstance(value, dict) else value

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from .capturable import DeviceRow, PortableUpdate, Update
-from .fused import HYPERPARAMETERS, fused_update, unscale
+from .fused import HYPERPARAMETERS, dense_beside, fused_update, unscale
 from .ordinary import update_ordinary
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "PortableUpdate",
     "Update",
     "choose_device_update",
+    "dense_beside",
     "fused_update",
     "takes_fused",
     "unscale",

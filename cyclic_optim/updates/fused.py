@@ -77,7 +77,7 @@ def fused_update(rows: Rows, state: State, grad_scale: Tensor | None, found_inf:
             # Zeros rather than uninitialised memory: whatever comes between, nothing foreign is in it.
             buffers[start:stop] = [torch.zeros_like(param, requires_grad=False) for param in params[start:stop]]
     if _run(calls, rows, tensors, grad_scale, found_inf):
-        for _, start, stop in first:
+        for _, start, stop in (call for call in calls if call.kind.first or call.kind.exact):
             for param, buffer in zip(params[start:stop], buffers[start:stop], strict=True):
                 state[param]["momentum_buffer"] = buffer
 
@@ -216,6 +216,7 @@ def by_op(
 def _by_loop(group: Group, tensors: Tensors, part: slice, grad_scale: Tensor | None) -> None:
     params, grads, buffers = (kept[part] for kept in tensors)
     unscale(grads, grad_scale)
+    buffers = dense_beside(grads, buffers)
     sgd(
         params,
         grads,
@@ -225,6 +226,16 @@ def _by_loop(group: Group, tensors: Tensors, part: slice, grad_scale: Tensor | N
         **{key: group[key] for key in HYPERPARAMETERS},
     )
     tensors[2][part] = buffers  # new ones among them
+
+
+def dense_beside(grads: list[Tensor], buffers: list[Any]) -> list[Any]:
+    """The buffers, dense where the gradients are: torch cannot add a dense gradient to a buffer of sparse ones."""
+    return [
+        buffer.to_dense()
+        if buffer is not None and buffer.layout is torch.sparse_coo and grad.layout is torch.strided
+        else buffer
+        for grad, buffer in zip(grads, buffers, strict=True)
+    ]
 
 
 def unscale(grads: list[Tensor], grad_scale: Tensor | None) -> None:
