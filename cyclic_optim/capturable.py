@@ -80,10 +80,9 @@ class DevicePath:
                 raise ValueError(f"need all parameters on one device with capturable=True, got {devices}")
             if not param.is_floating_point():
                 raise ValueError(f"need floating-point parameters with capturable=True, got {param.dtype}")
-        _check_value("momentum", float(group["momentum"]))
-        highest = max(group["max_lr"] * self.clock.highest_factor, group["lr"])
+        highest = max(group["max_lr"] * self.clock.highest_factor, group["lr"], group["momentum"])
         if highest > _LARGEST:
-            raise ValueError(f"need rates that float32 can hold with capturable=True, got up to {highest}")
+            raise ValueError(f"need rates and momenta that float32 can hold with capturable=True, got up to {highest}")
 
     def _put(self, index: int, group: Group) -> None:
         for key, own in zip(SHOWN, self._own(index), strict=True):

@@ -794,7 +794,7 @@ def test_a_group_that_cannot_join_leaves_no_trace(failure, monkeypatch):
 @pytest.mark.parametrize("momentum", [1e300, 1e39])
 def test_a_momentum_that_float32_cannot_hold_is_refused(momentum):
     """As a rate is, with the rule and the value."""
-    with pytest.raises(ValueError, match="need momentum to be a number that float32 can hold"):
+    with pytest.raises(ValueError, match="need momentum to be a number that the parameters can hold"):
         one_param(Constant(), momentum=momentum)
 
 
