@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from readme import run_snippet
 
 from cyclic_optim import (
     Constant,
@@ -35,35 +36,6 @@ from cyclic_optim import (
     native,
 )
 from cyclic_optim.updates import fused
-
-#: What users are told to write.
-RECIPE = """\
-import os
-
-
-def save(checkpoint, path):
-    with open(f"{path}.part", "wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.part", path)  # all of the new one, or still the old one
-
-
-batches = 0
-if os.path.exists(path):
-    checkpoint = torch.load(path)
-    model.load_state_dict(checkpoint["model"])
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    batches = checkpoint["batches"]
-while batches < total_batches:
-    x, y = batch(batches)  # which one depends on the number alone
-    optimizer.zero_grad()
-    loss_fn(model(x), y).backward()
-    optimizer.step()
-    batches += 1
-    if batches % save_every == 0:
-        save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "batches": batches}, path)
-"""
 
 # -- killed and resumed
 
@@ -128,8 +100,7 @@ class Run:
             "save_every": SAVE_EVERY,
             **given,
         }
-        exec(compile(RECIPE, "recipe", "exec"), names)
-        return names
+        return run_snippet(__file__, **names)
 
     def save(self, **checkpoint):
         function = self.recipe(total_batches=0, path="nowhere")["save"]
