@@ -183,7 +183,8 @@ def _pytest(files: Iterable[str], plugin: Any) -> int:
 
     # Imported before the fork, for speed.
     warning = "ignore:Module already imported so cannot be rewritten:pytest.PytestAssertRewriteWarning"
-    options = ["-x", "-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-W", warning]
+    options = ["-x", "-q", "--no-header", "--tb=short", "-W", warning]
+    options += ["-p", "no:cacheprovider", "-p", "no:faulthandler"]
     return int(pytest.main([*options, *files], plugins=[plugin]))
 
 
@@ -523,8 +524,8 @@ def main() -> None:
         shared = [ROOT / "tests" / name for name in ("conftest.py", "strategies.py")]
         for path, mutants in by_file.items():
             files = config[sources[path]]
-            if options.sample is not None and len(mutants) > options.sample:
-                mutants = random.Random(0).sample(mutants, options.sample)
+            if options.sample is not None:  # a larger sample holds the smaller one
+                mutants = random.Random(0).sample(mutants, len(mutants))[: options.sample]
             run(mutants, Selector(path, files, measured), results, _digest([*map(Path, files), *shared]), options.jobs)
         by_file = {path: by_file.get(path) or mutants_of(path) for path in sources}
     report(by_file, results)
