@@ -41,8 +41,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "mutants"
 REPORT = ROOT / "tests" / "MUTANTS.md"
-#: Tests that take longer (seconds, in the quick profile of the mutants) are left out.
-SLOWEST = 5.0
+#: Seconds of tests that a mutant is run against, the quickest of those that execute it. Whatever the rest would have
+#: killed counts as a survivor.
+BUDGET = 10.0
 KILLED, TIMEOUT, SURVIVED = "killed", "out of time", "survived"
 
 
@@ -195,15 +196,15 @@ def _quietly(log: Path) -> None:
     os.dup2(fd, 2)
 
 
-def measure(path_of_result: Path, files: list[str]) -> None:
-    """In a fork: durations of the tests in ``files``, and the tests that execute each line of the package."""
+def measure(path_of_result: Path, file: str) -> None:
+    """In a fork: durations of the tests in ``file``, and the tests that execute each line of the package."""
     import coverage
 
     _quietly(path_of_result.with_suffix(".log"))
     cover = coverage.Coverage(data_file=None, source=[str(ROOT / "cyclic_optim")], config_file=False)
     plugin = _Durations(cover)
     cover.start()
-    code = _pytest(files, plugin)
+    code = _pytest([file], plugin)
     cover.stop()
     if code == 0:
         data = cover.get_data()
@@ -262,7 +263,7 @@ class Selector:
     def __init__(self, path: str, files: list[str], measured: dict[str, Any]) -> None:
         self._files = set(files)
         self._durations: dict[str, float] = measured["durations"]
-        self._lines = {int(line): set(tests) for line, tests in measured["lines"].get(path, {}).items()}
+        self._lines: dict[int, set[str]] = measured["lines"].get(path, {})
         self._tree = ast.parse((ROOT / path).read_text())
 
     def tests(self, mutant: Mutant) -> tuple[list[str], float]:
@@ -276,8 +277,13 @@ class Selector:
                 if found - {""}:
                     break
         chosen = [test for test in found if test and test.partition("::")[0] in self._files]
-        chosen = sorted((t for t in chosen if self._durations[t] <= SLOWEST), key=self._durations.__getitem__)
-        return chosen, sum(map(self._durations.__getitem__, chosen))
+        total, within = 0.0, []
+        for test in sorted(chosen, key=self._durations.__getitem__):
+            total += self._durations[test]
+            if total > BUDGET:
+                break
+            within.append(test)
+        return within, total
 
     def _executing(self, first: int, last: int) -> set[str]:
         return set().union(*(tests for line, tests in self._lines.items() if first <= line <= last))
@@ -313,17 +319,27 @@ def _digest(paths: Iterable[Path]) -> str:
     return together.hexdigest()[:16]
 
 
-def _measured(files: list[str]) -> dict[str, Any]:
-    known = WORK / f"lines-{_digest([*map(Path, files), *(ROOT / 'cyclic_optim').rglob('*.py')])}.json"
-    if not known.exists():
-        print(f"running {len(files)} test files once, unmutated", flush=True)
-        pid = os.fork()
-        if pid == 0:
-            measure(known, files)
-        _, status = os.waitpid(pid, 0)
-        if status != 0:
-            raise SystemExit(f"the tests fail without a mutant: see {known.with_suffix('.log')}")
-    return json.loads(known.read_text())
+def _measured(files: Iterable[str]) -> dict[str, Any]:
+    """What :func:`measure` finds out, of each file once as long as it and the package stay the same."""
+    package = list((ROOT / "cyclic_optim").rglob("*.py"))
+    durations: dict[str, float] = {}
+    lines: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for file in files:
+        known = WORK / f"lines-{Path(file).stem}-{_digest([Path(file), *package])}.json"
+        if not known.exists():
+            print(f"running {file} once, unmutated", flush=True)
+            pid = os.fork()
+            if pid == 0:
+                measure(known, file)
+            _, status = os.waitpid(pid, 0)
+            if status != 0:
+                raise SystemExit(f"the tests fail without a mutant: see {known.with_suffix('.log')}")
+        measured = json.loads(known.read_text())
+        durations.update(measured["durations"])
+        for path, executing in measured["lines"].items():
+            for line, tests in executing.items():
+                lines[path][int(line)].update(tests)
+    return {"durations": durations, "lines": lines}
 
 
 class Results:
@@ -384,7 +400,7 @@ def run(mutants: list[Mutant], selector: Selector, results: Results, tests_diges
                 finally:
                     os._exit(99)
             now = time.monotonic()
-            running[pid] = number, mutant, now, now + 4 * seconds, len(tests)
+            running[pid] = number, mutant, now, now + 20 * seconds, len(tests)
         for pid, (number, mutant, start, deadline, count) in list(running.items()):
             status = _alive(pid, deadline)
             if status is None:
@@ -468,7 +484,7 @@ def report(by_file: dict[str, list[Mutant]], results: Results) -> None:
             table="\n".join(table),
             versions=f"Python {platform.python_version()}, {versions}",
             survivors="\n\n".join(sections),
-            slowest=f"{SLOWEST:g}",
+            budget=f"{BUDGET:g}",
         )
     )
     print("\n".join(table))
@@ -488,8 +504,8 @@ python tests/mutate.py --fresh
 `tests/mutate.py` writes this page (a reason below a survivor is a person's, and stays as long as the mutant does).
 The mutants are [mutmut](https://mutmut.readthedocs.io)'s, also those in properties and class bodies, which its own
 runner leaves alone. Each is run against the tests that execute the changed statement, out of the test files that
-`setup.cfg` names for its file, with 10 examples for each property instead of 50, and without the tests that take
-longer than {slowest} s. Recorded with {versions}.
+`setup.cfg` names for its file, with 10 examples for each property instead of 50, the quickest {budget} s of
+them. Recorded with {versions}.
 
 {table}
 
@@ -519,14 +535,18 @@ def main() -> None:
     by_file = {path: mutants_of(path) for path in (sources if options.report else chosen)}
     if not options.report:
         _warm_up()
-        every_file = sorted(set().union(*(config[sources[path]] for path in chosen)))
-        measured = _measured(every_file)
         shared = [ROOT / "tests" / name for name in ("conftest.py", "strategies.py")]
         for path, mutants in by_file.items():
             files = config[sources[path]]
-            if options.sample is not None:  # a larger sample holds the smaller one
-                mutants = random.Random(0).sample(mutants, len(mutants))[: options.sample]
-            run(mutants, Selector(path, files, measured), results, _digest([*map(Path, files), *shared]), options.jobs)
+            # In random order, so that a run that is cut short was a fair sample.
+            mutants = random.Random(0).sample(mutants, len(mutants))[: options.sample]
+            run(
+                mutants,
+                Selector(path, files, _measured(files)),
+                results,
+                _digest([*map(Path, files), *shared]),
+                options.jobs,
+            )
         by_file = {path: by_file.get(path) or mutants_of(path) for path in sources}
     report(by_file, results)
 
