@@ -43,7 +43,7 @@ WORK = ROOT / "build" / "mutants"
 REPORT = ROOT / "tests" / "MUTANTS.md"
 #: Seconds of tests that a mutant is run against, the quickest of those that execute it. Whatever the rest would have
 #: killed counts as a survivor.
-BUDGET = 10.0
+BUDGET = 6.0
 KILLED, TIMEOUT, SURVIVED = "killed", "out of time", "survived"
 
 
@@ -92,15 +92,17 @@ def mutants_of(path: str) -> list[Mutant]:
     head = "".join(module.code_for_node(line) for line in module.header)
     parts = [module.code_for_node(statement) for statement in module.body]
     assert head + "".join(parts) == source, path
+    dumps = [ast.dump(ast.parse(part)) for part in parts]
     statement_of = {id(node): i for i, statement in enumerate(module.body) for node in file_mutation._walk(statement)}
     lines, tree, found = source.splitlines(), ast.parse(source), {}
     for mutation in mutations:
         i = statement_of[id(mutation.original_node)]
         changed = file_mutation.deep_replace(module.body[i], mutation.original_node, mutation.mutated_node)
-        mutated = head + "".join([*parts[:i], module.code_for_node(changed), *parts[i + 1 :]])
+        part = module.code_for_node(changed)
         with contextlib.suppress(SyntaxError):
-            if ast.dump(ast.parse(mutated)) == ast.dump(tree):
+            if ast.dump(ast.parse(part)) == dumps[i]:
                 continue
+            mutated = head + "".join([*parts[:i], part, *parts[i + 1 :]])
             first, before, after = _difference(lines, mutated.splitlines())
             place = _place(tree, first)
             found[mutated] = Mutant(path, place, first, "\n".join(before), "\n".join(after), mutated)
@@ -184,7 +186,8 @@ def _pytest(files: Iterable[str], plugin: Any) -> int:
 
     # Imported before the fork, for speed.
     warning = "ignore:Module already imported so cannot be rewritten:pytest.PytestAssertRewriteWarning"
-    options = ["-x", "-q", "--no-header", "--tb=short", "-W", warning]
+    # Pytest's own import hook would take a module named *_test.py for a test, and find it before the mutant.
+    options = ["-x", "-q", "--no-header", "--tb=short", "--assert=plain", "-W", warning]
     options += ["-p", "no:cacheprovider", "-p", "no:faulthandler"]
     return int(pytest.main([*options, *files], plugins=[plugin]))
 
@@ -218,7 +221,7 @@ def measure(path_of_result: Path, file: str) -> None:
     os._exit(code)
 
 
-def try_out(mutant: Mutant, tests: list[str], seconds: float, number: int) -> None:
+def try_out(mutant: Mutant, tests: list[str], seconds: float, number: str) -> None:
     """In a fork: run the tests on the mutant; exits with pytest's code, the failed test's name in a file."""
     _quietly(WORK / f"log-{number}")
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 1))
@@ -265,6 +268,9 @@ class Selector:
         self._durations: dict[str, float] = measured["durations"]
         self._lines: dict[int, set[str]] = measured["lines"].get(path, {})
         self._tree = ast.parse((ROOT / path).read_text())
+
+    def every_test(self) -> list[str]:
+        return [test for test in self._executing(1, 10**9) if test and test.partition("::")[0] in self._files]
 
     def tests(self, mutant: Mutant) -> tuple[list[str], float]:
         """Quickest first, and their time together."""
@@ -379,8 +385,8 @@ def _alive(pid: int, deadline: float) -> int | None:
 
 def run(mutants: list[Mutant], selector: Selector, results: Results, tests_digest: str, jobs: int) -> None:
     waiting: Iterator[Mutant] = (m for m in mutants if results.get(m, tests_digest) is None)
-    running: dict[int, tuple[int, Mutant, float, float, int]] = {}
-    free, finished = list(range(jobs)), False
+    running: dict[int, tuple[str, Mutant, float, float, int]] = {}
+    free, finished = [f"{os.getpid()}-{i}" for i in range(jobs)], False
     while running or not finished:
         while free and not finished:
             mutant = next(waiting, None)
@@ -423,6 +429,20 @@ def run(mutants: list[Mutant], selector: Selector, results: Results, tests_diges
             if verdict == SURVIVED:
                 print(_diff(mutant), flush=True)
         time.sleep(0.01)
+
+
+def _check_that_a_mutant_is_seen(path: str, selector: Selector) -> None:
+    """A file that cannot even be imported must not pass."""
+    broken = Mutant(path, "module", 1, "", "", 'raise RuntimeError("broken on purpose")')
+    pid = os.fork()
+    if pid == 0:
+        try:
+            try_out(broken, selector.every_test()[:10], 60.0, f"{os.getpid()}-broken")
+        finally:
+            os._exit(99)
+    _, status = os.waitpid(pid, 0)
+    if not os.WIFEXITED(status) or os.WEXITSTATUS(status) in (0, 99):
+        raise SystemExit(f"the tests of {path} pass without it")
 
 
 # --- the report
@@ -540,13 +560,9 @@ def main() -> None:
             files = config[sources[path]]
             # In random order, so that a run that is cut short was a fair sample.
             mutants = random.Random(0).sample(mutants, len(mutants))[: options.sample]
-            run(
-                mutants,
-                Selector(path, files, _measured(files)),
-                results,
-                _digest([*map(Path, files), *shared]),
-                options.jobs,
-            )
+            selector = Selector(path, files, _measured(files))
+            _check_that_a_mutant_is_seen(path, selector)
+            run(mutants, selector, results, _digest([*map(Path, files), *shared]), options.jobs)
         by_file = {path: by_file.get(path) or mutants_of(path) for path in sources}
     report(by_file, results)
 
