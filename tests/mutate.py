@@ -270,26 +270,25 @@ class Selector:
         self._tree = ast.parse((ROOT / path).read_text())
 
     def every_test(self) -> list[str]:
-        return [test for test in self._executing(1, 10**9) if test and test.partition("::")[0] in self._files]
+        return self._by_time(set(self._durations))
 
     def tests(self, mutant: Mutant) -> tuple[list[str], float]:
         """Quickest first, and their time together."""
-        outer, found = self._spans(mutant.line), set()
-        for first, last in outer[:1]:
-            found |= self._executing(first, last)
-        if "" in found or not found:  # executed at import: whoever uses the class, or else the module, may notice
-            for first, last in outer[1:]:
-                found |= self._executing(first, last)
-                if found - {""}:
-                    break
-        chosen = [test for test in found if test and test.partition("::")[0] in self._files]
+        statement, *around = self._spans(mutant.line)
+        found = self._executing(*statement)
+        imported = "" in found or not found
+        if imported:  # whoever uses the class, or else the module, may notice first; then everybody
+            found = next((tests for span in around if (tests := self._executing(*span) - {""})), set())
+        chosen = self._by_time(found) + (self._by_time(set(self._durations) - found) if imported else [])
         total, within = 0.0, []
-        for test in sorted(chosen, key=self._durations.__getitem__):
-            total += self._durations[test]
-            if total > BUDGET:
-                break
-            within.append(test)
+        for test in chosen:
+            if total + self._durations[test] <= BUDGET:
+                total += self._durations[test]
+                within.append(test)
         return within, total
+
+    def _by_time(self, tests: set[str]) -> list[str]:
+        return sorted((t for t in tests if t.partition("::")[0] in self._files), key=self._durations.__getitem__)
 
     def _executing(self, first: int, last: int) -> set[str]:
         return set().union(*(tests for line, tests in self._lines.items() if first <= line <= last))
@@ -370,8 +369,8 @@ class Results:
             file.write(json.dumps(self._known[mutant.key]) + "\n")
 
 
-def _alive(pid: int, deadline: float) -> int | None:
-    """None while the process runs; then its wait status."""
+def _ended(pid: int, deadline: float) -> int | None:
+    """None while the process runs; then its wait status. After the deadline it is made to end."""
     done, status = os.waitpid(pid, os.WNOHANG)
     if done:
         with contextlib.suppress(ProcessLookupError):
@@ -408,16 +407,21 @@ def run(mutants: list[Mutant], selector: Selector, results: Results, tests_diges
             now = time.monotonic()
             running[pid] = number, mutant, now, now + 20 * seconds, len(tests)
         for pid, (number, mutant, start, deadline, count) in list(running.items()):
-            status = _alive(pid, deadline)
+            status = _ended(pid, deadline)
             if status is None:
                 continue
             del running[pid]
             free.append(number)
             failed = WORK / f"failed-{number}"
             by = failed.read_text() if failed.exists() else ""
-            if os.WIFSIGNALED(status):
-                timed_out = os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGXCPU)
-                verdict, by = (TIMEOUT, "") if timed_out else (KILLED, f"signal {os.WTERMSIG(status)}")
+            number_of_signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+            late = time.monotonic() > deadline
+            if number_of_signal == signal.SIGXCPU or (number_of_signal == signal.SIGKILL and late):
+                verdict, by = TIMEOUT, ""
+            elif number_of_signal == signal.SIGKILL:
+                raise SystemExit("somebody else ended the process, which says nothing of the mutant")
+            elif number_of_signal:
+                verdict, by = KILLED, f"signal {number_of_signal}"
             elif os.WEXITSTATUS(status) == 99:
                 raise SystemExit(f"the runner itself failed: see {WORK / f'log-{number}'}")
             else:
