@@ -1,0 +1,161 @@
+"""Corners of the optimizer that no drawn example is sure to reach."""
+
+import math
+import warnings
+
+import pytest
+import torch
+
+from cyclic_optim import Constant, CyclicSGD, LinearRamp, OneCycle, Plateau, Triangular
+
+
+def parameter(*shape):
+    param = torch.nn.Parameter(torch.zeros(shape))
+    param.grad = torch.zeros(shape)
+    return param
+
+
+@pytest.mark.parametrize(("shape", "counted"), [((1,), 0), ((), 0), ((2,), 0), ((0,), 1), ((3, 0), 1)])
+def test_a_first_step_at_rate_0_without_gradients_is_a_dry_run_where_a_gradient_can_tell(shape, counted):
+    """Gradients of 0 tell a dry run, be it a single number; an empty one tells nothing, and the step counts."""
+    optimizer = CyclicSGD([parameter(*shape)], lr=0.1, policy=LinearRamp(3, 0.0))
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step()
+    assert optimizer.param_groups[0]["schedule_step"] == counted
+
+
+def test_without_a_policy_a_checkpoint_is_checked_as_sgd_does():
+    """What plain SGD loads, a rate of NaN included, loads; with a policy it is refused."""
+    checkpoint = torch.optim.SGD([parameter(2)], lr=0.1).state_dict()
+    checkpoint["param_groups"][0]["lr"] = math.nan
+    optimizer = CyclicSGD([parameter(2)])
+    optimizer.load_state_dict(checkpoint)
+    assert math.isnan(optimizer.param_groups[0]["lr"])
+    scheduled = CyclicSGD([parameter(2)], policy=Constant())
+    saved = scheduled.state_dict()
+    saved["param_groups"][0]["lr"] = math.nan
+    with pytest.raises(ValueError, match="need lr to be a finite number"):
+        scheduled.load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    "options", [{"foreach": True}, {"nesterov": True}, {"maximize": True}, {"fused": True}], ids=str
+)
+def test_an_option_that_an_older_checkpoint_lacks_is_as_in_the_code(options):
+    """An option that is not in a checkpoint keeps the value that the optimizer was built with."""
+    (option,) = options
+    optimizer = CyclicSGD([parameter(2)], momentum=0.9, policy=Constant(), **options)
+    checkpoint = optimizer.state_dict()
+    del checkpoint["param_groups"][0][option]
+    optimizer.load_state_dict(checkpoint)
+    assert optimizer.param_groups[0][option] is True
+
+
+def warned(call):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [(warning.category, str(warning.message)) for warning in caught]
+
+
+def test_the_warning_of_a_scheduler_reads_exactly_so():
+    """An attached scheduler is warned of once, in these words."""
+
+    def train():
+        optimizer = CyclicSGD([parameter(2)], lr=0.1, policy=Triangular(5))
+        torch.optim.lr_scheduler.StepLR(optimizer, 10)
+        optimizer.step()
+        optimizer.step()
+
+    assert warned(train) == [
+        (
+            UserWarning,
+            "an LR scheduler is attached to a CyclicSGD that has a policy: both write lr, and the last to do so "
+            "before a step wins. Remove the scheduler, or the policy.",
+        )
+    ]
+
+
+def test_the_warning_of_another_policy_reads_exactly_so():
+    """A checkpoint of another policy is loaded under the one in the code, with both named, and the step."""
+    saved = CyclicSGD([parameter(2)], policy=Triangular(5))
+    saved.step()
+    optimizer = CyclicSGD([parameter(2)], policy=LinearRamp(7))
+    assert warned(lambda: optimizer.load_state_dict(saved.state_dict())) == [
+        (
+            UserWarning,
+            "the checkpoint was written under the policy Triangular(step_size_up=5, step_size_down=None, "
+            "div_factor=10, cycle_growth=1, cycle_momentum=True, base_momentum=0.8, max_momentum=0.9, scale_fn=None, "
+            "scale_mode='cycle'); going on at step 1 under the one in the code, "
+            "LinearRamp(total_iters=7, start_factor=0.3333333333333333, end_factor=1.0)",
+        )
+    ]
+
+
+def test_a_repr_lists_every_group_and_its_options():
+    """The repr names the policy, then each group's options in alphabetical order, without its tensors."""
+    optimizer = CyclicSGD(
+        [{"params": [parameter(2)]}, {"params": [parameter(1)], "lr": 0.2}], lr=0.1, policy=Constant()
+    )
+    assert repr(optimizer) == "\n".join(
+        [
+            "CyclicSGD (",
+            "policy: Constant()",
+            *(
+                line
+                for i, lr in enumerate((0.1, 0.2))
+                for line in (
+                    f"Parameter Group {i}",
+                    "    dampening: 0",
+                    "    differentiable: False",
+                    "    foreach: None",
+                    "    fused: None",
+                    f"    lr: {lr}",
+                    f"    max_lr: {lr}",
+                    "    maximize: False",
+                    "    momentum: 0",
+                    "    nesterov: False",
+                    "    schedule_step: 0",
+                    "    weight_decay: 0",
+                )
+            ),
+            ")",
+        ]
+    )
+
+
+def test_nesterov_needs_a_momentum_be_it_the_policys():
+    """Nesterov is taken with a policy that cycles momentum, and refused with one that does not, or with dampening."""
+    assert CyclicSGD([parameter(1)], nesterov=True, policy=Triangular(5)).defaults["momentum"] == 0
+    assert CyclicSGD([parameter(1)], momentum=0.3, policy=Triangular(5)).defaults["momentum"] == 0.3
+    for options in ({"policy": Constant()}, {"policy": Triangular(5), "dampening": 0.1}, {}):
+        with pytest.raises(ValueError, match="Nesterov momentum requires a momentum and zero dampening"):
+            CyclicSGD([parameter(1)], nesterov=True, **options)
+
+
+def test_a_refused_group_leaves_the_groups_as_they_were():
+    """A param group that breaks a rule is not added, and the dict given is not written to."""
+    optimizer = CyclicSGD([parameter(2)], lr=0.1, policy=OneCycle(20))
+    bad = {"params": [parameter(1)], "lr": -1.0}
+    with pytest.raises(ValueError, match="need lr"):
+        optimizer.add_param_group(bad)
+    assert len(optimizer.param_groups) == 1
+    assert sorted(bad) == ["lr", "params"]
+    good = {"params": [parameter(1)], "lr": 0.3}
+    optimizer.add_param_group(good)
+    assert sorted(good) == ["lr", "params"]
+    assert optimizer.param_groups[1]["max_lr"] == 0.3
+
+
+def test_a_group_added_later_knows_of_the_reports():
+    """A group that joins a Plateau has the state of reports that its peers have, in a dict of its own."""
+    optimizer = CyclicSGD([parameter(2)], lr=1.0, policy=Plateau(factor=0.5, patience=0))
+    for metric in (1.0, 2.0):
+        optimizer.report(metric)
+    optimizer.add_param_group({"params": [parameter(1)], "lr": 0.1})
+    first, second = optimizer.param_groups
+    assert second["policy_state"] == first["policy_state"]
+    assert second["policy_state"] is not first["policy_state"]
+    assert second["lr"] == 0.05
+    optimizer.report(3.0)
+    assert (first["lr"], second["lr"]) == (0.25, 0.025)
