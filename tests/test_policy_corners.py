@@ -41,10 +41,10 @@ def test_a_sequence_keeps_its_policies_in_a_tuple():
 def test_the_inherited_momentum_is_the_last_one_of_the_policy_before():
     """A policy that leaves momentum alone goes on with the one of the step before it took over."""
     triangle = Triangular(4)
-    policy = Sequential([Constant(), triangle, Constant(), Constant()], [3, 9, 12])
+    policy = Sequential([Constant(), triangle, Constant(), Constant()], [3, 10, 13])
     assert policy.at(2).momentum is None
-    for step in (9, 11, 12, 100):
-        assert policy.at(step).momentum == triangle.at(5).momentum
+    for step in (10, 12, 13, 100):
+        assert policy.at(step).momentum == triangle.at(6).momentum
 
 
 def test_a_sequence_ends_when_its_last_policy_does():
