@@ -6,7 +6,8 @@ import warnings
 import pytest
 import torch
 
-from cyclic_optim import Constant, CyclicSGD, LinearRamp, OneCycle, Plateau, Triangular
+from cyclic_optim import Constant, CyclicSGD, InverseTimeDecay, LinearRamp, OneCycle, Plateau, Triangular
+from cyclic_optim.device_clock import DeviceClock, _extent
 
 
 def parameter(*shape):
@@ -159,3 +160,97 @@ def test_a_group_added_later_knows_of_the_reports():
     assert second["lr"] == 0.05
     optimizer.report(3.0)
     assert (first["lr"], second["lr"]) == (0.25, 0.025)
+
+
+# --- the device path
+
+
+def clock(policy, **options):
+    return DeviceClock(policy, policy.at, torch.device("cpu"), **options)
+
+
+@pytest.mark.parametrize(
+    ("policy", "horizon", "rows"),
+    [
+        (LinearRamp(10), None, 11),
+        (LinearRamp(10), 12, 11),
+        (LinearRamp(10), 11, 11),
+        (LinearRamp(10), 10, 10),
+        (LinearRamp(10), 1, 1),
+        (Constant(), None, 1),
+        (Triangular(4), None, 8),
+        (Triangular(4), 8, 8),
+        (Triangular(4), 100, 8),
+        (InverseTimeDecay(0.1), 7, 7),
+        (InverseTimeDecay(0.1), None, 100_000),
+    ],
+    ids=repr,
+)
+def test_a_table_is_as_long_as_it_need_be(policy, horizon, rows):
+    """One row for each step up to the end, or of the period, or of the horizon, which is 100,000 by default."""
+    made = clock(policy, horizon=horizon)
+    assert made.rows == rows
+    assert made.table.shape == (rows, 2)
+
+
+def test_the_longest_table_without_a_horizon():
+    """A table of 2**20 rows is made without being asked for, one of a row more is not, unless there is a horizon."""
+    assert _extent(LinearRamp(2**20 - 1), None) == (None, 2**20, False)
+    with pytest.raises(ValueError, match="need a policy of at most 1048576 steps"):
+        _extent(LinearRamp(2**20), None)
+    assert _extent(LinearRamp(2**20), 2**21) == (None, 2**20 + 1, False)
+    assert _extent(Triangular(2**19), None) == (2**20, 2**20, False)
+
+
+def test_which_step_holds():
+    """Past the last row the last row's step holds; of a periodic policy every step is its own."""
+    assert [clock(LinearRamp(10)).held(step) for step in (0, 10, 11, 99)] == [0, 10, 10, 10]
+    assert [clock(InverseTimeDecay(1), step=5, horizon=3).held(step) for step in (5, 7, 8, 99)] == [5, 7, 7, 7]
+    assert [clock(Triangular(4)).held(step) for step in (0, 8, 99)] == [0, 8, 99]
+
+
+def test_what_is_on_the_device_does_not_follow_the_default_dtype():
+    """Rates and momenta are float32, peaks and the table float64, whatever torch's default is."""
+    for dtype in (torch.float64, torch.float32):
+        torch.set_default_dtype(dtype)
+        try:
+            made = clock(Triangular(4))
+            made.join()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        held = made.lr[0], made.momentum[0], made.max_lr[0], made.table, made.step, made.start
+        assert [tensor.dtype for tensor in held] == [
+            torch.float32,
+            torch.float32,
+            torch.float64,
+            torch.float64,
+            torch.int64,
+            torch.int64,
+        ]
+
+
+@pytest.mark.parametrize("policy", [Triangular(2), LinearRamp(3), InverseTimeDecay(1.0), OneCycle(12)], ids=repr)
+def test_a_tick_puts_the_next_values_in_force(policy):
+    """After each tick rate, momentum and counter are the policy's; one that found an inf changes nothing."""
+    made = clock(policy, step=2, horizon=20)
+    made.join()
+    made.max_lr[0].fill_(0.7)
+    made.step.fill_(2)
+    made.momentum[0].fill_(0.25)
+    for step in range(3, 15):
+        before = [tensor.clone() for tensor in (made.step, made.lr[0], made.momentum[0])]
+        made.tick(torch.tensor([1.0]))
+        assert all(map(torch.equal, before, (made.step, made.lr[0], made.momentum[0])))
+        made.tick(None if step % 2 else torch.tensor([0.0]))
+        lr_factor, momentum = policy.at(step)
+        assert made.step.item() == step
+        assert made.lr[0].item() == torch.tensor(0.7 * lr_factor, dtype=torch.float32).item()
+        assert made.momentum[0].item() == torch.tensor(0.25 if momentum is None else momentum).item()
+
+
+def test_what_a_table_says_of_the_whole_schedule():
+    """The highest factor of all rows, and whether any of them has a momentum, is known."""
+    rising = clock(LinearRamp(5, 0.1, 0.6))
+    assert (rising.highest_factor, rising.cycles_momentum) == (0.6, False)
+    assert (clock(Triangular(2)).highest_factor, clock(Triangular(2)).cycles_momentum) == (1.0, True)
+    assert rising.table[:, 1].isnan().all()
