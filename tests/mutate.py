@@ -274,14 +274,11 @@ class Selector:
 
     def tests(self, mutant: Mutant) -> tuple[list[str], float]:
         """Quickest first, and their time together."""
-        statement, *around = self._spans(mutant.line)
-        found = self._executing(*statement)
-        imported = "" in found or not found
-        if imported:  # whoever uses the class, or else the module, may notice first; then everybody
-            found = next((tests for span in around if (tests := self._executing(*span) - {""})), set())
-        chosen = self._by_time(found) + (self._by_time(set(self._durations) - found) if imported else [])
+        found = self._executing(*self._statement(mutant.line))
+        if "" in found or not found:  # executed at import: anybody may notice
+            found = set(self._durations)
         total, within = 0.0, []
-        for test in chosen:
+        for test in self._by_time(found):
             if total + self._durations[test] <= BUDGET:
                 total += self._durations[test]
                 within.append(test)
@@ -293,25 +290,20 @@ class Selector:
     def _executing(self, first: int, last: int) -> set[str]:
         return set().union(*(tests for line, tests in self._lines.items() if first <= line <= last))
 
-    def _spans(self, line: int) -> list[tuple[int, int]]:
-        """The lines of the statement, of the classes round it from the inside out, and of the module."""
-        spans: list[tuple[int, int]] = [(1, 10**9)]
-        nodes: list[Any] = list(self._tree.body)
+    def _statement(self, line: int) -> tuple[int, int]:
+        """The lines of the innermost statement; of one with a body, those of its head."""
+        nodes: list[ast.AST] = [self._tree]
+        found = (line, line)
         while nodes:
             node = nodes.pop()
-            if not isinstance(node, (ast.stmt, ast.ExceptHandler)):
-                nodes += ast.iter_child_nodes(node)
-                continue
-            start = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
-            if not start <= line <= (node.end_lineno or 0):
-                continue
-            nodes = list(ast.iter_child_nodes(node))
-            body = getattr(node, "body", None)
-            if isinstance(node, ast.ClassDef):
-                spans.insert(0, (start, node.end_lineno or 0))
-            if not body or line < body[0].lineno:
-                return [(start, (node.end_lineno or 0) if not body else body[0].lineno - 1), *spans]
-        return spans
+            if isinstance(node, (ast.stmt, ast.ExceptHandler)):
+                start = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+                if not start <= line <= (node.end_lineno or 0):
+                    continue
+                body = getattr(node, "body", None)
+                found = (start, body[0].lineno - 1 if body else node.end_lineno or 0)
+            nodes += ast.iter_child_nodes(node)
+        return found
 
 
 # --- the run

@@ -6,7 +6,17 @@ import warnings
 import pytest
 import torch
 
-from cyclic_optim import Constant, CyclicSGD, InverseTimeDecay, LinearRamp, OneCycle, Plateau, Triangular
+from cyclic_optim import (
+    Constant,
+    CyclicSGD,
+    InverseTimeDecay,
+    LinearRamp,
+    OneCycle,
+    Plateau,
+    Policy,
+    Triangular,
+    native,
+)
 from cyclic_optim.device_clock import DeviceClock, _extent
 
 
@@ -162,6 +172,51 @@ def test_a_group_added_later_knows_of_the_reports():
     assert (first["lr"], second["lr"]) == (0.25, 0.025)
 
 
+def test_the_state_of_reports_is_there_from_the_start():
+    """A Plateau's state is in every group before any report, so that a checkpoint made then has it."""
+    optimizer = CyclicSGD([parameter(2)], policy=Plateau(mode="max"))
+    assert optimizer.param_groups[0]["policy_state"] == Plateau(mode="max").initial_state()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("peak", [0, 1, 0.5, torch.tensor(0.5).item()])
+def test_an_edited_peak_becomes_a_float(monkeypatch, peak, compiled):
+    """An edit of max_lr lasts, and is kept as Python's float, be it 0."""
+    if not compiled:
+        monkeypatch.setattr(native, "compiled", None)
+    optimizer = CyclicSGD([parameter(2)], lr=0.1, policy=Constant())
+    optimizer.param_groups[0]["max_lr"] = peak
+    for _ in range(2):
+        optimizer.step()
+        assert (type(optimizer.param_groups[0]["max_lr"]), optimizer.param_groups[0]["lr"]) == (float, peak)
+
+
+class FailsAt3(Policy):
+    """A policy of the user's that has no answer at step 3."""
+
+    def at(self, step):
+        return (math.nan if step == 3 else 1.0), None
+
+
+def test_loading_asks_the_policy_of_the_step_that_was_saved():
+    """A checkpoint of step 2 loads where the policy has an answer for step 2, whatever it says of step 3."""
+    optimizer = CyclicSGD([parameter(2)], policy=FailsAt3())
+    optimizer.step()
+    optimizer.step()
+    checkpoint = optimizer.state_dict()
+    CyclicSGD([parameter(2)], policy=FailsAt3()).load_state_dict(checkpoint)
+    checkpoint["param_groups"][0]["schedule_step"] = 3
+    with pytest.raises(ValueError, match="need lr_factor to be a finite number >= 0, got lr_factor=nan at step 3"):
+        CyclicSGD([parameter(2)], policy=FailsAt3()).load_state_dict(checkpoint)
+
+
+def test_a_warning_finds_its_way_out_of_code_without_a_name():
+    """Called from code that is in no module, the warning comes all the same."""
+    optimizer = CyclicSGD([parameter(2)], lr=0.1, policy=Triangular(5))
+    torch.optim.lr_scheduler.StepLR(optimizer, 10)
+    assert len(warned(lambda: exec("optimizer.step()", {"optimizer": optimizer}))) == 1
+
+
 # --- the device path
 
 
@@ -206,6 +261,7 @@ def test_which_step_holds():
     """Past the last row the last row's step holds; of a periodic policy every step is its own."""
     assert [clock(LinearRamp(10)).held(step) for step in (0, 10, 11, 99)] == [0, 10, 10, 10]
     assert [clock(InverseTimeDecay(1), step=5, horizon=3).held(step) for step in (5, 7, 8, 99)] == [5, 7, 7, 7]
+    assert [clock(LinearRamp(10), step=5, horizon=3).held(step) for step in (5, 7, 8, 99)] == [5, 7, 7, 7]
     assert [clock(Triangular(4)).held(step) for step in (0, 8, 99)] == [0, 8, 99]
 
 
