@@ -2,12 +2,24 @@
 
 import dataclasses
 import inspect
+import math
 
+import numpy as np
 import pytest
 import torch
 
-from cyclic_optim import Constant, CosineRestarts, LinearRamp, MultiStepDecay, Sequential, Triangular
-from cyclic_optim.policies import POLICIES
+from cyclic_optim import (
+    Constant,
+    CosineRestarts,
+    LinearRamp,
+    MultiStepDecay,
+    OneCycle,
+    Plateau,
+    Policy,
+    Sequential,
+    Triangular,
+)
+from cyclic_optim.policies import POLICIES, describe, rebuild
 from cyclic_optim.policies.cyclic import cycle_of
 
 
@@ -57,6 +69,131 @@ def test_a_sequence_ends_when_its_last_policy_does():
     assert Sequential([LinearRamp(5)], []).end == 5
     assert Sequential([Constant(), Constant(), LinearRamp(5)], [3, 9]).end == 14
     assert Sequential([LinearRamp(5), Triangular(4)], [3]).end is None
+
+
+@pytest.mark.parametrize("three_phase", [False, True])
+@pytest.mark.parametrize("anneal_strategy", ["cos", "linear"])
+@pytest.mark.parametrize("total_steps", [10, 21])
+def test_one_cycle_step_by_step(total_steps, anneal_strategy, three_phase):
+    """Every step of a short cycle is torch's, and from the last one on nothing changes."""
+    options = {"pct_start": 0.3, "anneal_strategy": anneal_strategy, "three_phase": three_phase}
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps, **options)
+    policy = OneCycle(total_steps, **options)
+    for step in range(total_steps):
+        group = optimizer.param_groups[0]
+        assert policy.at(step) == pytest.approx((group["lr"], group["momentum"]), rel=1e-10, abs=1e-12)
+        optimizer.step()
+        if step < total_steps - 1:
+            scheduler.step()
+    for step in (total_steps, total_steps + 1, 10**9):
+        assert policy.at(step) == policy.at(total_steps - 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "best", "no_better", "better"),
+    [
+        ({"threshold": 0.1}, 100.0, 90.5, 89.5),
+        ({"threshold": 0.1, "mode": "max"}, 100.0, 109.5, 110.5),
+        ({"threshold": 3, "threshold_mode": "abs"}, 100.0, 97.0, 96.5),
+        ({"threshold": 3, "threshold_mode": "abs", "mode": "max"}, 100.0, 103.0, 103.5),
+        ({"threshold": 0}, 100.0, 100.0, 99.5),
+    ],
+)
+def test_what_improves_on_the_best(options, best, no_better, better):
+    """A metric improves if it is beyond the best one by more than the threshold, which is a share of it or absolute."""
+    policy = Plateau(patience=5, **options)
+    state = policy.report(None, best)
+    assert policy.report(state, no_better)["num_bad_reports"] == 1
+    assert policy.report(state, math.nan)["num_bad_reports"] == 1
+    assert policy.report(state, better) == {**state, "best": better}
+
+
+def test_reports_one_by_one():
+    """Patience, a reduction, the cooldown, the floor: the state after each report."""
+    policy = Plateau(factor=0.5, patience=1, cooldown=2, min_factor=0.3)
+    state, seen = None, []
+    for metric in (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0):
+        state = policy.report(state, metric)
+        seen.append((state["num_bad_reports"], state["cooldown_counter"], state["lr_factor"]))
+    assert seen == [
+        (0, 0, 1.0),
+        (1, 0, 1.0),
+        (0, 2, 0.5),
+        (0, 1, 0.5),
+        (0, 0, 0.5),
+        (1, 0, 0.5),
+        (0, 2, 0.3),
+        (0, 1, 0.3),
+        (0, 0, 0.3),
+        (1, 0, 0.3),
+        (0, 2, 0.3),
+    ]
+    assert policy.after(state, 7) == (0.3, None)
+
+
+def test_a_reduction_must_be_worth_it():
+    """A reduction of no more than eps is not made."""
+    for eps, factor in ((0.5, 1.0), (0.4999, 0.5)):
+        policy = Plateau(factor=0.5, patience=0, eps=eps)
+        assert policy.report(policy.report(None, 1.0), 1.0)["lr_factor"] == factor
+
+
+@pytest.mark.parametrize("lr_factor", [0, 0.0, 0.5, 1, 1.0])
+def test_a_state_may_have_come_down_to_0(lr_factor):
+    """Factors from 0 to 1, the ends included, can have been written."""
+    Plateau().check_state({**Plateau().initial_state(), "lr_factor": lr_factor})
+
+
+class Curve:
+    def __call__(self, step):
+        return 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Everything(Policy):
+    """A policy of the user's with fields of all kinds."""
+
+    mapping: object
+    items: object
+    whole: object
+    number: object
+    function: object
+    instance: object
+    policy: object
+
+    def at(self, step):
+        return 1.0, None
+
+
+def halve(step):
+    return 0.5**step
+
+
+def test_a_description_is_plain_data_whatever_the_fields_hold():
+    """Mappings, sequences, numpy's numbers, functions, callables and policies become data that json can hold."""
+    policy = Everything({3: (1, None)}, (True, "a"), np.int64(7), np.float32(0.5), halve, Curve(), LinearRamp(3))
+    described = describe(policy)
+    assert described == {
+        "name": f"{__name__}.Everything",
+        "fields": {
+            "mapping": {"3": [1, None]},
+            "items": [True, "a"],
+            "whole": 7,
+            "number": 0.5,
+            "function": {"code": f"{__name__}.halve"},
+            "instance": {"code": f"{__name__}.Curve"},
+            "policy": {"name": "LinearRamp", "fields": {"total_iters": 3, "start_factor": 1 / 3, "end_factor": 1.0}},
+        },
+    }
+    assert (type(described["fields"]["whole"]), type(described["fields"]["number"])) == (int, float)
+
+
+def test_code_inside_a_list_is_named_where_it_stands():
+    """A function in a list of a description is refused with the policy and field that hold the list."""
+    with pytest.raises(ValueError, match="need the code") as raised:
+        rebuild({"name": "Sequential", "fields": {"policies": [{"code": "some.function"}], "milestones": []}})
+    assert str(raised.value) == "need the code of Sequential.policies (some.function), which data cannot hold"
 
 
 def test_no_drop_at_all_is_over_from_the_start():

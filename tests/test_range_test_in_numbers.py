@@ -465,6 +465,7 @@ def test_every_generator_of_a_loader_is_found_once():
     sampler = RandomSampler(data, generator=of_sampler)
     assert found(DataLoader(data, sampler=sampler, generator=own)) == [id(own), id(of_sampler)]
     assert found(DataLoader(data, sampler=sampler)) == [id(of_sampler)]
+    assert found(DataLoader(data, sampler=sampler, batch_size=None)) == [id(of_sampler)]
     batches = BatchSampler(RandomSampler(data, generator=inner), 2, False)
     assert found(DataLoader(data, batch_sampler=batches)) == [id(inner)]
 
