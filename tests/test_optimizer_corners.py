@@ -17,6 +17,7 @@ from cyclic_optim import (
     Triangular,
     native,
 )
+from cyclic_optim import optimizer as optimizer_module
 from cyclic_optim.device_clock import DeviceClock, _extent
 
 
@@ -217,7 +218,109 @@ def test_a_warning_finds_its_way_out_of_code_without_a_name():
     assert len(warned(lambda: exec("optimizer.step()", {"optimizer": optimizer}))) == 1
 
 
+def test_a_dry_run_makes_the_buffers_that_are_missing():
+    """A dry run gives momentum buffers of 0 to parameters with gradients, and leaves those that are there alone."""
+    params = [parameter(2), parameter(3), parameter(4)]
+    params[2].grad = None
+    optimizer = CyclicSGD(params, lr=0.1, momentum=0.9, policy=Constant())
+    buffer = torch.full((2,), 5.0)
+    optimizer.state[params[0]]["momentum_buffer"] = buffer
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step()
+    assert optimizer.state[params[0]]["momentum_buffer"] is buffer
+    made = optimizer.state[params[1]]["momentum_buffer"]
+    assert torch.equal(made, torch.zeros(3))
+    assert not made.requires_grad
+    assert params[2] not in optimizer.state or "momentum_buffer" not in optimizer.state[params[2]]
+    assert (optimizer.param_groups[0]["schedule_step"], optimizer.param_groups[0]["lr"]) == (0, 0.1)
+
+
+@pytest.mark.parametrize("key", ["found_inf", "grad_scale"])
+@pytest.mark.parametrize("foreach", [True, False])
+def test_a_loss_scale_that_torchs_loops_do_not_know_fails_as_in_sgd(key, foreach):
+    """Without a policy, what AMP leaves for a fused update is refused by the other ones, as torch.optim.SGD does."""
+    errors = []
+    for kind in (torch.optim.SGD, CyclicSGD):
+        optimizer = kind([parameter(2)], lr=0.1, foreach=foreach)
+        setattr(optimizer, key, torch.tensor(1.0))
+        with pytest.raises(AssertionError) as raised:
+            optimizer.step()
+        errors.append(str(raised.value))
+    assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("policy", [None, Constant()], ids=repr)
+def test_what_cannot_be_fused_is_refused_as_in_sgd(policy):
+    """fused=True with a complex parameter is SGD's error, with a policy too, as often as it is tried."""
+    errors = []
+    for make in (torch.optim.SGD, lambda params, **options: CyclicSGD(params, policy=policy, **options)):
+        param = torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+        param.grad = torch.ones(2, dtype=torch.complex64)
+        optimizer = make([param], lr=0.1, fused=True)
+        for _ in range(2):
+            with pytest.raises(RuntimeError) as raised:
+                optimizer.step()
+        errors.append(str(raised.value))
+    assert errors[0] == errors[1]
+
+
+class Subclass(CyclicSGD):
+    """With a step of its own round the optimizer's."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("policy", [None, Constant()], ids=repr)
+def test_hooks_of_a_subclass_run_once(policy):
+    """A subclass whose step calls ours has its hooks called once a step, and the closure's loss returned."""
+    optimizer, calls = Subclass([parameter(2)], lr=0.1, policy=policy), []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    assert optimizer.step(lambda: calls.append("closure") or 3.0) == 3.0
+    assert calls == ["before", "closure", "after"]
+    assert optimizer.step() is None
+    assert calls == ["before", "closure", "after", "before", "after"]
+
+
+@pytest.mark.parametrize("policy", [None, OneCycle(20), Plateau()], ids=repr)
+@pytest.mark.parametrize("foreach", [None, True, False])
+def test_near_a_compiler_the_steps_are_the_same(monkeypatch, policy, foreach):
+    """The way round torch.compile takes the same steps, closure and all, as the short one."""
+    ends = []
+    for near in (False, True):
+        with monkeypatch.context() as patch:
+            if near:
+                patch.setattr(optimizer_module, "_compiler_is_near", lambda: True)
+            param = torch.nn.Parameter(torch.ones(3))
+            optimizer = CyclicSGD([param], lr=0.1, momentum=0.9, policy=policy, foreach=foreach)
+            for step in range(5):
+                param.grad = torch.full((3,), 1.0 + step)
+                assert (
+                    optimizer.step(None if step % 2 else lambda: torch.is_grad_enabled()) is (None, True)[step % 2 == 0]
+                )
+            ends.append((param.detach().clone(), optimizer.state_dict()))
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert ends[0][1]["param_groups"] == ends[1][1]["param_groups"]
+    assert torch.equal(ends[0][1]["state"][0]["momentum_buffer"], ends[1][1]["state"][0]["momentum_buffer"])
+
+
 # --- the device path
+
+
+def test_groups_that_join_on_the_device_have_peaks_of_their_own():
+    """Each group added later joins the cycle where it stands, at its own peak."""
+    optimizer = CyclicSGD([parameter(2)], lr=0.1, policy=Triangular(4), capturable=True)
+    optimizer.step()
+    for lr in (0.2, 0.4):
+        optimizer.add_param_group({"params": [parameter(1)], "lr": lr})
+    optimizer.step()
+    factor, momentum = Triangular(4).at(2)
+    for group, peak in zip(optimizer.param_groups, (0.1, 0.2, 0.4), strict=True):
+        assert group["max_lr"].item() == peak
+        assert group["lr"].item() == pytest.approx(peak * factor, rel=1e-6)
+        assert group["momentum"].item() == pytest.approx(momentum, rel=1e-6)
+        assert group["schedule_step"].item() == 2
 
 
 def clock(policy, **options):

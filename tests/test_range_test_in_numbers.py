@@ -193,6 +193,13 @@ def test_curves_at_the_edge_of_each_rule(losses, verdict):
     assert check_suggestion(made(losses)) == verdict
 
 
+def test_the_lowest_loss_may_not_be_among_the_first_tenth():
+    """With the lowest loss just behind the first tenth there is a pair, with it at that tenth's end there is none."""
+    for flat, verdict in ((10, "pair"), (9, "no fall")):
+        losses = [5.0] * flat + [1.0] * (99 - flat) + [9.0]
+        assert check_suggestion(made(losses, lrs=[10.0 ** (i - 50) for i in range(100)])) == verdict
+
+
 def test_what_is_said_where_there_is_no_pair():
     """Each reason reads exactly so, with the rates of the curve."""
     lrs = [10.0**i for i in range(-20, 10)]
