@@ -388,7 +388,7 @@ def run(mutants: list[Mutant], selector: Selector, results: Results, tests_diges
             if not tests:
                 results.add(mutant, status=SURVIVED, by="no test executes it", seconds=0, tests=tests_digest)
                 continue
-            number, seconds = free.pop(), 15 + 4 * duration
+            number, seconds = free.pop(), 10 + duration
             (WORK / f"failed-{number}").unlink(missing_ok=True)
             pid = os.fork()
             if pid == 0:
