@@ -192,6 +192,74 @@ def test_an_edited_peak_becomes_a_float(monkeypatch, peak, compiled):
         assert (type(optimizer.param_groups[0]["max_lr"]), optimizer.param_groups[0]["lr"]) == (float, peak)
 
 
+class Listens(Policy):
+    """A policy of the user's that depends on the step and on what was reported."""
+
+    def at(self, step):
+        return self.after({"reports": 0}, step)
+
+    def initial_state(self):
+        return {"reports": 0}
+
+    def after(self, state, step):
+        return 1 / (1 + step + 10 * state["reports"]), 0.1 * step
+
+    def report(self, state, metric):
+        return {"reports": state["reports"] + 1}
+
+    def check_state(self, state):
+        pass
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_policy_that_listens_may_look_at_the_step_too(monkeypatch, compiled):
+    """Rate and momentum after each step and each report are what the policy says of the state and the step."""
+    if not compiled:
+        monkeypatch.setattr(native, "compiled", None)
+    optimizer, policy = CyclicSGD([parameter(2)], lr=2.0, policy=Listens()), Listens()
+    (group,) = optimizer.param_groups
+    for step in range(6):
+        for reports in (step, step + 1):
+            factor, momentum = policy.after({"reports": reports}, step)
+            assert (group["lr"], group["momentum"]) == (2.0 * factor, momentum)
+            if reports == step:
+                optimizer.report(1.0)
+        optimizer.step()
+
+
+def test_a_report_that_changes_nothing_leaves_an_edited_rate_alone():
+    """Only a report that lowers the rate puts it in force; otherwise an edit of group["lr"] stays for the next step."""
+    optimizer = CyclicSGD([parameter(2)], lr=1.0, policy=Plateau(factor=0.5, patience=1))
+    (group,) = optimizer.param_groups
+    for metric in (3.0, 3.0, 3.0):
+        optimizer.report(metric)
+    assert group["lr"] == 0.5
+    group["lr"] = 7.0
+    optimizer.report(2.0)
+    assert group["lr"] == 7.0
+
+
+def test_a_checkpoint_without_a_state_of_reports_starts_anew():
+    """A Plateau goes on from a checkpoint that lacks its state as if nothing had been reported."""
+    optimizer = CyclicSGD([parameter(2)], policy=Plateau())
+    checkpoint = optimizer.state_dict()
+    del checkpoint["param_groups"][0]["policy_state"]
+    optimizer.report(1.0)
+    optimizer.load_state_dict(checkpoint)
+    assert optimizer.param_groups[0]["policy_state"] == Plateau().initial_state()
+
+
+def test_nothing_of_a_scheduler_stays_behind():
+    """Of an SGD checkpoint with a scheduler's keys, the peak and momentum are the code's, and initial_lr goes."""
+    plain = torch.optim.SGD([parameter(2)], lr=0.5, momentum=0.5)
+    torch.optim.lr_scheduler.CyclicLR(plain, 0.01, 0.3, cycle_momentum=True)
+    optimizer = CyclicSGD([parameter(2)], lr=0.1, momentum=0.9, policy=Constant())
+    optimizer.load_state_dict(plain.state_dict())
+    (group,) = optimizer.param_groups
+    assert "initial_lr" not in group
+    assert (group["max_lr"], group["lr"], group["momentum"]) == (0.1, 0.1, 0.9)
+
+
 class FailsAt3(Policy):
     """A policy of the user's that has no answer at step 3."""
 

@@ -17,6 +17,7 @@ from cyclic_optim import (
     Plateau,
     Policy,
     Sequential,
+    Staircase,
     Triangular,
 )
 from cyclic_optim.policies import POLICIES, describe, rebuild
@@ -282,3 +283,16 @@ def test_defaults_that_torch_has_too_are_torchs(ours, theirs):
     shared = DEFAULTS[ours].keys() & signature.keys()
     assert shared
     assert {name: DEFAULTS[ours][name] for name in shared} == {name: signature[name].default for name in shared}
+
+
+def test_the_shortest_parts_there_are():
+    """A policy may take over at step 1, and an epoch may be one step long."""
+    assert Sequential([Constant(), LinearRamp(2, 0.5)], [1]).at(1).lr_factor == 0.5
+    assert Staircase(LinearRamp(2, 0.5), 1).at(1) == LinearRamp(2, 0.5).at(1)
+
+
+def test_a_sequence_refuses_the_step_that_it_was_asked_for():
+    """A step that is no int is shown as it was given, not as the part in force would count it."""
+    with pytest.raises(TypeError) as raised:
+        Sequential([Constant(), Constant()], [2]).at(5.0)
+    assert str(raised.value) == "need step to be an int (optimizer steps, not epochs), got step=5.0"

@@ -12,7 +12,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
-from cyclic_optim import CyclicSGD, LRRangeTest, NoSuggestionError, OneCycle, Triangular, lr_range_test, supervised_step
+from cyclic_optim import (
+    CyclicSGD,
+    LRRangeTest,
+    NoSuggestionError,
+    OneCycle,
+    Triangular,
+    lr_range_test,
+    plotting,
+    supervised_step,
+)
 from cyclic_optim.range_test import Average
 
 
@@ -35,6 +44,10 @@ def curves(draw, fewest=27):
 @given(curves())
 @example(made([float(-i) for i in range(40)]))
 @example(made([float(i * i) for i in range(40)]))
+@example(made([0.0] * 39 + [-9.0]))
+@example(made([0.0] * 38 + [-9.0, -9.0]))
+@example(made([0.0] * 33 + [-9.0] * 7))
+@example(made([0.0] * 11 + [-9.0] * 29))
 def test_steepest_rates_are_where_numpys_slopes_are_lowest(result):
     """The three rules of steepest descent agree with numpy's differences and gradients, skipped steps included."""
     lrs, losses = np.array(result.lrs), np.array(result.losses)
@@ -243,6 +256,14 @@ def test_the_csv_to_the_letter(tmp_path):
     for path in (tmp_path / "a.csv", str(tmp_path / "b.csv")):
         result.to_csv(path)
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes() == expected.encode()
+
+
+def test_a_plot_is_plottings(monkeypatch):
+    """plot hands the result and the axes to the plotting module, and returns what that returns."""
+    monkeypatch.setattr(plotting, "plot_range_test", lambda result, ax: (result, ax))
+    result = made([1.0])
+    assert result.plot() == (result, None)
+    assert result.plot(3) == (result, 3)
 
 
 def test_ready_keywords_take_the_policys_options():
