@@ -520,8 +520,9 @@ python tests/mutate.py --fresh
 `tests/mutate.py` writes this page (a reason below a survivor is a person's, and stays as long as the mutant does).
 The mutants are [mutmut](https://mutmut.readthedocs.io)'s, also those in properties and class bodies, which its own
 runner leaves alone. Each is run against the tests that execute the changed statement, out of the test files that
-`setup.cfg` names for its file, with 10 examples for each property instead of 50, the quickest {budget} s of
-them. Recorded with {versions}.
+`setup.cfg` names for its file, quickest first, as many as take {budget} s together (measured under coverage), with 10
+examples for each property instead of 50. They are tried in random order: where fewer were tried than there are, those
+are a random sample. Recorded with {versions}.
 
 {table}
 
