@@ -43,7 +43,7 @@ WORK = ROOT / "build" / "mutants"
 REPORT = ROOT / "tests" / "MUTANTS.md"
 #: Seconds of tests that a mutant is run against, the quickest of those that execute it. Whatever the rest would have
 #: killed counts as a survivor.
-BUDGET = 15.0
+BUDGET = 5.0
 KILLED, TIMEOUT, SURVIVED = "killed", "out of time", "survived"
 
 

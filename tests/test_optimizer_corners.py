@@ -317,14 +317,16 @@ def test_a_loss_scale_that_torchs_loops_do_not_know_fails_as_in_sgd(key, foreach
     assert errors[0] == errors[1]
 
 
+@pytest.mark.parametrize("of_the_group", [False, True])
 @pytest.mark.parametrize("policy", [None, Constant()], ids=repr)
-def test_what_cannot_be_fused_is_refused_as_in_sgd(policy):
+def test_what_cannot_be_fused_is_refused_as_in_sgd(policy, of_the_group):
     """fused=True with a complex parameter is SGD's error, with a policy too, as often as it is tried."""
     errors = []
     for make in (torch.optim.SGD, lambda params, **options: CyclicSGD(params, policy=policy, **options)):
         param = torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))
         param.grad = torch.ones(2, dtype=torch.complex64)
-        optimizer = make([param], lr=0.1, fused=True)
+        groups = [{"params": [param], "fused": True}] if of_the_group else [param]
+        optimizer = make(groups, lr=0.1, **({} if of_the_group else {"fused": True}))
         for _ in range(2):
             with pytest.raises(RuntimeError) as raised:
                 optimizer.step()

@@ -296,3 +296,15 @@ def test_a_sequence_refuses_the_step_that_it_was_asked_for():
     with pytest.raises(TypeError) as raised:
         Sequential([Constant(), Constant()], [2]).at(5.0)
     assert str(raised.value) == "need step to be an int (optimizer steps, not epochs), got step=5.0"
+
+
+def test_a_scale_may_take_the_rate_down_to_0():
+    """A scaled rate of exactly 0 is allowed, one below is not."""
+    assert Triangular(1, div_factor=2, cycle_momentum=False, scale_fn=lambda cycle: -1).at(1).lr_factor == 0.0
+    with pytest.raises(ValueError, match="need a scale that keeps the rate"):
+        Triangular(1, div_factor=2, cycle_momentum=False, scale_fn=lambda cycle: -1.001).at(1)
+
+
+def test_the_shortest_period():
+    """A constant repeats after every step, and is over at once."""
+    assert (Constant().period, Constant().end) == (1, 0)
