@@ -164,6 +164,11 @@ POLICY_MESSAGES = [
         "need end_factor / start_factor to be finite, got start_factor=5e-324, end_factor=1.0",
     ),
     (
+        lambda: OneCycle(100, 0.0),
+        ValueError,
+        "need 0 < pct_start < 1, got pct_start=0.0",
+    ),
+    (
         lambda: OneCycle(100, 1.0),
         ValueError,
         "need 0 < pct_start < 1, got pct_start=1.0",

@@ -192,6 +192,36 @@ def test_an_edited_peak_becomes_a_float(monkeypatch, peak, compiled):
         assert (type(optimizer.param_groups[0]["max_lr"]), optimizer.param_groups[0]["lr"]) == (float, peak)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_an_edited_rate_may_be_an_int(monkeypatch, compiled):
+    """An int written into group["lr"] is used by one step, and the policy's float follows."""
+    if not compiled:
+        monkeypatch.setattr(native, "compiled", None)
+    param = parameter(2)
+    param.grad = torch.ones(2)
+    optimizer = CyclicSGD([param], lr=0.5, policy=Constant())
+    optimizer.param_groups[0]["lr"] = 1
+    optimizer.step()
+    assert param.tolist() == [-1.0, -1.0]
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_a_policy_without_reports_takes_over_from_one_with():
+    """Of a Plateau's checkpoint, loaded under another policy, no state of reports is left."""
+    checkpoint = CyclicSGD([parameter(2)], policy=Plateau()).state_dict()
+    optimizer = CyclicSGD([parameter(2)], policy=Constant())
+    assert len(warned(lambda: optimizer.load_state_dict(checkpoint))) == 1
+    assert "policy_state" not in optimizer.param_groups[0]
+
+
+def test_a_rate_that_a_tensor_rounds_is_not_edited():
+    """A float32 tensor that holds the policy's rate as well as it can is the policy's; another value is an edit."""
+    optimizer = CyclicSGD([parameter(2)], lr=torch.tensor(0.1), policy=LinearRamp(7, 0.3))
+    assert not optimizer._schedule.is_edited(optimizer.param_groups)
+    optimizer.param_groups[0]["lr"].fill_(0.05)
+    assert optimizer._schedule.is_edited(optimizer.param_groups)
+
+
 class Listens(Policy):
     """A policy of the user's that depends on the step and on what was reported."""
 
@@ -428,6 +458,12 @@ def test_the_longest_table_without_a_horizon():
         _extent(LinearRamp(2**20), None)
     assert _extent(LinearRamp(2**20), 2**21) == (None, 2**20 + 1, False)
     assert _extent(Triangular(2**19), None) == (2**20, 2**20, False)
+
+
+def test_the_default_horizon():
+    """A policy that neither ends nor repeats is tabulated for 100,000 steps from where it stands."""
+    assert _extent(InverseTimeDecay(1.0), None) == (None, 100_000, True)
+    assert _extent(InverseTimeDecay(1.0), 5) == (None, 5, True)
 
 
 def test_which_step_holds():

@@ -47,6 +47,7 @@ def curves(draw, fewest=27):
 @example(made([0.0] * 39 + [-9.0]))
 @example(made([0.0] * 38 + [-9.0, -9.0]))
 @example(made([0.0] * 33 + [-9.0] * 7))
+@example(made([9.0] * 33 + [4.3] * 5 + [-4.7] * 2))
 @example(made([0.0] * 11 + [-9.0] * 29))
 def test_steepest_rates_are_where_numpys_slopes_are_lowest(result):
     """The three rules of steepest descent agree with numpy's differences and gradients, skipped steps included."""
