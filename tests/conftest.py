@@ -1,14 +1,18 @@
-"""Hypothesis profiles: "quick" by default, "deep" with HYPOTHESIS_PROFILE=deep."""
+"""Hypothesis profiles: "quick" by default, "deep" with HYPOTHESIS_PROFILE=deep; "mutants" is for mutate.py."""
 
 import os
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from cyclic_optim import native
 
 settings.register_profile("quick", max_examples=50, deadline=None, derandomize=True)
 settings.register_profile("deep", max_examples=2000, deadline=None)
+# A mutant is killed by any example, be it the smallest or not.
+settings.register_profile(
+    "mutants", max_examples=10, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate]
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 

@@ -1,0 +1,655 @@
+"""What an error says, to the letter: the rule, the values, and the cure where there is one."""
+
+import math
+
+import pytest
+import torch
+
+from cyclic_optim import (
+    Constant,
+    CosineDecay,
+    CyclicSGD,
+    ExponentialDecay,
+    ExponentialRamp,
+    LambdaPolicy,
+    LinearRamp,
+    MultiStepDecay,
+    OneCycle,
+    Plateau,
+    Policy,
+    PolynomialDecay,
+    Sequential,
+    Staircase,
+    Triangular,
+    WarmupStableDecay,
+    lr_range_test,
+    supervised_step,
+)
+from cyclic_optim.policies import describe, rebuild
+
+
+def far(step):
+    return 1.0
+
+
+def scale(count):
+    return -1
+
+
+def reports(**changed):
+    return {**Plateau().initial_state(), **changed}
+
+
+POLICY_MESSAGES = [
+    (
+        lambda: Triangular(0),
+        ValueError,
+        "need 1 <= step_size_up, got step_size_up=0",
+    ),
+    (
+        lambda: Triangular("3"),
+        TypeError,
+        "need step_size_up to be an int (a number of optimizer steps), got step_size_up='3'",
+    ),
+    (
+        lambda: Triangular(2.0),
+        TypeError,
+        "need step_size_up to be an int (a number of optimizer steps), got step_size_up=2.0: "
+        "pass an int, for example int(step_size_up)",
+    ),
+    (
+        lambda: Triangular(div_factor="10"),
+        TypeError,
+        "need div_factor to be a number, got div_factor='10'",
+    ),
+    (
+        lambda: Triangular(div_factor=math.nan),
+        ValueError,
+        "need div_factor to be a finite number, got div_factor=nan",
+    ),
+    (
+        lambda: Triangular(div_factor=0.5),
+        ValueError,
+        "need 1 <= div_factor, got div_factor=0.5",
+    ),
+    (
+        lambda: Triangular(cycle_momentum=1),
+        TypeError,
+        "need cycle_momentum to be True or False, got cycle_momentum=1",
+    ),
+    (
+        lambda: Triangular(scale_mode="cycles"),
+        ValueError,
+        "need scale_mode to be one of 'cycle', 'iterations', got scale_mode='cycles'",
+    ),
+    (
+        lambda: Triangular(base_momentum=0.95),
+        ValueError,
+        "need base_momentum <= max_momentum, got base_momentum=0.95, max_momentum=0.9",
+    ),
+    (
+        lambda: Triangular(2, scale_fn=scale).at(2),
+        ValueError,
+        "need a scale that keeps the rate and the momentum at or above 0, "
+        "got lr_factor=-0.8, momentum=1.0 at step=2 from scale_fn(1)=-1",
+    ),
+    (
+        lambda: CosineDecay(10, 1.5),
+        ValueError,
+        "need 0 <= min_factor <= 1, got min_factor=1.5",
+    ),
+    (
+        lambda: ExponentialDecay(0),
+        ValueError,
+        "need 0 < gamma <= 1, got gamma=0",
+    ),
+    (
+        lambda: PolynomialDecay(10, 0),
+        ValueError,
+        "need 0 < power, got power=0",
+    ),
+    (
+        lambda: Plateau(factor=1),
+        ValueError,
+        "need 0 < factor < 1, got factor=1",
+    ),
+    (
+        lambda: Plateau(eps=-1),
+        ValueError,
+        "need 0 <= eps, got eps=-1",
+    ),
+    (
+        lambda: Plateau(mode=3),
+        TypeError,
+        "need mode to be a string, got mode=3",
+    ),
+    (
+        lambda: Plateau(mode="least"),
+        ValueError,
+        "need mode to be one of 'min', 'max', got mode='least'",
+    ),
+    (
+        lambda: Plateau(threshold_mode="relative"),
+        ValueError,
+        "need threshold_mode to be one of 'rel', 'abs', got threshold_mode='relative'",
+    ),
+    (
+        lambda: WarmupStableDecay(10, 1, 1, "sine"),
+        ValueError,
+        "need shape to be one of 'linear', 'cosine', 'sqrt', got shape='sine'",
+    ),
+    (
+        lambda: WarmupStableDecay(10, 6, 5),
+        ValueError,
+        "need warmup + decay <= total_steps, got warmup=6, decay=5, total_steps=10",
+    ),
+    (
+        lambda: MultiStepDecay([3, 2]),
+        ValueError,
+        "need 0 <= milestones[0] <= milestones[1] <= ..., got milestones=(3, 2)",
+    ),
+    (
+        lambda: MultiStepDecay(3),
+        TypeError,
+        "need milestones to be a sequence of ints, got milestones=3",
+    ),
+    (
+        lambda: MultiStepDecay([1, "2"]),
+        TypeError,
+        "need milestones[1] to be an int (a number of optimizer steps), got milestones[1]='2'",
+    ),
+    (
+        lambda: ExponentialRamp(4, 5e-324, 1.0),
+        ValueError,
+        "need end_factor / start_factor to be finite, got start_factor=5e-324, end_factor=1.0",
+    ),
+    (
+        lambda: OneCycle(100, 0.0),
+        ValueError,
+        "need 0 < pct_start < 1, got pct_start=0.0",
+    ),
+    (
+        lambda: OneCycle(100, 1.0),
+        ValueError,
+        "need 0 < pct_start < 1, got pct_start=1.0",
+    ),
+    (
+        lambda: OneCycle(100, anneal_strategy="cosine"),
+        ValueError,
+        "need anneal_strategy to be one of 'cos', 'linear', got anneal_strategy='cosine'",
+    ),
+    (
+        lambda: OneCycle(3),
+        ValueError,
+        "need 1 < pct_start * total_steps (at least one step of climbing), got pct_start=0.3, total_steps=3",
+    ),
+    (
+        lambda: OneCycle(100, 0.6, three_phase=True),
+        ValueError,
+        "need pct_start <= 0.5 for three phases (climb, mirrored fall, end), got pct_start=0.6",
+    ),
+    (
+        lambda: Sequential(None, []),
+        TypeError,
+        "need policies to be a sequence of policies, got policies=None",
+    ),
+    (
+        lambda: Sequential([Constant()], [3]),
+        ValueError,
+        "need one policy more than milestones, got 1 policies, 1 milestones",
+    ),
+    (
+        lambda: Sequential([Constant(), Constant()], [0]),
+        ValueError,
+        "need 1 <= milestones[0] < milestones[1] < ..., got milestones=(0,)",
+    ),
+    (
+        lambda: Sequential([Constant(), None], [3]),
+        TypeError,
+        "need policies[1] to be a Policy, got policies[1]=None",
+    ),
+    (
+        lambda: Staircase(Plateau(), 3),
+        ValueError,
+        f"need policies that depend on the step alone, got policy={Plateau()!r}",
+    ),
+    (
+        lambda: LambdaPolicy(3),
+        TypeError,
+        "need fn to be callable, got fn=3",
+    ),
+    (
+        lambda: LambdaPolicy(scale).at(3),
+        ValueError,
+        "need fn(3) to be a finite number >= 0, got fn(3)=-1",
+    ),
+    (
+        lambda: Constant().at(-1),
+        ValueError,
+        "need 0 <= step, got step=-1",
+    ),
+    (
+        lambda: Constant().at(1.0),
+        TypeError,
+        "need step to be an int (optimizer steps, not epochs), got step=1.0",
+    ),
+    (
+        lambda: Constant().report(None, 0.5),
+        TypeError,
+        "need a policy that listens to a metric (Plateau), got Constant(), which depends on the step alone",
+    ),
+    (
+        lambda: Constant().check_state({}),
+        ValueError,
+        "need no state of reports for Constant(), got {}",
+    ),
+    (
+        lambda: Plateau().check_state({}),
+        ValueError,
+        "need the state of Plateau to have the keys "
+        "['best', 'cooldown_counter', 'lr_factor', 'mode', 'num_bad_reports'], got {}",
+    ),
+    (
+        lambda: Plateau().check_state(reports(mode="max")),
+        ValueError,
+        "need reports to be compared by mode='min', got mode='max'",
+    ),
+    (
+        lambda: Plateau().check_state(reports(num_bad_reports=-1)),
+        ValueError,
+        "need num_bad_reports to be an int >= 0, got num_bad_reports=-1",
+    ),
+    (
+        lambda: Plateau().check_state(reports(best="low")),
+        ValueError,
+        "need best to be a number, got best='low'",
+    ),
+    (
+        lambda: Plateau().check_state(reports(lr_factor=1.5)),
+        ValueError,
+        "need 0 <= lr_factor <= 1, got lr_factor=1.5",
+    ),
+    (
+        lambda: rebuild(3),
+        ValueError,
+        "need a policy as {'name': ..., 'fields': {...}}, got 3",
+    ),
+    (
+        lambda: rebuild({"name": "Nobody", "fields": {}}),
+        ValueError,
+        "need a policy of this library to rebuild it from data, got 'Nobody'",
+    ),
+    (
+        lambda: rebuild({"name": "LinearRamp", "fields": {"total_iters": 0}}),
+        ValueError,
+        "need the arguments of LinearRamp, got {'total_iters': 0}: need 1 <= total_iters, got total_iters=0",
+    ),
+    (
+        lambda: rebuild(describe(LambdaPolicy(far))),
+        ValueError,
+        f"need the code of LambdaPolicy.fn ({__name__}.far), which data cannot hold",
+    ),
+]
+
+
+def check(call, error, message):
+    with pytest.raises(error) as raised:
+        call()
+    assert type(raised.value) is error
+    assert str(raised.value) == message
+
+
+def cases(table):
+    return pytest.mark.parametrize(("call", "error", "message"), table, ids=[message[:60] for _, _, message in table])
+
+
+@cases(POLICY_MESSAGES)
+def test_what_a_policy_says(call, error, message):
+    """A policy's error reads exactly so."""
+    check(call, error, message)
+
+
+# --- the optimizer
+
+
+def param(*shape):
+    return torch.nn.Parameter(torch.ones(shape))
+
+
+def built(policy=None, **options):
+    return CyclicSGD([param(2)], policy=policy, **options)
+
+
+def saved(policy=None, /, **changed):
+    """A checkpoint, with other values in its param group."""
+    checkpoint = built(policy).state_dict()
+    checkpoint["param_groups"][0].update(changed)
+    return checkpoint
+
+
+def without(checkpoint, key):
+    del checkpoint["param_groups"][0][key]
+    return checkpoint
+
+
+class Says(Policy):
+    """A policy that returns one thing, whatever the step."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __repr__(self):
+        return "Says(...)"
+
+    def at(self, step):
+        return self.answer
+
+
+class Forever(Policy):
+    """A policy that repeats after many steps."""
+
+    period = 2**20 + 1
+
+    def __repr__(self):
+        return "Forever()"
+
+    def at(self, step):
+        return 1.0, None
+
+
+def two_groups(**second):
+    checkpoint = CyclicSGD([{"params": [param(2)]}, {"params": [param(3)]}], policy=Constant()).state_dict()
+    checkpoint["param_groups"][1].update(second)
+    return checkpoint
+
+
+def load_two(checkpoint):
+    CyclicSGD([{"params": [param(2)]}, {"params": [param(3)]}], policy=Constant()).load_state_dict(checkpoint)
+
+
+def with_state(entry):
+    checkpoint = saved(Constant())
+    checkpoint["state"] = {0: entry}
+    return checkpoint
+
+
+def step_of(policy, **options):
+    optimizer = built(policy, **options)
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(2)
+    return optimizer
+
+
+def step_after(policy, **edits):
+    optimizer = step_of(policy)
+    optimizer.param_groups[0].update(edits)
+    optimizer.step()
+
+
+OPTIMIZER_MESSAGES = [
+    (
+        lambda: built(OneCycle),
+        TypeError,
+        "need policy to be a Policy or None, got policy=<class 'cyclic_optim.policies.onecycle.OneCycle'>: "
+        "pass an instance, OneCycle(...)",
+    ),
+    (
+        lambda: built(math.sin),
+        TypeError,
+        "need policy to be a Policy or None, got policy=<built-in function sin>: "
+        "wrap a function of the step in LambdaPolicy",
+    ),
+    (
+        lambda: built("OneCycle"),
+        TypeError,
+        "need policy to be a Policy or None, got policy='OneCycle'",
+    ),
+    (
+        lambda: built(Constant(), capturable=1),
+        TypeError,
+        "need capturable to be True or False, got capturable=1",
+    ),
+    (
+        lambda: built(capturable=True),
+        ValueError,
+        "need a policy with capturable=True, got policy=None: pass policy=Constant() for a fixed rate",
+    ),
+    (
+        lambda: built(Constant(), horizon=10),
+        ValueError,
+        "need horizon only with capturable=True, got horizon=10",
+    ),
+    (
+        lambda: built(Constant(), capturable=True, horizon=0),
+        ValueError,
+        "need 1 <= horizon, got horizon=0",
+    ),
+    (
+        lambda: built(Constant(), lr="0.1"),
+        TypeError,
+        "need lr to be a number, got lr='0.1'",
+    ),
+    (
+        lambda: built(Constant(), momentum=True),
+        TypeError,
+        "need momentum to be a number, got momentum=True",
+    ),
+    (
+        lambda: built(Constant(), weight_decay=math.inf),
+        ValueError,
+        "need weight_decay to be a finite number >= 0, got weight_decay=inf",
+    ),
+    (
+        lambda: built(Constant(), dampening=math.nan),
+        ValueError,
+        "need dampening to be a finite number, got dampening=nan",
+    ),
+    (
+        lambda: built(Constant(), lr=torch.tensor(0.1, requires_grad=True)),
+        ValueError,
+        "need lr without requires_grad beside a policy, which overwrites it",
+    ),
+    (
+        lambda: built(Constant(), lr=torch.tensor(1)),
+        ValueError,
+        "need lr as a floating-point tensor beside a policy, got lr=tensor(1)",
+    ),
+    (
+        lambda: built(Constant()).add_param_group({"params": [param(1)], "maximize": 1}),
+        TypeError,
+        "need maximize to be a bool, got maximize=1",
+    ),
+    (
+        lambda: built(Constant()).add_param_group({"params": [param(1)], "fused": True, "foreach": True}),
+        ValueError,
+        "need at most one of fused and foreach, got both",
+    ),
+    (
+        lambda: built(Constant()).add_param_group({"params": [param(1)], "max_lr": -1}),
+        ValueError,
+        "need max_lr to be a finite number >= 0, got max_lr=-1",
+    ),
+    (
+        lambda: built().report(1.0),
+        TypeError,
+        "need a policy that listens to a metric (Plateau), got policy=None",
+    ),
+    (
+        lambda: built(Says(1.0)),
+        TypeError,
+        "need at() to return (lr_factor, momentum), got 1.0 from Says(...)",
+    ),
+    (
+        lambda: built(Says((-1.0, None))),
+        ValueError,
+        "need lr_factor to be a finite number >= 0, got lr_factor=-1.0 at step 0 from Says(...)",
+    ),
+    (
+        lambda: built(Says((1.0, -1.0))),
+        ValueError,
+        "need momentum to be a finite number >= 0, got momentum=-1.0 at step 0 from Says(...)",
+    ),
+    (
+        lambda: step_after(Constant(), max_lr=-1.0),
+        ValueError,
+        "need max_lr to be a finite number >= 0, got max_lr=-1.0",
+    ),
+    (
+        lambda: step_after(Says((2.0, None)), max_lr=1e308),
+        ValueError,
+        "need max_lr * lr_factor to be a number that lr can hold (up to 1.7976931348623157e+308), "
+        "got max_lr=1e+308, lr_factor=2.0 at step=1",
+    ),
+    (
+        lambda: built().load_state_dict([]),
+        TypeError,
+        "need a state dict as state_dict() returns it, got list",
+    ),
+    (
+        lambda: built().load_state_dict({"state": {}, "param_groups": {}}),
+        ValueError,
+        "need a state dict with a dict 'state' and a list 'param_groups', got the keys ['state', 'param_groups']",
+    ),
+    (
+        lambda: built().load_state_dict({"state": {}, "param_groups": [{"params": 3}]}),
+        ValueError,
+        "need param groups that are dicts with a list 'params', got {'params': 3}",
+    ),
+    (
+        lambda: built(Constant()).load_state_dict(with_state(3)),
+        ValueError,
+        "need the state of a parameter to be a dict, got int",
+    ),
+    (
+        lambda: built(Constant()).load_state_dict(with_state({"momentum_buffer": torch.ones(3)})),
+        ValueError,
+        "need a momentum_buffer of shape (2,), got (3,)",
+    ),
+    (
+        lambda: built(Constant()).load_state_dict(with_state({"momentum_buffer": 3.0})),
+        ValueError,
+        "need a momentum_buffer of shape (2,), got float",
+    ),
+    (
+        lambda: built(Constant()).load_state_dict(saved(Constant(), schedule_step=-1)),
+        ValueError,
+        "need one schedule_step, an int >= 0, in all param groups, got [-1]",
+    ),
+    (
+        lambda: load_two(two_groups(schedule_step=1)),
+        ValueError,
+        "need one schedule_step, an int >= 0, in all param groups, got [0, 1]",
+    ),
+    (
+        lambda: load_two(two_groups(policy="other")),
+        ValueError,
+        "need the same policy in all param groups of the checkpoint",
+    ),
+    (
+        lambda: built().load_state_dict(without(saved(Constant()), "max_lr")),
+        ValueError,
+        "need max_lr beside schedule_step in a param group of the checkpoint",
+    ),
+    (
+        lambda: built().load_state_dict(without(saved(Constant()), "policy")),
+        ValueError,
+        "need policy beside schedule_step in a param group of the checkpoint",
+    ),
+    (
+        lambda: built(Constant()).load_state_dict(saved(Constant(), max_lr=-1.0)),
+        ValueError,
+        "need max_lr to be a finite number >= 0, got max_lr=-1.0",
+    ),
+    (
+        lambda: built().load_state_dict(saved(Constant(), policy='{"name": "Nobody", "fields": {}}')),
+        ValueError,
+        "need a policy of this library to rebuild it from data, got 'Nobody'; "
+        "pass the policy to the optimizer to load this checkpoint",
+    ),
+    (
+        lambda: built(LinearRamp(2000000), capturable=True),
+        ValueError,
+        "need a policy of at most 1048576 steps with capturable=True, got 2000001 steps of "
+        f"{LinearRamp(2000000)!r}: give horizon=, the number of steps to tabulate",
+    ),
+    (
+        lambda: built(Forever(), capturable=True),
+        ValueError,
+        "need a policy of at most 1048576 steps with capturable=True, got 1048577 steps of Forever(): "
+        "give horizon=, the number of steps to tabulate",
+    ),
+    (
+        lambda: built(Triangular(10), capturable=True, horizon=19),
+        ValueError,
+        f"need horizon >= the policy's period, got horizon=19, period=20 of {Triangular(10)!r}",
+    ),
+]
+
+
+@cases(OPTIMIZER_MESSAGES)
+def test_what_the_optimizer_says(call, error, message):
+    """An error of the optimizer, of its schedule or of its device path reads exactly so."""
+    check(call, error, message)
+
+
+# --- the range test
+
+
+def range_test(**options):
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=options.pop("lr", 0.1))
+    lr_range_test(model, optimizer, lambda: model(torch.ones(1, 1)).sum(), progress=False, **options)
+
+
+RANGE_TEST_MESSAGES = [
+    (
+        lambda: range_test(start_lr=1.0, end_lr=1.0),
+        ValueError,
+        "need 0 < start_lr < end_lr < inf, got start_lr=1.0, end_lr=1.0",
+    ),
+    (
+        lambda: range_test(num_steps=10.0),
+        TypeError,
+        "need num_steps to be an int, got num_steps=10.0",
+    ),
+    (
+        lambda: range_test(num_steps=1),
+        ValueError,
+        "need 2 <= num_steps, got num_steps=1",
+    ),
+    (
+        lambda: range_test(mode="cosine"),
+        ValueError,
+        "need mode to be one of 'exponential', 'linear', got mode='cosine'",
+    ),
+    (
+        lambda: range_test(smoothing=1),
+        ValueError,
+        "need 0 <= smoothing < 1, got smoothing=1",
+    ),
+    (
+        lambda: range_test(divergence_factor=0),
+        ValueError,
+        "need 0 < divergence_factor, got divergence_factor=0",
+    ),
+    (
+        lambda: range_test(lr=0.0),
+        ValueError,
+        "need a first param group with 0 < lr, to which the others' rates relate, got lr=0.0",
+    ),
+    (
+        lambda: supervised_step(None, None, None, accumulation_steps=0),
+        ValueError,
+        "need accumulation_steps to be an int >= 1, got accumulation_steps=0",
+    ),
+    (
+        lambda: supervised_step(torch.nn.Linear(1, 1), None, [])(),
+        ValueError,
+        "need a loader with at least one batch, got an empty one",
+    ),
+]
+
+
+@cases(RANGE_TEST_MESSAGES)
+def test_what_the_range_test_says(call, error, message):
+    """An error of the range test reads exactly so."""
+    check(call, error, message)
