@@ -464,8 +464,14 @@ class CyclicSGD(SGD):
     def _state_of_one_moment(self) -> dict[str, Any]:
         """What torch makes of state and groups, without its hooks, while another thread may be changing them."""
         twin = object.__new__(type(self))
-        # Copied in one call into C each, in which no other thread writes; torch's own loops take many.
-        now = {"param_groups": list(map(dict, self.param_groups)), "state": dict(self.state)}
+        for _ in range(100):
+            # In one call into C, in which no other thread writes, as it may between the turns of torch's own loops:
+            # unless the garbage collector sets in, and what it calls in Python lets others have a turn.
+            groups = list(map(dict, self.param_groups))
+            first, *others = [group.get("schedule_step") for group in groups] or [None]
+            if all(other is first or other == first for other in others):
+                break
+        now = {"param_groups": groups, "state": dict(self.state)}
         hooks: dict[str, Any] = {"_optimizer_state_dict_pre_hooks": {}, "_optimizer_state_dict_post_hooks": {}}
         twin.__dict__.update(self.__dict__, **now, **hooks)
         return super(CyclicSGD, twin).state_dict()

@@ -140,7 +140,7 @@ def test_help_tells_rule_default_and_meaning(capsys, monkeypatch):
         ("constant --csv --out x.png", "not allowed with argument"),
         ("constant --out=", "need the name of a file"),
         ("constant --out x.unheard-of", "not supported"),
-        ("one-cycle --total-steps 1" + 400 * "0", "too large"),
+        ("one-cycle --total-steps 1" + 400 * "0", "need total_steps < 2**63"),
         ("sequential", "invalid choice: 'sequential'"),
         ("OneCycle", "invalid choice: 'OneCycle'"),
         ("", "required: POLICY"),

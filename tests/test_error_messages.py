@@ -287,7 +287,7 @@ POLICY_MESSAGES = [
     (
         lambda: rebuild(describe(LambdaPolicy(far))),
         ValueError,
-        f"need the code of LambdaPolicy.fn ({__name__}.far), which data cannot hold",
+        f"need the code of LambdaPolicy.fn ('{__name__}.far'), which data cannot hold",
     ),
 ]
 

@@ -152,6 +152,24 @@ def test_a_policy_whose_momentum_touches_zero():
     torch.testing.assert_close(param, twin)
 
 
+@ways_to_fused
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_momentum_that_touches_zero_leaves_the_buffer(dtype, layout, way):
+    """For tensors of every kind, a step at a momentum of 0 leaves the buffer, the very tensor, as it is."""
+    param = torch.nn.Parameter(grow(layout=layout).to(dtype))
+    param.data = LAYOUTS[layout](param.data)
+    optimizer = CyclicSGD([param], **OPTIONS, **way)
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    buffer = optimizer.state[param]["momentum_buffer"]
+    kept = buffer.clone()
+    optimizer.param_groups[0]["momentum"] = 0.0
+    optimizer.step()
+    assert optimizer.state[param]["momentum_buffer"] is buffer
+    assert torch.equal(buffer, kept)
+
+
 @pytest.mark.parametrize("policy", [None, Constant()])
 def test_a_parameter_that_cannot_be_fused_is_refused_before_others_move(policy):
     """With fused=True a complex parameter is SGD's error, and the other parameters are where they were."""

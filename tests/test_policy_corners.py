@@ -194,7 +194,7 @@ def test_code_inside_a_list_is_named_where_it_stands():
     """A function in a list of a description is refused with the policy and field that hold the list."""
     with pytest.raises(ValueError, match="need the code") as raised:
         rebuild({"name": "Sequential", "fields": {"policies": [{"code": "some.function"}], "milestones": []}})
-    assert str(raised.value) == "need the code of Sequential.policies (some.function), which data cannot hold"
+    assert str(raised.value) == "need the code of Sequential.policies ('some.function'), which data cannot hold"
 
 
 def test_no_drop_at_all_is_over_from_the_start():

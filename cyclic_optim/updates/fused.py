@@ -79,7 +79,8 @@ def fused_update(rows: Rows, state: State, grad_scale: Tensor | None, found_inf:
     if _run(calls, rows, tensors, grad_scale, found_inf):
         for _, start, stop in (call for call in calls if call.kind.first or call.kind.exact):
             for param, buffer in zip(params[start:stop], buffers[start:stop], strict=True):
-                state[param]["momentum_buffer"] = buffer
+                if buffer is not None:  # None: with a momentum of 0 what there is stays as it is
+                    state[param]["momentum_buffer"] = buffer
 
 
 # -- sorting ----------------------------------------------------------------------------------------
