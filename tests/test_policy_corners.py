@@ -140,7 +140,7 @@ def test_a_reduction_must_be_worth_it():
         assert policy.report(policy.report(None, 1.0), 1.0)["lr_factor"] == factor
 
 
-@pytest.mark.parametrize("lr_factor", [0, 0.0, 0.5, 1, 1.0])
+@pytest.mark.parametrize("lr_factor", [0.0, 0.5, 1.0])
 def test_a_state_may_have_come_down_to_0(lr_factor):
     """Factors from 0 to 1, the ends included, can have been written."""
     Plateau().check_state({**Plateau().initial_state(), "lr_factor": lr_factor})

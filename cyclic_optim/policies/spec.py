@@ -77,9 +77,13 @@ def rebuild(description: object, levels: int = MOST_LEVELS) -> Policy:
         raise ValueError(f"need the arguments of {name}, got {shown(described)}: {error}") from error
 
 
-def _argument(name: str, value: Any, levels: int) -> Any:
+def _argument(where: str, value: Any, levels: int) -> Any:
     if isinstance(value, list):
-        return [rebuild(item, levels - 1) if isinstance(item, dict) else item for item in value]
+        return [_rebuilt(where, item, levels) for item in value]
+    return _rebuilt(where, value, levels)
+
+
+def _rebuilt(where: str, value: Any, levels: int) -> Any:
     if isinstance(value, dict) and "code" in value:
-        raise ValueError(f"need the code of {name} ({shown(value['code'])}), which data cannot hold")
+        raise ValueError(f"need the code of {where} ({shown(value['code'])}), which data cannot hold")
     return rebuild(value, levels - 1) if isinstance(value, dict) else value
