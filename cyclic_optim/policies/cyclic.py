@@ -225,10 +225,11 @@ class ExpRange(_Triangles):
 
     def _scaled(self, height: float, depth: float | None, cycle: int, step: int) -> tuple[float, float | None]:
         scale = self.gamma**step
-        if depth is not None:
-            # While little is lost, the difference from 1 has few digits left.
-            depth += height * (1 - scale if scale < 0.9 else -math.expm1(step * self._log_gamma))
-        return height * scale, depth
+        scaled = height * scale
+        if depth is None or scaled < 0.5:
+            return scaled, None
+        # While little is lost, the difference from 1 has few digits left.
+        return scaled, depth + height * (1 - scale if scale < 0.9 else -math.expm1(step * self._log_gamma))
 
     @cached_property
     def _log_gamma(self) -> float:
