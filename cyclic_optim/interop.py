@@ -153,7 +153,7 @@ _REFUSED = {
 
 
 def _check_stepped_with(optimizer: SGD, position: int) -> None:
-    """Refuse a scheduler that lags behind the optimizer, as one does that is stepped once per epoch.
+    """Refuse a scheduler of which nothing shows that it was stepped after every update, and not once per epoch.
 
     torch counts no updates, but tensors count what is written to them. Torch's op for ``fused=True`` forgets to,
     and a checkpoint does not keep it: then there is nothing to see.
@@ -171,6 +171,12 @@ def _check_stepped_with(optimizer: SGD, position: int) -> None:
             f"need a scheduler that was stepped after every update, got at least {updates} updates and {position} "
             "steps of the scheduler: call from_torch after scheduler.step(), and pass steps_per_epoch if that is "
             "called once per epoch (steps_per_epoch=1 if it is called after every update all the same)"
+        )
+    if updates < position:
+        raise ValueError(
+            f"need steps_per_epoch where nothing shows how often the scheduler is stepped, got {position} of its steps "
+            f"and tensors that tell of {updates} updates (fused=True, a loaded checkpoint and momentum=0 leave no "
+            "trace): pass steps_per_epoch=1 if it is called after every update, else the number of updates in an epoch"
         )
 
 

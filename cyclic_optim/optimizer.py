@@ -155,19 +155,19 @@ class CyclicSGD(SGD):
             scheduler: its scheduler: a CyclicLR, OneCycleLR, CosineAnnealingLR, CosineAnnealingWarmRestarts, StepLR,
                 MultiStepLR, ExponentialLR, PolynomialLR, LinearLR, ConstantLR, LambdaLR, a SequentialLR of these, or
                 a ReduceLROnPlateau.
-            steps_per_epoch: optimizer steps for each step of the scheduler, if it was stepped once per epoch. By
-                default it was stepped after every update, and is refused where the tensors tell otherwise. They do
-                where nothing but updates has written to the momentum buffers since they were made; with
-                ``fused=True``, after loading a checkpoint, and mostly without momentum, nothing tells:
-                say it then. ``steps_per_epoch=1`` says that it was stepped after every update, and looks at nothing.
+            steps_per_epoch: optimizer steps for each step of the scheduler; 1 if it was stepped after every update. To
+                be left out only where the momentum buffers tell the latter: where nothing but updates has written to
+                them since they were made. With ``fused=True``, after loading a checkpoint, and without momentum they
+                do not.
             steps_into_epoch: updates since the scheduler's last step, less than ``steps_per_epoch``; the scheduler
                 of a run that is taken over at the end of an epoch has just been stepped, which is 0.
 
         Raises:
             TypeError: not SGD, or a scheduler (ChainedScheduler, MultiplicativeLR, a subclass) that no policy equals.
             ValueError: what cannot be taken over exactly, with the reason: rates edited by hand, groups in which
-                the schedule differs by more than the peak, a scheduler that was stepped once per epoch without
-                ``steps_per_epoch``, the scheduler of another optimizer, hooks, arguments that the policy refuses.
+                the schedule differs by more than the peak, a scheduler that was, or may have been, stepped once
+                per epoch without ``steps_per_epoch``, the scheduler of another optimizer, hooks, arguments that the
+                policy refuses.
         """
         from .interop import from_torch
 

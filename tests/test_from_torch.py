@@ -180,7 +180,9 @@ class Run:
         if self.scheduler is not None and self.steps % steps_per_epoch == 0:
             self.scheduler.step()
 
-    def switch(self, **arguments):
+    def switch(self, steps_per_epoch=1, **arguments):
+        if not isinstance(self.scheduler, (torch_schedules.ReduceLROnPlateau, type(None))):
+            arguments["steps_per_epoch"] = steps_per_epoch
         self.optimizer = CyclicSGD.from_torch(self.optimizer, self.scheduler, **arguments)
         self.scheduler = None
 
@@ -408,7 +410,7 @@ def test_the_call_leaves_optimizer_and_scheduler_as_they_were(name, data):
         run.iterate()
     optimizer, scheduler = run.optimizer, run.scheduler
     before = snapshot(optimizer), repr(scheduler.state_dict())
-    taken = CyclicSGD.from_torch(optimizer, scheduler)
+    taken = CyclicSGD.from_torch(optimizer, scheduler, steps_per_epoch=1)
     assert (snapshot(optimizer), repr(scheduler.state_dict())) == before
     for mine, torchs in zip(taken.param_groups, optimizer.param_groups, strict=True):
         assert mine is not torchs
@@ -424,7 +426,7 @@ def test_groups_options_names_and_buffers_are_taken_over(run, steps):
     for _ in range(steps):
         one.iterate()
     torchs = one.optimizer
-    taken = CyclicSGD.from_torch(torchs, one.scheduler)
+    taken = CyclicSGD.from_torch(torchs, one.scheduler, steps_per_epoch=1)
     assert taken.defaults == torchs.defaults
     for mine, its, given_options in zip(taken.param_groups, torchs.param_groups, run[1], strict=True):
         assert mine["max_lr"] == given_options["lr"]
@@ -862,6 +864,28 @@ def test_a_scheduler_stepped_once_per_epoch_is_recognised(length, epochs, foreac
     with pytest.raises(ValueError, match=f"got at least {length * epochs} updates and {epochs} steps"):
         CyclicSGD.from_torch(optimizer, scheduler)
     CyclicSGD.from_torch(optimizer, scheduler, steps_per_epoch=length)
+
+
+@pytest.mark.parametrize("foreach", [None, False, True])
+def test_a_scheduler_stepped_after_every_update_is_recognised(foreach):
+    """Where the buffers tell of as many updates as the scheduler of steps, nothing needs to be said."""
+    for steps in range(4):
+        optimizer = one_group(foreach=foreach)
+        scheduler = after(steps, optimizer, lambda o: torch_schedules.ExponentialLR(o, 0.9))
+        assert CyclicSGD.from_torch(optimizer, scheduler).param_groups[0]["schedule_step"] == steps
+
+
+@pytest.mark.parametrize("options", [{"fused": True}, {"momentum": 0.0}, "loaded"], ids=str)
+def test_where_nothing_tells_it_has_to_be_said(options):
+    """The fused op, no momentum and a loaded checkpoint leave no trace of updates: no guess is made."""
+    optimizer = one_group(**({} if options == "loaded" else options))
+    scheduler = after(3, optimizer, lambda o: torch_schedules.StepLR(o, 2))
+    if options == "loaded":
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    with pytest.raises(ValueError, match=r"need steps_per_epoch where nothing shows .* got 3 of its steps"):
+        CyclicSGD.from_torch(optimizer, scheduler)
+    assert CyclicSGD.from_torch(optimizer, scheduler, steps_per_epoch=1).policy == StepDecay(2)
+    assert CyclicSGD.from_torch(optimizer, scheduler, steps_per_epoch=10).policy == StepDecay(20)
 
 
 def test_a_second_schedule_of_a_run_is_taken_over_when_told():
