@@ -158,25 +158,29 @@ def _check_stepped_with(optimizer: SGD, position: int) -> None:
     torch counts no updates, but tensors count what is written to them. Torch's op for ``fused=True`` forgets to,
     and a checkpoint does not keep it: then there is nothing to see.
     """
-    updates = int(position == 0 and getattr(optimizer, "_opt_called", False))
+    updates, told = int(position == 0 and getattr(optimizer, "_opt_called", False)), 0
     for group in optimizer.param_groups:
         for param in group["params"]:
             buffer = optimizer.state.get(param, {}).get("momentum_buffer")
-            # The first update makes the buffer, each one after it scales it and adds to it.
-            # Without one: whoever makes a parameter writes to it, too, and some project or clip it after an update.
-            writes = _writes(param) - 8 if buffer is None else _writes(buffer) + 2
-            updates = max(updates, writes // 2)
+            if buffer is None:
+                # Whoever makes a parameter writes to it, too, and some project or clip it after an update.
+                updates = max(updates, (_writes(param) - 8) // 2)
+            else:
+                # The first update makes the buffer, each one after it scales it and adds to it.
+                told = max(told, (_writes(buffer) + 2) // 2)
+    updates = max(updates, told)
     if updates > position:
         raise ValueError(
             f"need a scheduler that was stepped after every update, got at least {updates} updates and {position} "
             "steps of the scheduler: call from_torch after scheduler.step(), and pass steps_per_epoch if that is "
             "called once per epoch (steps_per_epoch=1 if it is called after every update all the same)"
         )
-    if updates < position:
+    if told < position:
         raise ValueError(
-            f"need steps_per_epoch where nothing shows how often the scheduler is stepped, got {position} of its steps "
-            f"and tensors that tell of {updates} updates (fused=True, a loaded checkpoint and momentum=0 leave no "
-            "trace): pass steps_per_epoch=1 if it is called after every update, else the number of updates in an epoch"
+            f"need steps_per_epoch where nothing shows how often the scheduler is stepped, got {position} of its "
+            f"steps and momentum buffers that tell of {told} updates (fused=True, a loaded checkpoint and "
+            "momentum=0 leave no trace): pass steps_per_epoch=1 if it is called after every update, else the number of "
+            "updates in an epoch"
         )
 
 

@@ -888,6 +888,17 @@ def test_where_nothing_tells_it_has_to_be_said(options):
     assert CyclicSGD.from_torch(optimizer, scheduler, steps_per_epoch=10).policy == StepDecay(20)
 
 
+def test_writes_to_a_parameter_prove_nothing():
+    """Without momentum, an epoch's steps may look like as many updates as the scheduler has made steps: no guess."""
+    optimizer = one_group(momentum=0.0)
+    scheduler = after(21, optimizer, lambda o: torch_schedules.StepLR(o, 2))
+    with torch.no_grad():
+        while optimizer.param_groups[0]["params"][0]._version < 8 + 2 * 21:
+            optimizer.param_groups[0]["params"][0].add_(1.0)
+    with pytest.raises(ValueError, match="need steps_per_epoch where nothing shows"):
+        CyclicSGD.from_torch(optimizer, scheduler)
+
+
 def test_a_second_schedule_of_a_run_is_taken_over_when_told():
     """Buffers that are older than the scheduler look like an epoch's steps; ``steps_per_epoch=1`` says they are not."""
     optimizer = one_group()
