@@ -29,7 +29,7 @@ import traceback
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -60,7 +60,7 @@ from training_step import Block, convolution, resnet18
 from cyclic_optim import CyclicSGD, OneCycle, Policy, Triangular
 
 BYTES = 20  # per parameter and step
-PEAK, MOMENTUM, TOTAL_STEPS = 1e-3, 0.9, 10**6
+PEAK, MOMENTUM, TOTAL_STEPS = 1e-3, 0.9, 10**5  # more than are timed
 BATCH_SECONDS = 4e-3  # steps between two waits for the device
 BLOCKS = ((1024, 4), (2048, 4), (2048, 8), (4096, 16))  # elements of a program, and its warps
 OUT_OF_TIME = 7 * 60  # seconds after which nothing new is measured
@@ -107,7 +107,8 @@ class Setting(NamedTuple):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             step()
-        return graph.replay
+        # A graph knows addresses: what it reads and writes must live as long as it is replayed.
+        return lambda kept=step: graph.replay()
 
 
 # -- the networks -----------------------------------------------------------------------------------
@@ -640,7 +641,8 @@ def measure_model(shapes: list[Shape], setting: Setting, label: str) -> Times:
 def release(setting: Setting) -> None:
     gc.collect()
     if not setting.is_dry:
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # of a device that failed: what was found out is still to be written
+            torch.cuda.empty_cache()
 
 
 # -- the speed of training --------------------------------------------------------------------------
@@ -785,15 +787,31 @@ def experiment(options: Namespace) -> int:
     print(environment_line(where), flush=True)
 
     checks: dict[str, Checked] = {}
-    for name, check in CHECKS.items():
-        checks[name] = result = run_check(check, setting)
-        print(f"{'passed' if result.passed else 'FAILED'}: {name} ({result.seconds} s): {result.says}", flush=True)
-        release(setting)
-
     steps: dict[str, Times] = {}
     trainings: dict[str, Times] = {}
     sizes: dict[str, int] = {}
     left_out: list[str] = []
+
+    def save() -> str:
+        """Write what is known so far, lest a crash of the driver takes it along."""
+        command, name = command_line(__file__), "gpu_" + re.sub(r"\W+", "_", gpu).strip("_").lower()
+        reached = [] if setting.is_dry else goals(steps, trainings, checks)
+        text = report(checks, steps, sizes, trainings, left_out, reached, setting, environment_line(where), command)
+        record = {
+            "command": command,
+            "environment": where,
+            "dry_run": setting.is_dry,
+            "seconds": round(time.perf_counter() - started, 1),
+            "checks": {name: check._asdict() for name, check in checks.items()},
+            "goals": reached,
+            "left_out": left_out,
+            "parameters": sizes,
+            "step_seconds": {key: rounded(times) for key, times in steps.items()},
+            "GB_per_second": {key: bandwidth(times, sizes[key]) for key, times in steps.items()},
+            "training_seconds": {key: rounded(times) for key, times in trainings.items()},
+        }
+        write_results(options.out, {f"{name}.json": as_json(record), f"{name}.md": text.encode()})
+        return text
 
     def measured(key: str, measure: Callable[[], Times]) -> dict[str, Times]:
         """The times, or nothing but a reason."""
@@ -808,6 +826,12 @@ def experiment(options: Namespace) -> int:
             release(setting)
             return {}
 
+    for name, check in CHECKS.items():
+        checks[name] = result = run_check(check, setting)
+        print(f"{'passed' if result.passed else 'FAILED'}: {name} ({result.seconds} s): {result.says}", flush=True)
+        release(setting)
+    save()
+
     tasks = DRY_TASKS if setting.is_dry else TASKS
     # The small ones of each kind first, should time run out.
     trainings |= measured("conv net", lambda: measure_task(tasks["conv net"], setting))
@@ -815,28 +839,11 @@ def experiment(options: Namespace) -> int:
         shapes = make()
         sizes[key] = sum(map(math.prod, shapes))
         steps |= measured(key, lambda shapes=shapes, key=key: measure_model(shapes, setting, key))
+        save()
     for key in [*tasks][1:]:
         trainings |= measured(key, lambda key=key: measure_task(tasks[key], setting))
-
-    command = command_line(__file__)
-    reached = [] if setting.is_dry else goals(steps, trainings, checks)
-    text = report(checks, steps, sizes, trainings, left_out, reached, setting, environment_line(where), command)
-    record = {
-        "command": command,
-        "environment": where,
-        "dry_run": setting.is_dry,
-        "seconds": round(time.perf_counter() - started, 1),
-        "checks": {name: check._asdict() for name, check in checks.items()},
-        "goals": reached,
-        "left_out": left_out,
-        "parameters": sizes,
-        "step_seconds": {key: rounded(times) for key, times in steps.items()},
-        "GB_per_second": {key: bandwidth(times, sizes[key]) for key, times in steps.items()},
-        "training_seconds": {key: rounded(times) for key, times in trainings.items()},
-    }
-    name = "gpu_" + re.sub(r"\W+", "_", gpu).strip("_").lower()
-    write_results(options.out, {f"{name}.json": as_json(record), f"{name}.md": text.encode()})
-    print(f"\n{text}\n{record['seconds']} seconds; results in {options.out}")
+        save()
+    print(f"\n{save()}\n{time.perf_counter() - started:.1f} seconds; results in {options.out}")
     return 0 if all(check.passed for check in checks.values()) else 1
 
 
