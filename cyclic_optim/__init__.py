@@ -1,4 +1,10 @@
-"""SGD that owns its learning-rate and momentum cycle. See the README for a tour."""
+"""SGD that owns its learning-rate and momentum cycle. The README is the tour, this the reference.
+
+    optimizer = CyclicSGD(model.parameters(), lr=0.1, policy=OneCycle(total_steps=1000))
+
+:class:`CyclicSGD` is the optimizer, a :class:`Policy` says what its learning rate and momentum do over the steps, and
+:func:`lr_range_test` finds the rates to move between. All lengths are optimizer steps, not epochs.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -37,40 +43,41 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# In the order of the reference.
 _MODULES: dict[str, tuple[str, ...]] = {
     "optimizer": ("CyclicSGD",),
-    "plotting": ("plot_policy",),
-    "range_test": (
-        "LRRangeTest",
-        "NoSuggestionError",
-        "lr_range_test",
-        "supervised_step",
-    ),
     "policies": (
-        "Constant",
-        "CosineDecay",
-        "CosineRestarts",
-        "CosineWave",
-        "ExpRange",
-        "ExponentialDecay",
-        "ExponentialRamp",
-        "InverseTimeDecay",
-        "LambdaPolicy",
-        "LinearRamp",
-        "MultiStepDecay",
-        "OneCycle",
-        "Plateau",
         "Policy",
-        "PolynomialDecay",
-        "Scaled",
-        "Sequential",
-        "Staircase",
-        "StepDecay",
+        "Values",
+        "Constant",
         "Triangular",
         "Triangular2",
-        "Values",
+        "ExpRange",
+        "OneCycle",
+        "CosineRestarts",
+        "CosineDecay",
+        "CosineWave",
+        "PolynomialDecay",
+        "ExponentialDecay",
+        "StepDecay",
+        "MultiStepDecay",
+        "InverseTimeDecay",
         "WarmupStableDecay",
+        "LinearRamp",
+        "ExponentialRamp",
+        "Sequential",
+        "Staircase",
+        "Scaled",
+        "Plateau",
+        "LambdaPolicy",
     ),
+    "range_test": (
+        "lr_range_test",
+        "supervised_step",
+        "LRRangeTest",
+        "NoSuggestionError",
+    ),
+    "plotting": ("plot_policy",),
 }
 __all__, _get = names_on_demand(__name__, _MODULES)
 if not TYPE_CHECKING:  # a type checker would take any name for one of these

@@ -19,4 +19,4 @@ def names_on_demand(package: str, modules: dict[str, tuple[str, ...]]) -> tuple[
         setattr(sys.modules[package], name, value)  # asked for once
         return value
 
-    return sorted(homes), get
+    return list(homes), get
