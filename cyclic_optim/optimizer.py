@@ -38,16 +38,16 @@ _BOTH_WRITE = (
 
 
 class CyclicSGD(SGD):
-    r"""Stochastic gradient descent (optionally with momentum) that owns its schedule.
+    """Stochastic gradient descent (optionally with momentum) that owns its schedule.
 
-    A drop-in replacement for :class:`torch.optim.SGD`: the same arguments, the same update
+    A drop-in replacement for :class:`torch.optim.SGD`: the same arguments, the same update of every element,
 
-    .. math::
-        b_t = \mu_t b_{t-1} + (1 - \tau) (g_t + \lambda \theta_{t-1}), \qquad
-        \theta_t = \theta_{t-1} - \gamma_t b_t
+        d = grad + weight_decay * param             (-grad with maximize)
+        b = momentum * b + (1 - dampening) * d      (b = d where there is no b yet)
+        param = param - lr * b                      (lr * (d + momentum * b) with nesterov)
 
-    with :math:`\gamma_t` = ``max_lr * lr_factor`` and :math:`\mu_t` taken from ``policy.at(t)``, t counting
-    the updates applied so far. There is no scheduler object and no ``scheduler.step()``.
+    with ``lr = max_lr * lr_factor``, and ``lr_factor`` and ``momentum`` from ``policy.at(t)``, t counting the updates
+    applied so far. There is no scheduler object and no ``scheduler.step()``. What is not listed here is SGD's.
 
     ``lr`` is the peak. It is kept in ``group["max_lr"]``, where it may be edited; ``group["lr"]`` and
     ``group["momentum"]`` hold the values in force for the coming step. They are written when the optimizer
@@ -197,7 +197,14 @@ class CyclicSGD(SGD):
         return "\n".join([*lines, ")"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a param group; its ``lr`` is its peak, and it joins the cycle where that stands."""
+        """Add a param group; its ``lr`` is its peak, and it joins the cycle where that stands.
+
+        Args:
+            param_group: a dict as for ``SGD``; it is left as it is.
+
+        Raises:
+            ValueError, TypeError: a value in it breaks its rule; no group is added then.
+        """
         if self._schedule is None:
             super().add_param_group(param_group)
             return
@@ -218,8 +225,11 @@ class CyclicSGD(SGD):
     def report(self, metric: float | Tensor) -> None:
         """Tell the policy a metric, commonly the validation loss once per epoch.
 
-        For :class:`~cyclic_optim.Plateau`. Where it lowers the rate, the new one is in force at once.
+        For :class:`Plateau`. Where it lowers the rate, the new one is in force at once.
         NaN counts as no improvement.
+
+        Args:
+            metric: a number, or a tensor that holds one.
 
         Raises:
             TypeError: there is no policy, or none that listens; ``metric`` is no number.
@@ -265,7 +275,10 @@ class CyclicSGD(SGD):
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
-        """What torch puts round the ``step`` of a class: hooks and profiling; most steps have neither."""
+        """What torch puts round the ``step`` of a class, hooks and profiling; most steps have neither.
+
+        torch calls it, not you.
+        """
         watched = SGD.profile_hook_step(func)
 
         @wraps(func)
@@ -483,6 +496,9 @@ class CyclicSGD(SGD):
         with ``policy=None`` the checkpoint's is taken. An SGD checkpoint starts the schedule at step 0,
         with the peaks given in the code. The given dict is left as it is and shares no tensor with the
         optimizer afterwards.
+
+        Args:
+            state_dict: what ``state_dict()`` returned, of either class.
 
         Raises:
             ValueError, TypeError: the dict is not such a checkpoint; the optimizer is as it was.

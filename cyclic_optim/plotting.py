@@ -123,7 +123,7 @@ def plot_policy(policy: Policy, steps: int, lr: float = 1.0, ax: Axes | None = N
     """Draw the learning rate, and momentum where the policy cycles it, over the steps 0..steps-1.
 
     Momentum has an axis of its own on the right. The rate's axis is logarithmic where most rates would
-    otherwise lie flat at its foot (:func:`needs_log` has the rule), else linear from 0. Of more than 5000
+    otherwise lie flat at its foot, else linear from 0. Of more than 5000
     steps at most 5000 are drawn, the first and the last among them and one from each 5000th part: turning points
     are then off by less than a pixel, and cycles shorter than a pixel fill a band. A ``Plateau`` is drawn
     as it is before any report.

@@ -141,19 +141,20 @@ class LRRangeTest:
     def suggest_lr(self, rule: str) -> float:
         """One rate, by a rule of the field, read off the smoothed losses.
 
-        ======================  ===============================================================
-        ``"steepest"``          steepest descent of the loss against log lr (fastai's ``steep``)
-        ``"valley"``            a half into the longest falling stretch's middle third (fastai's ``valley``)
-        ``"minimum"``           a tenth of the rate of the lowest loss (fastai's ``minimum``)
-        ``"torch_lr_finder"``   steepest descent against the step, without the first 10 and last 5 steps
-                                (pytorch-lr-finder's ``plot(suggest_lr=True)``)
-        ``"lightning"``         steepest descent against lr itself, without the first 10 steps and the last
-                                (Lightning's ``suggestion()``)
-        ======================  ===============================================================
+        - ``"steepest"``: steepest descent of the loss against log lr (fastai's ``steep``)
+        - ``"valley"``: a half into the longest falling stretch's middle third (fastai's ``valley``)
+        - ``"minimum"``: a tenth of the rate of the lowest loss (fastai's ``minimum``)
+        - ``"torch_lr_finder"``: steepest descent against the step, without the first 10 and last 5 steps
+          (pytorch-lr-finder's ``plot(suggest_lr=True)``)
+        - ``"lightning"``: steepest descent against lr itself, without the first 10 steps and the last (Lightning's
+          ``suggestion()``)
 
         The rules are the packages' own, the curve is this one: they would average the past alone (fastai and
         Lightning with a weight of 0.98, pytorch-lr-finder with 0.95), so that their curve lags and its lowest
         point comes at a higher rate; fastai also cuts 10 steps off the start and 5 off the end first.
+
+        Args:
+            rule: the name of one of these.
 
         Raises:
             ValueError: an unknown rule.
@@ -168,11 +169,27 @@ class LRRangeTest:
         return RULES[rule](self.lrs, losses)
 
     def triangular(self, step_size_up: int, **options: Any) -> dict[str, Any]:
-        """``CyclicSGD(params, **result.triangular(step_size_up))``: the lr and policy of a cycle in the range."""
+        """The lr and policy of a cycle in the range: ``CyclicSGD(params, **result.triangular(step_size_up))``.
+
+        Args:
+            step_size_up: optimizer steps of the rising half of a cycle.
+            options: other arguments of :class:`Triangular`.
+
+        Raises:
+            NoSuggestionError: as in :meth:`suggest`.
+        """
         return self._cycle(lambda ratio: Triangular(step_size_up, div_factor=ratio, **options))
 
     def one_cycle(self, total_steps: int, **options: Any) -> dict[str, Any]:
-        """``CyclicSGD(params, **result.one_cycle(total_steps))``: the lr and policy of one cycle in the range."""
+        """The lr and policy of one cycle in the range: ``CyclicSGD(params, **result.one_cycle(total_steps))``.
+
+        Args:
+            total_steps: optimizer steps of the whole run.
+            options: other arguments of :class:`OneCycle`.
+
+        Raises:
+            NoSuggestionError: as in :meth:`suggest`.
+        """
         return self._cycle(lambda ratio: OneCycle(total_steps, div_factor=ratio, **options))
 
     def _cycle(self, policy: Callable[[float], Policy]) -> dict[str, Any]:
@@ -180,13 +197,21 @@ class LRRangeTest:
         return {"lr": max_lr, "policy": policy(max_lr / base_lr)}
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw the losses over the rate, with the suggested range marked; returns the Axes (needs matplotlib)."""
+        """Draw the losses over the rate, with the suggested range marked; returns the Axes (needs matplotlib).
+
+        Args:
+            ax: where to draw (default: a new figure).
+        """
         from .plotting import plot_range_test
 
         return plot_range_test(self, ax=ax)
 
     def to_csv(self, file: str | os.PathLike[str] | IO[str]) -> None:
-        """Write ``lr,loss,smoothed`` and a row for each step; smoothed is empty where a loss was not finite."""
+        """Write ``lr,loss,smoothed`` and a row for each step; smoothed is empty where a loss was not finite.
+
+        Args:
+            file: a path, or a file open for text.
+        """
         if isinstance(file, (str, os.PathLike)):
             with open(file, "w", newline="") as opened:
                 self.to_csv(opened)
@@ -244,15 +269,16 @@ def lr_range_test(
     average has climbed above its lowest value by ``divergence_factor`` times as much as it had fallen (or
     as the first losses scatter, if that is more): a rule that holds for losses of any sign and size.
 
-    Afterwards, also after an exception or Ctrl-C, everything is as it was before, bit for bit: see
-    :func:`cyclic_optim.snapshot.run_and_put_back`.
+    Afterwards, also after an exception or Ctrl-C, everything is as it was before, bit for bit: parameters, buffers,
+    gradients and mode of the model, state and param groups of the optimizer, the scaler, and the random states of
+    Python, NumPy, torch and the loader.
 
     Args:
         model: what is trained; put in train mode if it is in eval mode.
         optimizer: any torch optimizer whose ``step()`` needs no closure.
         train_step: does forward and backward, and returns the loss. Gradients are cleared before it, and
             ``optimizer.step()`` is called after it. :func:`supervised_step` makes one from a loader.
-        start_lr, end_lr: the first and the last rate, 0 < start_lr < end_lr.
+        start_lr, end_lr: the first and the last rate, ``0 < start_lr < end_lr``.
         num_steps: optimizer steps, at least 2.
         mode: ``"exponential"`` or ``"linear"``.
         smoothing: weight of the past in the averaged loss, in [0, 1).
@@ -266,7 +292,11 @@ def lr_range_test(
         The curve, and what can be read off it.
 
     Raises:
-        ValueError, TypeError: an argument breaks its rule. Whatever ``train_step`` raises.
+        ValueError, TypeError: an argument breaks its rule.
+
+    What ``train_step`` raises comes through.
+
+    Source: L. N. Smith 2017 (arXiv 1506.01186), section 3.3.
     """
     factors = _check(start_lr, end_lr, num_steps, mode, smoothing, divergence_factor)
     ratios = _ratios(optimizer)
@@ -479,7 +509,9 @@ def supervised_step(
     loss; the loader is started over when it ends.
 
     Args:
+        model: what is trained.
         criterion: takes the model's output and the targets, returns the mean loss of the batch.
+        loader: gives batches ``(inputs, targets)``: tensors, or lists and dicts of them.
         device: where batches are moved (default: where the model's first parameter is).
         autocast: the dtype of ``torch.autocast``; None for none.
         accumulation_steps: batches per optimizer step, at least 1.

@@ -37,14 +37,12 @@ def shown(value: Any) -> str:
 
 
 class Values(NamedTuple):
-    """What a policy says of one step.
-
-    ``lr_factor`` is multiplied by a group's peak (``max_lr``); ``momentum`` replaces the group's
-    momentum, or is None where the policy leaves momentum alone.
-    """
+    """What a policy says of one step: how much of the peak, and which momentum."""
 
     lr_factor: float
+    """What a group's peak (``max_lr``) is multiplied by."""
     momentum: float | None = None
+    """What replaces the group's momentum; None where the policy leaves momentum alone."""
 
 
 class Policy(ABC):
@@ -53,7 +51,17 @@ class Policy(ABC):
     Subclass it, write ``at``, and the optimizer can use it. ``at`` must be a pure function of the
     step (asking twice, or in any order, gives the same answer) and is defined for every integer
     ``0 <= step < 2**63``, counted in optimizer steps, not epochs. A frozen dataclass is the natural form: it
-    prints, compares and pickles, and its fields are checked against their ``metadata``.
+    prints, compares and pickles.
+
+        @dataclass(frozen=True)
+        class Sawtooth(Policy):
+            length: int
+
+            def at(self, step):
+                return Values(lr_factor=1 - (step % self.length) / self.length)
+
+    Tell its ``period`` or ``end`` where it has one. The other methods are for policies that also listen to a metric
+    (:class:`Plateau`).
     """
 
     @abstractmethod
@@ -78,17 +86,24 @@ class Policy(ABC):
         return None
 
     def after(self, state: dict[str, Any], step: int) -> Values:
-        """``at`` for a policy that remembers reports."""
+        """``at`` for a policy that remembers reports: ``state`` is what :meth:`report` last returned."""
         return self.at(step)
 
     def report(self, state: dict[str, Any] | None, metric: float) -> dict[str, Any]:
-        """The state after one more reported metric; the given one is left as it was."""
+        """The state after one more reported metric; the given one is left as it was.
+
+        A policy that depends on the step alone raises a TypeError.
+        """
         raise TypeError(
             f"need a policy that listens to a metric (Plateau), got {self!r}, which depends on the step alone"
         )
 
     def check_state(self, state: object) -> None:
-        """Refuse a state, read from a checkpoint, that this policy cannot have written."""
+        """Refuse a state, read from a checkpoint, that this policy cannot have written.
+
+        Raises:
+            ValueError: it cannot; the message says why.
+        """
         if state is not None:
             raise ValueError(f"need no state of reports for {self!r}, got {state!r}")
 

@@ -15,13 +15,14 @@ from .base import FUNCTION, UNIT, Policy, Values, ascending, finite, new_values,
 class Sequential(Policy):
     """One policy after another, each from its own step 0.
 
-    Policy i is in force from step ``milestones[i-1]`` until ``milestones[i]``, and is asked for the number
-    of steps since it took over. A policy that leaves momentum alone keeps the one that the policies
-    before it ended with. It ends when the last policy ends.
+        at(step) = policies[i].at(step - milestones[i-1])     milestones[i-1] <= step < milestones[i]
+
+    The first starts at 0, the last goes on. A policy that leaves momentum alone keeps the one that the policies before
+    it ended with. It ends when the last policy ends.
 
     Args:
         policies: at least one; a Plateau cannot be among them (its state is not of the step alone).
-        milestones: the steps at which the next policy takes over, one fewer than there are policies.
+        milestones: the optimizer steps at which the next policy takes over, one fewer than there are policies.
 
     Raises:
         ValueError, TypeError: an argument breaks its rule.

@@ -139,8 +139,8 @@ class _Triangles(Policy):
 class Triangular(_Triangles):
     """Linear up, linear down, again and again; optionally scaled by a function of your own.
 
-    With x(step) going 0 -> 1 over ``step_size_up`` steps and 1 -> 0 over ``step_size_down`` steps, and
-    s = ``scale_fn(...)`` or 1::
+    With ``x`` going from 0 to 1 in the steps up and back to 0 in the steps down, and ``s`` what ``scale_fn`` returns,
+    or 1:
 
         lr_factor = 1/div_factor + (1 - 1/div_factor) * x * s
         momentum  = max_momentum - (max_momentum - base_momentum) * x * s
@@ -149,7 +149,7 @@ class Triangular(_Triangles):
 
     Args:
         step_size_up: optimizer steps of the rising half of a cycle.
-        step_size_down: optimizer steps of the falling half (default: ``step_size_up``).
+        step_size_down: optimizer steps of the falling half (default: as many).
         div_factor: peak over base; ``CyclicLR(base_lr=a, max_lr=b)`` is ``lr=b, div_factor=b/a``.
         cycle_growth: cycle k, counted from 0, is ``cycle_growth**k`` times as long as the first; the
             boundaries are rounded down to whole steps.
@@ -198,8 +198,12 @@ class Triangular(_Triangles):
 class Triangular2(_Triangles):
     """:class:`Triangular` with a fixed decay: the height is halved after each cycle.
 
-    The height of cycle k, counted from 0, is ``2**-k`` times the first one's. It never ends.
-    Arguments and errors as in :class:`Triangular`.
+    With ``x`` as there, in cycle ``k``, counted from 0:
+
+        lr_factor = 1/div_factor + (1 - 1/div_factor) * x * 2**-k
+        momentum  = max_momentum - (max_momentum - base_momentum) * x * 2**-k
+
+    It never ends. Arguments and errors are those of :class:`Triangular`, without ``scale_fn`` and ``scale_mode``.
 
     Source: L. N. Smith 2017 (arXiv 1506.01186); ``CyclicLR(mode="triangular2")``.
     """
@@ -212,7 +216,12 @@ class Triangular2(_Triangles):
 class ExpRange(_Triangles):
     """:class:`Triangular` with an exponential decay: the height is ``gamma**step`` times the full one.
 
-    It never ends. Arguments and errors as in :class:`Triangular`, and:
+    With ``x`` as there:
+
+        lr_factor = 1/div_factor + (1 - 1/div_factor) * x * gamma**step
+        momentum  = max_momentum - (max_momentum - base_momentum) * x * gamma**step
+
+    It never ends. Arguments and errors are those of :class:`Triangular`, without ``scale_fn`` and ``scale_mode``, and:
 
     Args:
         gamma: the decay per optimizer step, 0 < gamma <= 1.
@@ -240,7 +249,7 @@ class ExpRange(_Triangles):
 class CosineRestarts(FallsToMinFactor):
     """Stochastic gradient descent with warm restarts: fall along a cosine, jump back to the peak.
 
-    With t the steps since the last restart and T the length of the current cycle::
+    With ``t`` the steps since the last restart and ``T`` the length of the current cycle:
 
         lr_factor = min_factor + (1 - min_factor) * (1 + cos(pi * t / T)) / 2
 
@@ -277,12 +286,14 @@ class CosineRestarts(FallsToMinFactor):
 class CosineWave(FallsToMinFactor):
     """Down along half a cosine and up again along the other half, for ever.
 
-    ``lr_factor = min_factor + (1 - min_factor) * (1 + cos(pi * step / t_max)) / 2``. Momentum is left alone. It never
-    ends: it repeats exactly every ``2 * t_max`` steps. :class:`CosineDecay` is its first half.
+        lr_factor = min_factor + (1 - min_factor) * (1 + cos(pi * step / t_max)) / 2
+
+    Momentum is left alone. It never ends: it repeats exactly every ``2 * t_max`` steps. :class:`CosineDecay` is its
+    first half.
 
     Args:
         t_max: optimizer steps from the peak down to ``min_factor``, and from there up again (torch's ``T_max``).
-        min_factor: torch's ``eta_min / lr``.
+        min_factor: the lowest fraction of the peak; torch's ``eta_min / lr``.
 
     Raises:
         ValueError, TypeError: an argument breaks its rule.

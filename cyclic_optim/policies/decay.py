@@ -34,7 +34,10 @@ _STEEP = 256  # powers up to it magnify a rounding to 3e-14 at most
 
 @dataclass(frozen=True)
 class Constant(Policy):
-    """``lr_factor = 1``, for ever: plain SGD at its peak rate."""
+    """``lr_factor = 1``, for ever, and momentum is left alone.
+
+    Source: ``torch.optim.SGD`` without a scheduler.
+    """
 
     def at(self, step: int) -> Values:
         step_index(step)
@@ -53,8 +56,10 @@ class Constant(Policy):
 class LinearRamp(Policy):
     """A straight line from ``start_factor`` to ``end_factor`` in ``total_iters`` steps; then it holds.
 
-    ``lr_factor = start_factor + (end_factor - start_factor) * step / total_iters``. The warm-up to put
-    before another policy in :class:`Sequential`, and a range test on a linear axis.
+        lr_factor = start_factor + (end_factor - start_factor) * step / total_iters
+
+    Momentum is left alone. The warm-up to put before another policy in :class:`Sequential`, and a range test on a
+    linear axis.
 
     Args:
         total_iters: optimizer steps until ``end_factor`` is reached.
@@ -89,8 +94,9 @@ class LinearRamp(Policy):
 class ExponentialRamp(Policy):
     """From ``start_factor`` to ``end_factor`` in ``total_iters`` steps of equal ratio; then it holds.
 
-    ``lr_factor = start_factor * (end_factor / start_factor) ** (step / total_iters)``: the learning
-    rate range test is this ramp with ``lr`` at the highest rate to try.
+        lr_factor = start_factor * (end_factor / start_factor) ** (step / total_iters)
+
+    Momentum is left alone. The learning rate range test is this ramp with ``lr`` at the highest rate to try.
 
     Args:
         total_iters: optimizer steps until ``end_factor`` is reached.
@@ -131,11 +137,13 @@ class ExponentialRamp(Policy):
 class CosineDecay(FallsToMinFactor):
     """Half a cosine from 1 to ``min_factor`` in ``t_max`` steps; then it holds.
 
-    ``lr_factor = min_factor + (1 - min_factor) * (1 + cos(pi * step / t_max)) / 2``.
+        lr_factor = min_factor + (1 - min_factor) * (1 + cos(pi * step / t_max)) / 2
+
+    Momentum is left alone.
 
     Args:
         t_max: optimizer steps until ``min_factor`` is reached (torch's ``T_max``).
-        min_factor: torch's ``eta_min / lr``.
+        min_factor: where the cosine ends, as a fraction of the peak; torch's ``eta_min / lr``.
 
     Raises:
         ValueError, TypeError: an argument breaks its rule.
@@ -159,6 +167,8 @@ class CosineDecay(FallsToMinFactor):
 @dataclass(frozen=True)
 class PolynomialDecay(Policy):
     """``lr_factor = (1 - step / total_iters) ** power`` for ``total_iters`` steps; then it holds at 0.
+
+    Momentum is left alone.
 
     Args:
         total_iters: optimizer steps until 0 is reached.
@@ -193,6 +203,8 @@ class PolynomialDecay(Policy):
 class ExponentialDecay(Policy):
     """``lr_factor = gamma ** step``, for ever.
 
+    Momentum is left alone.
+
     Args:
         gamma: the decay per optimizer step, 0 < gamma <= 1.
 
@@ -211,6 +223,8 @@ class ExponentialDecay(Policy):
 @dataclass(frozen=True)
 class StepDecay(Policy):
     """``lr_factor = gamma ** (step // step_size)``, for ever: times ``gamma`` every ``step_size`` steps.
+
+    Momentum is left alone.
 
     Args:
         step_size: optimizer steps between two drops.
@@ -232,6 +246,8 @@ class StepDecay(Policy):
 @dataclass(frozen=True)
 class MultiStepDecay(Policy):
     """``lr_factor = gamma ** (number of milestones <= step)``; after the last milestone it holds.
+
+    Momentum is left alone.
 
     Args:
         milestones: optimizer steps at which the rate drops, in ascending order; one that is named
@@ -258,6 +274,8 @@ class MultiStepDecay(Policy):
 @dataclass(frozen=True)
 class InverseTimeDecay(Policy):
     """``lr_factor = 1 / (1 + k * step)``, for ever: the classic 1/t decay.
+
+    Momentum is left alone.
 
     Args:
         k: decay per optimizer step, greater than 0; the rate is halved after 1/k steps.
@@ -288,15 +306,13 @@ _COOLDOWNS: dict[str, Callable[[float, float], float]] = {
 class WarmupStableDecay(FallsToMinFactor):
     """A trapezoid: warm up, stay at the peak, cool down; then it holds ``min_factor``.
 
-    ::
-
         warm-up    lr_factor = (step + 1) / (warmup + 1)              step < warmup
         stable     lr_factor = 1                                      until total_steps - decay
         cool-down  lr_factor = min_factor + (1 - min_factor) * d(x)   x = (total_steps - step) / decay
 
-    where d is ``x`` for ``"linear"``, ``(1 - cos(pi * x)) / 2`` for ``"cosine"`` and ``1 - sqrt(1 - x)`` for
+    where ``d(x)`` is ``x`` for ``"linear"``, ``(1 - cos(pi * x)) / 2`` for ``"cosine"`` and ``1 - sqrt(1 - x)`` for
     ``"sqrt"``. ``min_factor`` is reached at step ``total_steps``, so that none of a run's ``total_steps``
-    updates is made at it, and none at 0.
+    updates is made at it, and none at 0. Momentum is left alone.
 
     Args:
         total_steps: optimizer steps of the whole run.
@@ -306,7 +322,7 @@ class WarmupStableDecay(FallsToMinFactor):
         min_factor: where the cool-down ends, as a fraction of the peak.
 
     Raises:
-        ValueError, TypeError: an argument breaks its rule, or warmup + decay > total_steps.
+        ValueError, TypeError: an argument breaks its rule, or ``warmup + decay > total_steps``.
 
     Source: Hu et al. 2024 (arXiv 2404.06395, WSD); the 1-sqrt cool-down: Hägele et al. 2024
     (arXiv 2405.18392).

@@ -41,15 +41,20 @@ class _Ramp(NamedTuple):
 class OneCycle(Policy):
     """Up to the peak, down again, and at the end far below: one cycle of ``total_steps`` steps.
 
-    The rate climbs from ``1/div_factor`` to 1 at step ``pct_start * total_steps - 1`` and falls to
-    ``1/(div_factor * final_div_factor)`` at step ``total_steps - 1``; momentum moves inversely, from
-    ``max_momentum`` to ``base_momentum`` and back. With ``three_phase`` the fall mirrors the climb, and a
-    third phase goes on from ``1/div_factor`` to the end at constant momentum. Between two such points
-    a and b, with x in [0, 1]: ``a + (b - a) * x`` for ``"linear"``,
-    ``b + (a - b) * (1 + cos(pi * x)) / 2`` for ``"cos"``. The product ``pct_start * total_steps`` is the float, as in
-    torch: 0.3 of 10 steps are 3 of them.
+    With ``s = pct_start * total_steps``, a float as in torch, it goes through
 
-    After its end it holds the last value.
+        step               lr_factor                             momentum
+        0                  1 / div_factor                        max_momentum
+        s - 1              1                                     base_momentum
+        2*s - 2            1 / div_factor                        max_momentum    (three_phase)
+        total_steps - 1    1 / (div_factor * final_div_factor)   max_momentum
+
+    and holds the last values. At the fraction ``x`` of the way from one point to the next, ``a`` to ``b``,
+
+        lr_factor = a + (b - a) * x                           anneal_strategy="linear"
+        lr_factor = b + (a - b) * (1 + cos(pi * x)) / 2       anneal_strategy="cos"
+
+    and momentum likewise.
 
     Args:
         total_steps: optimizer steps of the whole run (epochs * len(loader) / accumulation).
@@ -57,13 +62,13 @@ class OneCycle(Policy):
         anneal_strategy: ``"cos"`` or ``"linear"``.
         cycle_momentum: whether momentum moves too, inversely to the learning rate.
         base_momentum, max_momentum: momentum at the peak, and at both ends.
-        div_factor: peak over first value.
-        final_div_factor: first over last value.
-        three_phase: mirror the climb, then anneal.
+        div_factor: the peak over the first rate.
+        final_div_factor: the first rate over the last one.
+        three_phase: mirror the climb, then go down to the last rate at constant momentum.
 
     Raises:
         ValueError, TypeError: an argument breaks its rule. In particular the climb needs at least one
-            step (1 < pct_start * total_steps), and three phases need pct_start <= 0.5.
+            step (``1 < pct_start * total_steps``), and three phases need ``pct_start <= 0.5``.
 
     Source: Smith & Topin 2018 (arXiv 1708.07120); ``torch.optim.lr_scheduler.OneCycleLR``, whose
     values these are at every step that it defines.

@@ -17,12 +17,13 @@ class Plateau(Policy):
 
     A report improves on the best one so far if it is below ``best * (1 - threshold)`` (``"rel"``) or
     ``best - threshold`` (``"abs"``), for ``mode="max"`` above ``best * (1 + threshold)`` or
-    ``best + threshold``; NaN never does. After more than ``patience`` reports without improvement::
+    ``best + threshold``; NaN never does. After more than ``patience`` reports without improvement,
 
         lr_factor = max(lr_factor * factor, min_factor)        if that lowers it by more than eps
 
     and the next ``cooldown`` reports count for nothing. Reports are counted in calls, commonly one per
     epoch; steps do not matter, and it never ends. ``at`` says what holds before any report.
+    Momentum is left alone.
 
     Args:
         mode: ``"min"`` or ``"max"``: which metrics are better.
