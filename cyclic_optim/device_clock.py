@@ -90,21 +90,27 @@ class DeviceClock:
         row = step if self.period is not None else step - self.start
         row = (row % self.period if self.period is not None else row).clamp(0, self.rows - 1)
         factor, momentum = self.table.index_select(0, row.reshape(1)).reshape(2).unbind()
-        lrs: Any = torch._foreach_mul(self.max_lr, factor)
-        leaves_alone = momentum.isnan()
-        momenta = [torch.where(leaves_alone, old, momentum) for old in self.momentum]
+        # All groups at once: an operation for each would cost a launch for each.
+        lrs = _together(self.max_lr).mul(factor).float()
+        held = _together(self.momentum)
+        momenta = torch.where(momentum.isnan(), held, momentum)
         if found_inf is not None:
             # An edited rate waits for the step that uses it.
-            lrs = [torch.where(applied, new, old) for new, old in zip(lrs, self.lr, strict=True)]
-            momenta = [torch.where(applied, new, old) for new, old in zip(momenta, self.momentum, strict=True)]
+            lrs = torch.where(applied, lrs, _together(self.lr))
+            momenta = torch.where(applied, momenta, held)
         if torch.compiler.is_compiling():
             self.step.copy_(step)
-            torch._foreach_copy_(self.lr, lrs)
-            torch._foreach_copy_(self.momentum, momenta)
+            torch._foreach_copy_(self.lr, lrs.unbind())
+            torch._foreach_copy_(self.momentum, momenta.unbind())
         else:
             write: Any = torch._foreach_copy_
-            rates, momentums = partial(write, self.lr, lrs), partial(write, self.momentum, momenta)
+            rates, momentums = partial(write, self.lr, lrs.unbind()), partial(write, self.momentum, momenta.unbind())
             at_once([partial(self.step.copy_, step), rates, momentums])
+
+
+def _together(values: list[Tensor]) -> Tensor:
+    """A tensor with the numbers of all groups."""
+    return torch.stack(values) if len(values) > 1 else values[0].reshape(1)
 
 
 def _extent(policy: Policy, horizon: int | None) -> tuple[int | None, int, bool]:

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import FAR, finite_policies, periodic_policies, policies, steps
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cyclic_optim import (
     Constant,
@@ -182,3 +183,23 @@ def test_a_policy_that_fails_in_between_is_refused_at_once():
     policy = LambdaPolicy(lambda step: 1.0 if step < 7 else float("nan"))
     with pytest.raises(ValueError, match=r"fn\(7\)"):
         CyclicSGD([torch.nn.Parameter(torch.ones(1))], policy=policy, capturable=True, horizon=10)
+
+
+@pytest.mark.parametrize("overflow", [None, 0.0, 1.0])
+def test_more_groups_take_no_more_operations(overflow):
+    """A tick moves all groups with the operations that it takes for two: each would be a launch on a GPU."""
+
+    class Counter(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for groups in (2, 50):
+        clock, called = DeviceClock(OneCycle(100), OneCycle(100).at, CPU), []
+        for _ in range(groups):
+            clock.join()
+        with Counter():
+            clock.tick(None if overflow is None else torch.tensor(overflow))
+        counts.append(len(called))
+    assert counts[0] == counts[1] > 0
