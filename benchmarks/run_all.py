@@ -26,6 +26,7 @@ BENCHMARKS = (
     "soak.py",
     "digits.py",
     "suggestions.py",
+    "low_good_high.py",
 )
 
 

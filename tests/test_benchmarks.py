@@ -1,4 +1,4 @@
-"""The benchmarks of cost in their quickest form: that they write what they say, and nothing of how fast anything is."""
+"""The benchmarks in their quickest form: that they write what they say, and nothing of how fast anything is."""
 
 import importlib
 import json
@@ -116,6 +116,25 @@ def test_crossing_point_is_measured_at_every_size_and_number_of_threads(tmp_path
         assert str(record["configuration"]["small"]) in by_size
         assert all(0 < low <= median <= high for low, median, high in by_size.values())
     assert table.count("\n| ") == 2 + len(by_size)
+
+
+def test_low_good_and_high_rates_end_as_their_names_say(tmp_path):
+    """The range test's rate learns most, a 300th of it little, the high one nothing; each has its row and its curve."""
+    record, table = results("low_good_high", tmp_path)
+    low, good, high = (record[name] for name in ("low", "good", "high"))
+    rates = [{run["lr"] for run in runs} for runs in (low, good, high)]
+    found = record["range_test"]["max_lr"]
+    assert rates == [{found / record["configuration"]["too_low"]}, {found}, {found * record["multiple"]}]
+    for crawls, learns, fails in zip(low, good, high, strict=True):
+        assert crawls["seed"] == learns["seed"] == fails["seed"]
+        assert learns["end_loss"] < 0.5 * crawls["end_loss"]
+        assert crawls["losses"][0] == learns["losses"][0] == fails["losses"][0]
+        assert fails["end_loss"] is None or fails["end_loss"] >= math.log(10)
+    smaller = {int(multiple): runs for multiple, runs in record["in_between"].items()}
+    assert [*smaller, record["multiple"]] == record["configuration"]["multiples"][: len(smaller) + 1]
+    assert all(any(run["end_loss"] < math.log(10) for run in runs) for runs in smaller.values())
+    assert table.count("\n| ") == 5 + len(smaller)
+    assert (tmp_path / "low_good_high.png").read_bytes().startswith(PNG)
 
 
 def gpu_check(out, *arguments):
