@@ -1,31 +1,48 @@
 """Letters of the alphabet as small noisy images: a data set made where it is needed, with nothing downloaded.
 
-A class is a letter, upper or lower case, and an image of it has 16 x 16 grey pixels. The letter is drawn with one of
-``FONTS``, turned, sheared, stretched, moved and bent, then blurred and shown on uneven paper with noise, a stroke
-across some of them. Training, validation and test images use the same fonts and are drawn independently of each other.
+Run it with::
 
-matplotlib brings the fonts, so that everybody has the same ones. ``folder`` adds those found in another one, say
-/usr/share/fonts: more variety, but then the data is that of one machine. One seed gives the same images every time,
-as long as the versions of Pillow, FreeType and numpy do not draw or round differently: compare the digests.
+    pip install 'cyclic_optim[bench]'
+    python benchmarks/letters.py            # a minute
+    python benchmarks/letters.py --quick    # fewer images, shorter trainings
+
+and find in ``benchmarks/results`` (or where ``--out`` says) ``letters.png``, some images of each letter, and
+``letters.json``: the fonts, the versions, the digest of the data and how difficult it is, for a logistic regression
+and for the residual network of ``make_network``.
+
+A class is a letter, upper or lower case, and an image of it has 16 x 16 grey pixels. The letter is drawn in one of
+``FONTS``, turned, sheared, stretched, moved and bent, blurred, and lit from one side with some contrast and noise; a
+tenth has a stroke across it. The parts share the fonts, not the images: each draws its own, also if others grow.
+Learning rates and the like are chosen on the validation part, the test part is for the numbers reported.
+
+The fonts are some that matplotlib brings, so that everybody has them. ``--fonts`` adds those in a folder, say
+/usr/share/fonts: more variety, and data that is one machine's own. A seed gives the same images every time, unless
+another version of FreeType, Pillow or numpy draws differently; the digest tells.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import os
 import string
+import time
 import zipfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from harness import version
+import torch.nn.functional as F
+from harness import RESULTS, as_json, command_line, environment, run_benchmark, version, write_results
 from numpy.random import Generator
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+
+from cyclic_optim import CyclicSGD, OneCycle
 
 CACHE = Path(__file__).parent / "cache"
 CASES = string.ascii_uppercase, string.ascii_lowercase
@@ -63,12 +80,15 @@ def letters(
     size: tuple[int, int, int] = (10_000, 5_000, 5_000),
     seed: int = 0,
     cache: Path = CACHE,
-    folder: Path | None = None,
+    fonts: Path | None = None,
 ) -> Letters:
-    """The data set, made anew where ``cache`` does not hold it; ``size`` counts its images: train, validation, test."""
+    """The data set, kept in the folder ``cache``, with so many images to train, to validate and to test.
+
+    ``fonts`` is a folder whose fonts are used too.
+    """
     if min(size) < 1:
         raise ValueError(f"need at least one image in each part, got {size=}")
-    files = font_files(folder)
+    files = font_files(fonts)
     path = cache / f"letters-{recipe(size, seed, files)}.npz"
     arrays = load(path)
     if arrays is None:
@@ -88,7 +108,7 @@ def letters(
 
 
 def font_files(folder: Path | None = None) -> list[Path]:
-    """Those of matplotlib, then those in the folder with other names, in order, that have all the letters."""
+    """``FONTS``, then those in the folder that have other names and all the letters, by name."""
     import matplotlib
 
     bundled = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -106,40 +126,46 @@ def has_letters(file: Path) -> bool:
     return len({glyphs.get(ord(letter), 0) for letter in string.ascii_letters} - {0}) == len(string.ascii_letters)
 
 
-def draw(file: Path, letter: str) -> Array:
-    """The letter in the middle of a picture: 1 where there is ink, 0 where there is none."""
-    from PIL import Image, ImageDraw, ImageFont
+def pictures_of(file: Path) -> Array:
+    """The letters of a font, by case and class, each in the middle of a picture: 1 where there is ink, else 0."""
+    from PIL import ImageFont
 
     font = ImageFont.truetype(str(file), EM, layout_engine=ImageFont.Layout.BASIC)
+    return np.array([[picture(font, letter) for letter in case] for case in CASES]) / 255
+
+
+def picture(font: Any, letter: str) -> NDArray[np.uint8]:
+    from PIL import Image, ImageDraw
+
     left, top, right, bottom = font.getbbox(letter)
     image = Image.new("L", (PICTURE, PICTURE))
     corner = (PICTURE - left - right) // 2, (PICTURE - top - bottom) // 2
     ImageDraw.Draw(image).text(corner, letter, fill=255, font=font)
-    return np.asarray(image) / 255
+    return np.asarray(image)
 
 
 # -- the images -------------------------------------------------------------------------------------
 
 
 def make(size: Sequence[int], seed: int, files: Sequence[Path]) -> Arrays:
-    """Each part from a stream of random numbers of its own, so that it does not depend on the others' sizes."""
-    pictures = np.stack([[[draw(file, letter) for letter in case] for case in CASES] for file in files])
-    streams = np.random.SeedSequence(seed).spawn(len(size))
-    arrays: Arrays = []
-    for count, stream in zip(size, streams, strict=True):
-        rng = np.random.default_rng(stream)
-        order = rng.permutation(count)  # as many of each letter, of each case and of each font as can be
-        chosen = order // (2 * CLASSES) % len(files), order // CLASSES % 2, order % CLASSES
-        blocks = [pictures[tuple(each[start : start + BLOCK] for each in chosen)] for start in range(0, count, BLOCK)]
-        arrays += [np.concatenate([photograph(rng, warp(rng, block)) for block in blocks]), chosen[-1].astype(np.uint8)]
-    return arrays
+    """Each part from random numbers of its own, so that it does not depend on the others' sizes."""
+    pictures = np.stack([pictures_of(file) for file in files])
+    rngs = np.random.default_rng(seed).spawn(len(size))
+    return [array for count, rng in zip(size, rngs, strict=True) for array in make_part(pictures, count, rng)]
+
+
+def make_part(pictures: Array, count: int, rng: Generator) -> Arrays:
+    """As many images of each letter, of each case and of each font as can be, in random order."""
+    rest, letter = np.divmod(rng.permutation(count), CLASSES)
+    font, case = rest // len(CASES) % len(pictures), rest % len(CASES)
+    blocks = [slice(start, start + BLOCK) for start in range(0, count, BLOCK)]
+    images = [photograph(rng, warp(rng, pictures[font[block], case[block], letter[block]])) for block in blocks]
+    return [np.concatenate(images), letter.astype(np.uint8)]
 
 
 def warp(rng: Generator, pictures: Array) -> Array:
     """The letters turned, sheared, stretched, moved and bent, in as many pixels as an image has."""
-
-    def drawn(low: float, high: float) -> Array:
-        return rng.uniform(low, high, size=(len(pictures), 1, 1))
+    drawn = partial(rng.uniform, size=(len(pictures), 1, 1))
 
     def wave(along: Array) -> Array:
         return drawn(0, 0.05) * np.sin(drawn(2, 6) * along + drawn(0, 2 * np.pi))
@@ -172,9 +198,7 @@ def read(pictures: Array, x: Array, y: Array) -> Array:
 
 def photograph(rng: Generator, ink: Array) -> NDArray[np.uint8]:
     """The letters blurred, in a light of some contrast and direction, one in ten with a stroke across, with noise."""
-
-    def drawn(low: float, high: float) -> Array:
-        return rng.uniform(low, high, size=(len(ink), 1, 1))
+    drawn = partial(rng.uniform, size=(len(ink), 1, 1))
 
     def across() -> Array:
         """How far each pixel lies in a direction that is drawn for each image."""
@@ -236,3 +260,125 @@ def save(path: Path, arrays: Arrays) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+# -- how difficult it is ----------------------------------------------------------------------------
+
+BATCH_SIZE = 128
+
+
+class Residual(nn.Module):
+    """Two convolutions beside the identity, or beside a projection where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        first, second = convolution(inputs, outputs, 3, stride), convolution(outputs, outputs, 3, 1)
+        self.body = nn.Sequential(*first, nn.ReLU(), *second)
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Sequential(*convolution(inputs, outputs, 1, stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + self.shortcut(x))
+
+
+def convolution(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs)]
+
+
+def make_network() -> nn.Module:
+    """A small ResNet. It halves the image at once, for the sake of speed."""
+    blocks = Residual(8, 8, stride=1), Residual(8, 16, stride=2), Residual(16, 32, stride=2)
+    return nn.Sequential(*convolution(1, 8, 3, stride=2), nn.ReLU(), *blocks, nn.Flatten(), nn.Linear(128, CLASSES))
+
+
+def make_logistic() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, CLASSES))
+
+
+MODELS = {"logistic regression": (make_logistic, 0.02, 20), "residual network": (make_network, 0.3, 10)}
+
+
+def accuracies(name: str, data: Letters, epochs: int | None = None) -> dict[str, Any]:
+    """Of one training, in percent, with what it took."""
+    build, lr, usual = MODELS[name]
+    torch.manual_seed(0)
+    model, epochs = build(), epochs or usual
+    images, labels = data.train
+    steps = len(images) // BATCH_SIZE
+    policy = OneCycle(total_steps=epochs * steps)
+    optimizer = CyclicSGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4, policy=policy)
+    started = time.process_time()
+    for _ in range(epochs):
+        for batch in torch.randperm(len(images))[: steps * BATCH_SIZE].view(steps, BATCH_SIZE):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images[batch]), labels[batch]).backward()
+            optimizer.step()
+    seconds = (time.process_time() - started) / epochs
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "epochs": epochs,
+        "lr": lr,
+        "processor_seconds_per_epoch": round(seconds, 3),
+        **{f"{part}_accuracy": round(accuracy(model.eval(), *images), 2) for part, images in parts.items()},
+    }
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    return 100 * (model(images).argmax(1) == labels).float().mean().item()
+
+
+# -- running it -------------------------------------------------------------------------------------
+
+
+def sheet(part: Part, rows: int = 16, zoom: int = 2) -> bytes:
+    """A PNG with the first images of each letter in its column, in 16 greys to keep the file small."""
+    from PIL import Image
+
+    images, labels = part
+    columns = [torch.cat([*images[labels == label, 0][:rows]]) for label in range(CLASSES)]
+    joined = torch.cat(columns, dim=1)
+    grey = (15 * (joined - images.min()) / (images.max() - images.min())).round().byte().mul(17).numpy()
+    image = Image.fromarray(grey)
+    buffer = io.BytesIO()
+    image.resize((zoom * image.width, zoom * image.height), Image.Resampling.NEAREST).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def experiment(options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)  # the tensors are small; and the accuracies must not depend on the number of cores
+    options.out.mkdir(parents=True, exist_ok=True)
+    where = environment("numpy", "pillow", "matplotlib") | {"freetype": versions()["freetype"]}
+    size, epochs = ((520, 260, 260), 1) if options.quick else ((10_000, 5_000, 5_000), None)
+    started = time.perf_counter()
+    data = letters(size, options.seed, options.cache, options.fonts)
+    print(f"{len(data.fonts)} fonts, {sum(size)} images in {time.perf_counter() - started:.1f} s, digest {data.digest}")
+    difficulty = {name: accuracies(name, data, epochs) for name in MODELS}
+    for name, found in difficulty.items():
+        print(f"{name}, {found['epochs']} epochs: {found['test_accuracy']} % of the test images")
+    record = {
+        "command": command_line(__file__),
+        "environment": where,
+        "seed": options.seed,
+        "size": dict(zip(("train", "validation", "test"), size, strict=True)),
+        "digest": data.digest,
+        "fonts": data.fonts,
+        "difficulty": difficulty,
+    }
+    write_results(options.out, {"letters.json": as_json(record), "letters.png": sheet(data.train)})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer images, one epoch")
+    parser.add_argument("--seed", type=int, default=0, help="of the images (default: 0)")
+    parser.add_argument("--fonts", type=Path, metavar="FOLDER", help="whose fonts are used besides matplotlib's")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where images are kept (default: benchmarks/cache)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where to write (default: benchmarks/results)")
+    options = parser.parse_args()
+    return run_benchmark(lambda: experiment(options), needs=("PIL", "matplotlib"))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
