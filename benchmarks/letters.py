@@ -56,7 +56,7 @@ FONTS = (
 )
 
 SIDE = 16  # of an image, in pixels
-POINTS = 3  # a pixel is the mean of so many times so many points
+POINTS = 2  # a pixel is the mean of so many times so many points
 PICTURE = 64  # side of the picture that a letter is drawn on before it is warped
 EM = 48  # the font's size there
 BLOCK = 500  # images made at once, for the sake of memory
@@ -156,8 +156,9 @@ def make(size: Sequence[int], seed: int, files: Sequence[Path]) -> Arrays:
 
 def make_part(pictures: Array, count: int, rng: Generator) -> Arrays:
     """As many images of each letter, of each case and of each font as can be, in random order."""
-    rest, letter = np.divmod(rng.permutation(count), CLASSES)
-    font, case = rest // len(CASES) % len(pictures), rest % len(CASES)
+    order = rng.permutation(count)
+    shape, letter = order // CLASSES, order % CLASSES
+    case, font = shape % len(CASES), (shape // len(CASES) + letter) % len(pictures)
     blocks = [slice(start, start + BLOCK) for start in range(0, count, BLOCK)]
     images = [photograph(rng, warp(rng, pictures[font[block], case[block], letter[block]])) for block in blocks]
     return [np.concatenate(images), letter.astype(np.uint8)]
@@ -242,7 +243,7 @@ def digest(arrays: Arrays) -> str:
 def load(path: Path) -> Arrays | None:
     """What was saved there, or None: there is nothing, or it is broken."""
     try:
-        with np.load(path) as file:
+        with np.load(io.BytesIO(path.read_bytes())) as file:
             arrays = [file[f"arr_{index}"] for index in range(6)]
             return arrays if str(file["digest"]) == digest(arrays) else None
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
