@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from processes import leave
 from torch.optim import SGD
 
 from cyclic_optim import CyclicSGD, LambdaPolicy, Plateau, Triangular
@@ -265,9 +266,7 @@ def _work(rank, world_size, folder, scenarios):
     for scenario in scenarios:
         result = scenario(rank, world_size, folder)
         Path(folder, f"{scenario.__name__}-{world_size}-{rank}").write_bytes(pickle.dumps(result))
-    dist.barrier()
-    # All is saved: gloo's threads now and then abort a process that tears them down.
-    os._exit(0)
+    leave()
 
 
 def launch(folder, world_size, *scenarios):
@@ -459,8 +458,7 @@ def _train_with_checkpoints(rank, world_size, folder, moment):
             functions["save"](model, optimizer, f"{folder}/{step + 1}")
     result = start, whole(model), [*seen, values(optimizer)]
     Path(folder, f"result-{rank}").write_bytes(pickle.dumps(result))
-    dist.barrier()
-    os._exit(0)
+    leave()
 
 
 def _die_after(file):

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from frameworks import LOSS, LR, Witness, small_loader, small_model
+from processes import leave
 
 from cyclic_optim import CyclicSGD, OneCycle
 
@@ -28,7 +29,7 @@ def main(folder: str, split_batches: str) -> None:
     told |= {"processes": accelerator.num_processes, "lr": [group["lr"] for group in inner.param_groups]}
     told |= {"params": [param.detach() for param in model.parameters()]}
     torch.save(told, Path(folder) / f"{accelerator.process_index}.pt")
-    accelerator.end_training()
+    leave()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 import deepspeed
 import torch
 from frameworks import LOSS, LR, Witness, small_loader, small_model
+from processes import leave
 from readme import run_snippet
 
 from cyclic_optim import CyclicSGD, OneCycle
@@ -48,6 +49,7 @@ def main(file, stage):
     engine.save_checkpoint(folder)
     _, resumed = train(int(stage), batches[4:], checkpoint=folder)
     torch.save({"whole": whole, "resumed": resumed}, file)
+    leave()
 
 
 if __name__ == "__main__":

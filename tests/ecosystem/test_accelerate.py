@@ -1,13 +1,11 @@
 """Accelerate prepares the optimizer, and moves nothing of its schedule."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from frameworks import LOSS, LR, Witness, bare_loop, framework, promised, same_bits, small_loader, small_model
+from processes import run_script
 from readme import run_snippet
 
 from cyclic_optim import CyclicSGD, OneCycle
@@ -112,10 +110,8 @@ def test_two_processes_move_the_schedule_once_per_update(tmp_path, batches):
     """In two processes, with accumulation, the schedule moves once per update, where Accelerate steps a scheduler
     twice; both processes use the same values and end with the same weights."""
     script = Path(__file__).with_name("accelerate_processes.py")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, tmp_path, batches]
-    path = os.pathsep.join([str(script.parents[1]), *sys.path])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, *launch], env=environment, check=True, timeout=120)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run_script(script, tmp_path, batches, launcher=launcher, OMP_NUM_THREADS="1")
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert one["processes"] == 2
     for told in (one, other):

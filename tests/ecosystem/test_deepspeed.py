@@ -1,13 +1,11 @@
 """DeepSpeed's engine steps the optimizer that it is given, at the ZeRO stages that leave it in place."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from frameworks import LOSS, LR, framework, promised, small_loader, small_model
+from processes import run_script
 
 from cyclic_optim import CyclicSGD, OneCycle
 
@@ -30,20 +28,9 @@ def test_it_equals_the_bare_loop_and_resumes(tmp_path, stage):
     """With accumulation, at each stage: one step of the schedule per update, the weights of the loop without DeepSpeed,
     and those of the unbroken run, to the bit, from a checkpoint in its middle."""
     script = Path(__file__).with_name("deepspeed_process.py")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(script.parents[1]), *sys.path]),
-        "DS_ACCELERATOR": "cpu",
-        **{
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-        },
-    }
-    command = [sys.executable, script, tmp_path / "told.pt", str(stage)]
-    subprocess.run(command, env=environment, check=True, timeout=120)
+    rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    run_script(script, tmp_path / "told.pt", stage, DS_ACCELERATOR="cpu", **rank, **address)
     told = torch.load(tmp_path / "told.pt")
     assert told["whole"]["used"] == promised(POLICY, 4)
     assert told["resumed"]["used"] == promised(POLICY, 4)[2:]
