@@ -287,9 +287,9 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.
 
 
 def make_network() -> nn.Module:
-    """A small ResNet. It halves the image at once, for the sake of speed."""
-    blocks = Residual(8, 8, stride=1), Residual(8, 16, stride=2), Residual(16, 32, stride=2)
-    return nn.Sequential(*convolution(1, 8, 3, stride=2), nn.ReLU(), *blocks, nn.Flatten(), nn.Linear(128, CLASSES))
+    """A small ResNet. It looks at patches of 4 x 4 pixels, for the sake of speed."""
+    blocks = Residual(16, 16, stride=1), Residual(16, 32, stride=2)
+    return nn.Sequential(*convolution(1, 16, 5, stride=4), nn.ReLU(), *blocks, nn.Flatten(), nn.Linear(128, CLASSES))
 
 
 def make_logistic() -> nn.Module:
