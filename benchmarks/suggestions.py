@@ -6,8 +6,8 @@ Run it with::
     python benchmarks/suggestions.py            # a minute or two
     python benchmarks/suggestions.py --quick    # 2 seeds, not 8
 
-and find in ``benchmarks/results`` (or where ``--out`` says) ``suggestions.md``, the tables;
-``suggestions.json``, every number behind them; ``range_test.png``, the curve of one range test on the digits.
+and find in ``benchmarks/results`` (or where ``--out`` says) ``suggestions.md``, the tables, and ``suggestions.json``,
+every number behind them.
 
 1. ``lr_range_test`` with its defaults runs on three datasets of scikit-learn, once for each seed, and suggests
    ``(base_lr, max_lr)``. The field's rules (``suggest_lr``) read the same smoothed curve and, since where a curve
@@ -34,7 +34,6 @@ from typing import Any, NamedTuple
 import torch
 from digits import Data, Loader, evaluate, load_data, train_epoch
 from digits import make_model as convolutional
-from digits_picture import as_png
 from harness import RESULTS, as_json, command_line, environment, markdown_table, progress, run_benchmark, write_results
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -218,14 +217,6 @@ diverges), and for how many seeds it is between the two. A rate is too low where
     return text
 
 
-def picture(curve: LRRangeTest) -> bytes:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    curve.plot(figure.subplots())
-    return as_png(figure)
-
-
 def experiment(out: Path, seeds: range) -> None:
     torch.set_num_threads(1)  # the tensors are tiny; and the table must not depend on the number of cores
     out.mkdir(parents=True, exist_ok=True)
@@ -248,8 +239,7 @@ def experiment(out: Path, seeds: range) -> None:
             name: [{at: end._asdict() for at, end in one.ends.items()} for one in found[name]] for name in tasks
         },
     }
-    files = {"suggestions.json": as_json(record), "suggestions.md": text.encode()}
-    write_results(out, files | {"range_test.png": picture(range_test(tasks["digits"], seed=0))})
+    write_results(out, {"suggestions.json": as_json(record), "suggestions.md": text.encode()})
     print(f"\n{text}\n{record['seconds']} seconds; results in {out}")
 
 
