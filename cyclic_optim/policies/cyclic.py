@@ -221,7 +221,8 @@ class ExpRange(_Triangles):
         lr_factor = 1/div_factor + (1 - 1/div_factor) * x * gamma**step
         momentum  = max_momentum - (max_momentum - base_momentum) * x * gamma**step
 
-    It never ends. Arguments and errors are those of :class:`Triangular`, without ``scale_fn`` and ``scale_mode``, and:
+    The paper lets both ends decline; here, as in torch, the lower one stays. It never ends. Arguments and errors are
+    those of :class:`Triangular`, without ``scale_fn`` and ``scale_mode``, and:
 
     Args:
         gamma: the decay per optimizer step, 0 < gamma <= 1.
