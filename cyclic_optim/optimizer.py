@@ -107,6 +107,9 @@ class CyclicSGD(SGD):
         _check_capturable(capturable, policy, horizon)
         self._schedule: Schedule | None = None
         self._device: DevicePath | None = None
+        # The outermost of the steps (of this class, of a subclass) that are running; a closure's own step is a new one.
+        # In a list: the compiler of some torch (2.11) has no way to set an optimizer's attribute.
+        self._running: list[Callable[..., Any] | None] = [None]
         if policy is not None:
             _check_numbers(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
             self._schedule = Schedule(policy)
@@ -293,23 +296,21 @@ class CyclicSGD(SGD):
                 or _global_optimizer_post_hooks
                 or _profiler_enabled()
             ):
-                outer = self._running_step
+                running = self._running
+                outer = running[0]
                 if outer is not None and outer is not step:  # that of a subclass, which has had its hooks
                     return func(self, *args, **kwargs)
                 if self._device is not None and torch.compiler.is_compiling() and not _has_hooks(self):
                     # Traced as it is, so that the compiler need not see torch's wrapper.
                     return func(self, *args, **kwargs)
-                self._running_step = step
+                running[0] = step
                 try:
                     return watched(self, *args, **kwargs)
                 finally:
-                    self._running_step = outer
+                    running[0] = outer
             return func(self)
 
         return step
-
-    #: The outermost of the steps (of this class, of a subclass) that are running; a closure's own step is a new one.
-    _running_step: Callable[..., Any] | None = None
 
     def _step(self, closure: Callable[[], Any] | None = None, *, eagerly: bool = False) -> Any:
         loss = None
@@ -439,6 +440,7 @@ class CyclicSGD(SGD):
             # What an older dict lacks is as the code has it; torch would fall back on slower paths.
             _fill(state["param_groups"], previous)
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.__dict__.setdefault("_running", [None])
         if self.defaults.get("fused") or self.__dict__.get("_device") is not None:
             self._step_supports_amp_scaling = True  # torch forgets it on unpickling
         if previous:
