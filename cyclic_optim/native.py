@@ -15,7 +15,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-WORDS = 22  # of a c10::TensorImpl: its size is asserted in torch's header, and has been more than this for years
+#: Of a c10::TensorImpl: no torch has had fewer for years, and torch's header asserts that there are no more than 26.
+WORDS = range(22, 27)
 
 
 def find_negation() -> tuple[int, int, int]:
@@ -35,11 +36,14 @@ def find_negation() -> tuple[int, int, int]:
     size = torch._C.TensorBase.__basicsize__ // 8
     pointers = [[address == tensor._cdata for address in _words(id(tensor), size)] for tensor in (*plain, *negated)]
     impl = [8 * i for i, found in enumerate(zip(*pointers, strict=True)) if all(found)]
-    keys = [
-        (8 * i, common)
-        for i, (set_, clear) in enumerate(zip(_columns(negated), _columns(plain), strict=True))
-        if (common := reduce(and_, set_) & ~reduce(or_, clear))
-    ]
+    keys: list[tuple[int, int]] = []
+    for words in WORDS:  # the keys are the last member: not to have found them is to know that there is more to read
+        columns = zip(_columns(negated, words), _columns(plain, words), strict=True)
+        keys = [
+            (8 * i, key) for i, (set_, clear) in enumerate(columns) if (key := reduce(and_, set_) & ~reduce(or_, clear))
+        ]
+        if keys:
+            break
     if len(impl) != 1 or len(keys) != 1 or keys[0][1].bit_count() != 1:
         return 0, 0, 0
     return impl[0], *keys[0]
@@ -49,8 +53,8 @@ def _words(address: int, n: int) -> list[int]:
     return list((ctypes.c_uint64 * n).from_address(address))
 
 
-def _columns(tensors: list[Tensor]) -> Iterable[tuple[int, ...]]:
-    return zip(*(_words(tensor._cdata, WORDS) for tensor in tensors), strict=True)
+def _columns(tensors: list[Tensor], words: int) -> Iterable[tuple[int, ...]]:
+    return zip(*(_words(tensor._cdata, words) for tensor in tensors), strict=True)
 
 
 compiled: ModuleType | None = None
