@@ -360,6 +360,8 @@ class Interrupting:
 
     def __enter__(self):
         self._outer = sys.gettrace()
+        # Python 3.12 traces instructions from the first settrace() on that finds them asked for in some frame.
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(self._trace)
         return self
 
@@ -400,7 +402,7 @@ def _looks(code):
     found = {}
     for instruction in dis.get_instructions(code):
         here = instruction.offset
-        if instruction.opname.startswith(looking):
+        if instruction.opname.startswith(looking) and not instruction.opname.startswith("CALL_INTRINSIC"):
             found[here] = {number for number in numbers if handlers[number] == handlers[here]}
     return found
 
