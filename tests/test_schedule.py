@@ -358,6 +358,7 @@ def test_a_closure_given_by_name_is_called(policy):
     assert optimizer.step(closure=lambda: 7) == 7
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events at the end of each cycle")  # said by some torch, once
 def test_profiler_sees_one_range_per_step():
     """The profiler shows each step once, under the class's own name."""
     _, optimizer = one_param(lr=1.0, policy=Constant())
