@@ -43,7 +43,8 @@ class PortableUpdate:
         self._alike: dict[Any, list[int]] = {}
         self.rows = rows
         for i, row in enumerate(rows):
-            kind = (id(row.lr), row.param.dtype, row.buffer is None, row.started is None, *row[5:])
+            options = row.dampening, row.weight_decay, row.nesterov, row.maximize  # no slice: torch 2.6 compiles none
+            kind = (id(row.lr), row.param.dtype, row.buffer is None, row.started is None, *options)
             self._alike.setdefault(kind, []).append(i)
 
     def __call__(self, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
