@@ -339,7 +339,7 @@ def test_sgd_with_a_rate_that_changes_is_compiled_until_torch_gives_up(inductor)
     model, optimizer = model_and(lambda ps: SGD(ps, lr=0.1, momentum=0.9))
     compiled, graphs = torch.compile(optimizer.step, backend=inductor), []
     set_grads(model, 0)
-    with torch._dynamo.config.patch(recompile_limit=4):
+    with torch._dynamo.config.patch(cache_size_limit=4):
         for step in range(8):
             optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
             compiled()
