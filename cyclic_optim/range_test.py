@@ -121,8 +121,9 @@ class LRRangeTest:
                 f"the loss had not risen again at the highest rate, {self.lrs[-1]:.3g}: try a higher end_lr"
             )
         max_lr = self.lrs[lowest] / MARGIN
-        above = [i for i in range(lowest) if losses[i] >= start - FALLEN * fall]
-        base_lr = self.lrs[above[-1]] if above else self.lrs[0]
+        # There is one in the first tenth: its highest loss is not below its mean.
+        last_above = max(i for i in range(lowest) if losses[i] >= start - FALLEN * fall)
+        base_lr = self.lrs[last_above]
         if base_lr >= max_lr:
             raise NoSuggestionError(
                 f"the loss falls and rises within a factor of {MARGIN:g} of the rate: try more steps"
