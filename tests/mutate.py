@@ -6,7 +6,7 @@
 The mutants are mutmut's. Its own runner gets at three quarters of them: it swaps functions in a process that has
 imported the package, and leaves alone what decorators and class bodies hold (properties, the rules and defaults of
 fields). Here each mutant is a whole module, imported by a process that was forked off with torch in it, which runs
-the tests that execute the mutated statement, quickest first, until one fails.
+the tests that execute the mutated statement, the quickest cases first, until one fails.
 
 The results go to tests/MUTANTS.md. A reason written there below a surviving mutant stays as long as the mutant does.
 """
@@ -38,11 +38,13 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "mutants"
 REPORT = ROOT / "tests" / "MUTANTS.md"
-#: Seconds of tests that a mutant is run against, the quickest of those that execute it. Whatever the rest would have
-#: killed counts as a survivor.
+#: Seconds of tests that a mutant is run against, of those that execute it. Whatever the rest would have killed counts
+#: as a survivor.
 BUDGET = 5.0
 KILLED, TIMEOUT, SURVIVED = "killed", "out of time", "survived"
 
@@ -160,6 +162,7 @@ class _Selection:
         self._rank = {test: i for i, test in enumerate(tests)}
         self.failed = ""
 
+    @pytest.hookimpl(trylast=True)  # pytest itself puts together what shares a fixture
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         items[:] = sorted((item for item in items if item.nodeid in self._rank), key=lambda i: self._rank[i.nodeid])
 
@@ -182,8 +185,6 @@ class _Durations:
 
 
 def _pytest(files: Iterable[str], plugin: Any) -> int:
-    import pytest
-
     # Imported before the fork, for speed.
     warning = "ignore:Module already imported so cannot be rewritten:pytest.PytestAssertRewriteWarning"
     # Pytest's own import hook would take a module named *_test.py for a test, and find it before the mutant.
@@ -240,9 +241,9 @@ def _warm_up() -> None:
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     import hypothesis.strategies  # noqa: F401
     import numpy  # noqa: F401
-    import pytest  # noqa: F401
     import torch
     import torch._dynamo
+    import torch_database  # noqa: F401
 
     torch.set_num_threads(1)
     assert not any(name.split(".")[0] == "cyclic_optim" for name in sys.modules)
@@ -270,22 +271,32 @@ class Selector:
         self._tree = ast.parse((ROOT / path).read_text())
 
     def every_test(self) -> list[str]:
-        return self._by_time(set(self._durations))
+        return self._by_turns(set(self._durations))
 
     def tests(self, mutant: Mutant) -> tuple[list[str], float]:
-        """Quickest first, and their time together."""
+        """As many as the budget holds, and their time together."""
         found = self._executing(*self._statement(mutant.line))
         if "" in found or not found:  # executed at import: anybody may notice
             found = set(self._durations)
         total, within = 0.0, []
-        for test in self._by_time(found):
+        for test in self._by_turns(found):
             if total + self._durations[test] <= BUDGET:
                 total += self._durations[test]
                 within.append(test)
         return within, total
 
-    def _by_time(self, tests: set[str]) -> list[str]:
-        return sorted((t for t in tests if t.partition("::")[0] in self._files), key=self._durations.__getitem__)
+    def _by_turns(self, tests: set[str]) -> list[str]:
+        """The quickest case of every test function, quickest first; then the second quickest case of each; and so on.
+
+        A test function has up to some hundred cases: of a thing so tested the budget would hold little else.
+        """
+        turns: Counter[str] = Counter()
+        ordered = []
+        for test in sorted((t for t in tests if t.partition("::")[0] in self._files), key=self._durations.__getitem__):
+            function = test.partition("[")[0]
+            ordered.append((turns[function], self._durations[test], test))
+            turns[function] += 1
+        return [test for _, _, test in sorted(ordered)]
 
     def _executing(self, first: int, last: int) -> set[str]:
         return set().union(*(tests for line, tests in self._lines.items() if first <= line <= last))
@@ -520,9 +531,9 @@ python tests/mutate.py --fresh
 `tests/mutate.py` writes this page (a reason below a survivor is a person's, and stays as long as the mutant does).
 The mutants are [mutmut](https://mutmut.readthedocs.io)'s, also those in properties and class bodies, which its own
 runner leaves alone. Each is run against the tests that execute the changed statement, out of the test files that
-`setup.cfg` names for its file, quickest first, as many as take {budget} s together (measured under coverage), with 10
-examples for each property instead of 50. They are tried in random order: where fewer were tried than there are, those
-are a random sample. Recorded with {versions}.
+`setup.cfg` names for its file: the quickest case of every test first, then the second quickest of each and so on, as
+many as take {budget} s together (measured under coverage), with 10 examples for each property instead of 50. They are
+tried in random order: where fewer were tried than there are, those are a random sample. Recorded with {versions}.
 
 {table}
 
