@@ -20,6 +20,7 @@ import fnmatch
 import gc
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import os
 import platform
@@ -32,7 +33,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from configparser import ConfigParser
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.machinery import SourceFileLoader
 from importlib.util import spec_from_file_location
 from pathlib import Path
@@ -46,6 +47,8 @@ REPORT = ROOT / "tests" / "MUTANTS.md"
 #: Seconds of tests that a mutant is run against, of those that execute it. Whatever the rest would have killed counts
 #: as a survivor.
 BUDGET = 5.0
+#: So many tests are run before the others are looked at.
+FIRST = 10
 KILLED, TIMEOUT, SURVIVED = "killed", "out of time", "survived"
 
 
@@ -160,7 +163,13 @@ class _Selection:
 
     def __init__(self, tests: list[str]) -> None:
         self._rank = {test: i for i, test in enumerate(tests)}
+        self._functions = {test.partition("[")[0] for test in tests}
         self.failed = ""
+
+    def pytest_pycollect_makeitem(self, collector: Any, name: str, obj: Any) -> list[Any] | None:
+        """No cases are made of functions that are not asked for: most of a short run would be spent on them."""
+        wanted = not inspect.isfunction(obj) or f"{collector.nodeid}::{name}" in self._functions
+        return None if wanted else []
 
     @pytest.hookimpl(trylast=True)  # pytest itself puts together what shares a fixture
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
@@ -229,9 +238,14 @@ def try_out(mutant: Mutant, tests: list[str], seconds: float, number: str) -> No
     resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.meta_path.insert(0, _MutatedFinder(mutant))
-    plugin = _Selection(tests)
-    code = _pytest(dict.fromkeys(test.partition("::")[0] for test in tests), plugin)
-    (WORK / f"failed-{number}").write_text(plugin.failed)
+    code = 0
+    # Most mutants fall to the first few: the others' files are then not even read.
+    for some in filter(None, (tests[:FIRST], tests[FIRST:])):
+        plugin = _Selection(some)
+        code = _pytest(dict.fromkeys(test.partition("::")[0] for test in some), plugin)
+        if code:
+            (WORK / f"failed-{number}").write_text(plugin.failed)
+            break
     os._exit(code)
 
 
@@ -269,9 +283,6 @@ class Selector:
         self._durations: dict[str, float] = measured["durations"]
         self._lines: dict[int, set[str]] = measured["lines"].get(path, {})
         self._tree = ast.parse((ROOT / path).read_text())
-
-    def every_test(self) -> list[str]:
-        return self._by_turns(set(self._durations))
 
     def tests(self, mutant: Mutant) -> tuple[list[str], float]:
         """As many as the budget holds, and their time together."""
@@ -438,18 +449,25 @@ def run(mutants: list[Mutant], selector: Selector, results: Results, tests_diges
         time.sleep(0.01)
 
 
-def _check_that_a_mutant_is_seen(path: str, selector: Selector) -> None:
-    """A file that cannot even be imported must not pass."""
-    broken = Mutant(path, "module", 1, "", "", 'raise RuntimeError("broken on purpose")')
+def _check_the_tests(path: str, selector: Selector) -> None:
+    """The file as it is must pass, and one that cannot even be imported must not."""
+    intact = Mutant(path, "module", 1, "", "", (ROOT / path).read_text())
+    if _exit_code(intact, selector) != 0:
+        raise SystemExit(f"the tests of {path} do not pass: see {WORK / 'log-check'}")
+    if _exit_code(replace(intact, source='raise RuntimeError("broken on purpose")'), selector) in (0, 99):
+        raise SystemExit(f"the tests of {path} pass without it")
+
+
+def _exit_code(mutant: Mutant, selector: Selector) -> int:
+    tests, _ = selector.tests(mutant)
     pid = os.fork()
     if pid == 0:
         try:
-            try_out(broken, selector.every_test()[:10], 60.0, f"{os.getpid()}-broken")
+            try_out(mutant, tests, 60.0, "check")
         finally:
             os._exit(99)
     _, status = os.waitpid(pid, 0)
-    if not os.WIFEXITED(status) or os.WEXITSTATUS(status) in (0, 99):
-        raise SystemExit(f"the tests of {path} pass without it")
+    return os.waitstatus_to_exitcode(status)
 
 
 # --- the report
@@ -560,18 +578,19 @@ def main() -> None:
     results, config = Results(), _config()
     sources = {str(path.relative_to(ROOT)): pattern for pattern in config for path in sorted(ROOT.glob(pattern))}
     chosen = [path for path in sources if not options.files or any(fnmatch.fnmatch(path, p) for p in options.files)]
-    by_file = {path: mutants_of(path) for path in (sources if options.report else chosen)}
+    by_file: dict[str, list[Mutant]] = {}
     if not options.report:
         _warm_up()
         shared = [ROOT / "tests" / name for name in ("conftest.py", "strategies.py")]
-        for path, mutants in by_file.items():
-            files = config[sources[path]]
+        for path in chosen:
+            files, mutants = config[sources[path]], mutants_of(path)
+            by_file[path] = mutants
             # In random order, so that a run that is cut short was a fair sample.
             mutants = random.Random(0).sample(mutants, len(mutants))[: options.sample]
             selector = Selector(path, files, _measured(files))
-            _check_that_a_mutant_is_seen(path, selector)
+            _check_the_tests(path, selector)
             run(mutants, selector, results, _digest([*map(Path, files), *shared]), options.jobs)
-        by_file = {path: by_file.get(path) or mutants_of(path) for path in sources}
+    by_file = {path: by_file.get(path) or mutants_of(path) for path in sources}
     report(by_file, results)
 
 
