@@ -1,6 +1,7 @@
 """What an error says, to the letter: the rule, the values, and the cure where there is one."""
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -386,6 +387,12 @@ def step_after(policy, **edits):
     optimizer.step()
 
 
+def stepped_without_groups():
+    optimizer = built(Constant())
+    optimizer.param_groups.clear()
+    optimizer.step()
+
+
 OPTIMIZER_MESSAGES = [
     (
         lambda: built(OneCycle),
@@ -445,6 +452,31 @@ OPTIMIZER_MESSAGES = [
         "need dampening to be a finite number, got dampening=nan",
     ),
     (
+        lambda: built(Constant(), weight_decay=-1.0),
+        ValueError,
+        "need weight_decay to be a finite number >= 0, got weight_decay=-1.0",
+    ),
+    (
+        lambda: built(Constant(), momentum=-1.0),
+        ValueError,
+        "need momentum to be a finite number >= 0, got momentum=-1.0",
+    ),
+    (
+        lambda: built(Constant(), dampening="0.1"),
+        TypeError,
+        "need dampening to be a number, got dampening='0.1'",
+    ),
+    (
+        lambda: built(OneCycle(9), nesterov=True, dampening=-math.inf),
+        ValueError,
+        "need dampening to be a finite number, got dampening=-inf",
+    ),
+    (
+        lambda: built(Constant(), lr=torch.ones(2)),
+        ValueError,
+        "need lr as a number or a Tensor of 1 element, got shape (2,)",
+    ),
+    (
         lambda: built(Constant(), lr=torch.tensor(0.1, requires_grad=True)),
         ValueError,
         "need lr without requires_grad beside a policy, which overwrites it",
@@ -460,6 +492,21 @@ OPTIMIZER_MESSAGES = [
         "need maximize to be a bool, got maximize=1",
     ),
     (
+        lambda: built(Constant()).add_param_group({"params": [param(1)], "fused": 1}),
+        TypeError,
+        "need fused to be a bool, got fused=1",
+    ),
+    (
+        lambda: built(Constant()).add_param_group({"params": [param(1)], "nesterov": None}),
+        TypeError,
+        "need nesterov to be a bool, got nesterov=None",
+    ),
+    (
+        lambda: built(Constant()).add_param_group([param(1)]),
+        TypeError,
+        "param_group must be a dict, but got <class 'list'>",
+    ),
+    (
         lambda: built(Constant()).add_param_group({"params": [param(1)], "fused": True, "foreach": True}),
         ValueError,
         "need at most one of fused and foreach, got both",
@@ -468,6 +515,46 @@ OPTIMIZER_MESSAGES = [
         lambda: built(Constant()).add_param_group({"params": [param(1)], "max_lr": -1}),
         ValueError,
         "need max_lr to be a finite number >= 0, got max_lr=-1",
+    ),
+    (
+        lambda: built(Constant()).add_param_group({"params": [param(1)], "momentum": Fraction(1, 2)}),
+        TypeError,
+        "need momentum to be a float, or an int of 64 bits, got momentum=Fraction(1, 2)",
+    ),
+    (
+        lambda: built(Constant()).add_param_group({"params": [param(1)], "weight_decay": torch.tensor([0.5])}),
+        ValueError,
+        "need weight_decay to be a number, or a tensor that holds one, got weight_decay=tensor([0.5000])",
+    ),
+    (
+        lambda: built(Constant()).add_param_group({"params": [param(1)], "lr": 1e39}),
+        ValueError,
+        "need lr to be a number that the parameters can hold (up to 3.4028234663852886e+38), got 1e+39",
+    ),
+    (
+        lambda: built(LinearRamp(5, 0.01)).add_param_group({"params": [param(1)], "max_lr": 1e39}),
+        ValueError,
+        "need max_lr to be a number that the parameters can hold (up to 3.4028234663852886e+38), got 1e+39",
+    ),
+    (
+        lambda: built().load_state_dict(saved(momentum="0.9")),
+        TypeError,
+        "need momentum to be a number, got momentum='0.9'",
+    ),
+    (
+        lambda: built().load_state_dict(saved(maximize="no")),
+        TypeError,
+        "need maximize to be a bool, got maximize='no'",
+    ),
+    (
+        lambda: CyclicSGD([param(2)], policy=Plateau()).report("low"),
+        TypeError,
+        "need metric to be a number that a float can hold, got metric='low'",
+    ),
+    (
+        stepped_without_groups,
+        ValueError,
+        "need at least one param group beside a policy, whose counter they keep, got none",
     ),
     (
         lambda: built().report(1.0),
@@ -539,6 +626,11 @@ OPTIMIZER_MESSAGES = [
         lambda: load_two(two_groups(schedule_step=1)),
         ValueError,
         "need one schedule_step, an int >= 0 and < 2**62, in all param groups, got [0, 1]",
+    ),
+    (
+        lambda: load_two(two_groups(policy_state=3)),
+        ValueError,
+        "need no state of reports for Constant(), got 3",
     ),
     (
         lambda: load_two(two_groups(policy="other")),

@@ -405,6 +405,215 @@ def test_near_a_compiler_the_steps_are_the_same(monkeypatch, policy, foreach):
     assert torch.equal(ends[0][1]["state"][0]["momentum_buffer"], ends[1][1]["state"][0]["momentum_buffer"])
 
 
+def test_any_dampening_that_sgd_takes_is_taken():
+    """Beside a policy, too, dampening may be negative."""
+    assert CyclicSGD([parameter(1)], momentum=0.9, dampening=-0.5, policy=Constant()).defaults["dampening"] == -0.5
+
+
+@pytest.mark.parametrize("number", [-(2**63), 2**63 - 1])
+def test_ints_of_64_bits_are_taken_and_no_larger_ones(number):
+    """What torch's operations can be given is taken to the last int; one further is refused."""
+    optimizer = CyclicSGD([parameter(1)], policy=Constant())
+    optimizer.add_param_group({"params": [parameter(1)], "dampening": number})
+    larger = {"params": [parameter(1)], "dampening": number + (1 if number > 0 else -1)}
+    with pytest.raises(TypeError, match="need dampening to be a float, or an int of 64 bits"):
+        optimizer.add_param_group(larger)
+
+
+def test_the_highest_number_of_a_dtype_is_held():
+    """A number as high as the parameters' dtype goes is taken."""
+    highest = torch.finfo(torch.float32).max
+    optimizer = CyclicSGD([parameter(1)], lr=0.1, policy=Constant())
+    optimizer.add_param_group({"params": [parameter(1)], "lr": highest, "weight_decay": highest})
+    assert optimizer.param_groups[1]["max_lr"] == highest
+
+
+@pytest.mark.parametrize("lr", [torch.tensor(0.5), torch.tensor([0.5])], ids=["of no dimension", "of one dimension"])
+def test_a_rate_may_be_a_tensor_of_either_shape(lr):
+    """A tensor lr with one element is taken, whatever its dimension; other numbers must have none."""
+    optimizer = CyclicSGD([parameter(1)], lr=lr, policy=Constant(), foreach=False)
+    assert (optimizer.param_groups[0]["lr"].shape, optimizer.param_groups[0]["max_lr"]) == (lr.shape, 0.5)
+
+
+def test_a_number_without_data_is_refused_in_words():
+    """A tensor on the meta device holds no number, and nobody asks it for one."""
+    with pytest.raises(TypeError, match="need momentum to be a number, got momentum="):
+        CyclicSGD([parameter(1)], lr=0.1, momentum=torch.tensor(0.9, device="meta"), policy=Constant())
+
+
+def test_a_scheduler_shows_also_after_a_load_took_its_mark_away():
+    """A checkpoint without a scheduler's keys replaces the groups that had them; the wrapped step still tells."""
+    checkpoint = CyclicSGD([parameter(2)], policy=Constant()).state_dict()
+    optimizer = CyclicSGD([parameter(2)], policy=Constant())
+    torch.optim.lr_scheduler.StepLR(optimizer, 10)
+    optimizer.load_state_dict(checkpoint)
+    assert "initial_lr" not in optimizer.param_groups[0]
+    assert len(warned(optimizer.step)) == 1
+
+
+def test_later_steps_at_rate_0_without_gradients_or_state_count():
+    """Only the first step may be a dry run that its rate does not show: later ones count, momentum or not."""
+    param = parameter(2)
+    optimizer = CyclicSGD([param], lr=0.1, policy=LinearRamp(3, 0.0, 0.0))
+    param.grad.fill_(1.0)
+    optimizer.step()
+    param.grad.zero_()
+    optimizer.step()
+    assert optimizer.param_groups[0]["schedule_step"] == 2
+
+
+@pytest.mark.parametrize("differentiable", [True, False])
+def test_loading_keeps_a_graph_where_autograd_goes_through_steps(differentiable):
+    """A loaded buffer has its graph with differentiable=True, and none without; it is a tensor of its own."""
+    optimizer = CyclicSGD([parameter(2)], momentum=0.9, differentiable=differentiable)
+    checkpoint = optimizer.state_dict()
+    buffer = torch.ones(2, requires_grad=True) * 3
+    checkpoint["state"] = {0: {"momentum_buffer": buffer}}
+    optimizer.load_state_dict(checkpoint)
+    (state,) = optimizer.state.values()
+    assert state["momentum_buffer"].requires_grad is differentiable
+    assert state["momentum_buffer"].data_ptr() != buffer.data_ptr()
+
+
+class Torn(list):
+    """Param groups that another thread is writing to: at the first look some are a step further than others."""
+
+    looks = 0
+
+    def __iter__(self):
+        self.looks += 1
+        steps = [7, 8] if self.looks == 1 else [6 + self.looks] * 2
+        return iter([{**group, "schedule_step": step} for group, step in zip(list.copy(self), steps, strict=True)])
+
+
+def test_groups_of_different_moments_are_looked_at_again():
+    """A state dict has the groups of one moment, the first at which all of them were at the same step."""
+    optimizer = CyclicSGD([{"params": [parameter(2)]}, {"params": [parameter(3)]}], policy=Constant())
+    optimizer.param_groups = Torn(optimizer.param_groups)
+    saved = optimizer.state_dict()["param_groups"]
+    assert [group["schedule_step"] for group in saved] == [8, 8]
+
+
+class Twice(CyclicSGD):
+    """A subclass that lets a closure take steps before its own."""
+
+    def step(self, closure=None):
+        if closure is None:
+            return super().step()
+        loss = closure()
+        assert super().step(closure=lambda: loss) == loss
+        return loss
+
+
+def test_a_step_within_a_subclasss_step_has_hooks_of_its_own():
+    """Each step, of the subclass and within it, has its hooks once, and super().step() gets what it is given."""
+    optimizer, seen = Twice([parameter(2)], policy=Constant()), []
+    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+
+    def closure():
+        optimizer.step()
+        return 3.0
+
+    assert optimizer.step(closure) == 3.0
+    assert seen == ["before", "before"]
+    assert optimizer.param_groups[0]["schedule_step"] == 2
+
+
+def test_what_cannot_be_fused_is_refused_before_any_group_moves():
+    """An error for a group that asks for fused, and cannot have it, comes before the other groups are updated."""
+    param, integers = parameter(2), torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    param.grad.fill_(1.0)
+    integers.grad = torch.ones(2, dtype=torch.complex64)
+    optimizer = CyclicSGD([{"params": [param]}, {"params": [integers]}], lr=0.1, policy=Constant())
+    optimizer.param_groups[1]["fused"] = True
+    with pytest.raises(RuntimeError, match="fused"):
+        optimizer.step()
+    assert param.tolist() == [0.0, 0.0]
+
+
+def test_a_checkpoint_that_does_not_name_its_policy_is_taken_for_the_codes():
+    """Where a group of a checkpoint lacks the policy's name or a state of reports, the code's policy goes on."""
+    optimizer = CyclicSGD([parameter(2)], policy=Triangular(5))
+    optimizer.step()
+    checkpoint = optimizer.state_dict()
+    del checkpoint["param_groups"][0]["policy"]
+    checkpoint["param_groups"][0]["policy_state"] = None
+    other = CyclicSGD([parameter(2)], policy=Triangular(5))
+    assert warned(lambda: other.load_state_dict(checkpoint)) == []
+    assert other.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
+
+
+def test_groups_of_different_reports_are_refused():
+    """Every group of a checkpoint has the same state of reports, or it is no checkpoint of this library."""
+    groups = [{"params": [parameter(2)]}, {"params": [parameter(3)]}]
+    optimizer = CyclicSGD(groups, policy=Plateau(patience=3))
+    checkpoint = optimizer.state_dict()
+    optimizer.report(2.0)
+    checkpoint["param_groups"][1]["policy_state"] = optimizer.state_dict()["param_groups"][1]["policy_state"]
+    with pytest.raises(ValueError, match=r"need the same policy_state in all param groups, got \[{'best': inf, "):
+        optimizer.load_state_dict(checkpoint)
+
+
+def test_a_dry_run_without_momentum_makes_no_state():
+    """What a dry run creates is what a step would: without momentum there are no buffers."""
+    optimizer = CyclicSGD([parameter(2)], lr=0.1, policy=Constant())
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step()
+    assert optimizer.param_groups[0]["schedule_step"] == 0
+    assert not any(optimizer.state.values())
+
+
+def test_the_mark_of_a_scheduler_alone_is_not_warned_of():
+    """Groups that carry initial_lr, with nobody to write lr, are no reason for a warning."""
+    optimizer = CyclicSGD([parameter(2)], lr=0.1, policy=Triangular(5))
+    optimizer.param_groups[0]["initial_lr"] = 0.1
+    assert warned(optimizer.step) == []
+
+
+def test_no_compiler_is_near_where_there_is_none():
+    """Plain training does not go the long way round torch.compile."""
+    assert not optimizer_module._compiler_is_near()
+
+
+@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize(
+    ("policy", "update"), [(Constant(), "_uncompiled_scheduled_update"), (None, "_uncompiled_update")]
+)
+def test_near_a_compiler_the_update_is_out_of_its_sight(monkeypatch, policy, update, near):
+    """Near a compiler, and only there, the update is the one that torch.compile must not look into."""
+    calls = []
+    monkeypatch.setattr(optimizer_module, update, lambda *given: calls.append(given))
+    monkeypatch.setattr(optimizer_module, "_compiler_is_near", lambda: near)
+    CyclicSGD([parameter(2)], policy=policy).step()
+    assert len(calls) == near
+
+
+def test_near_a_compiler_autograd_goes_through_steps_where_it_may(monkeypatch):
+    """The way round torch.compile keeps the graph of a differentiable step, too."""
+    monkeypatch.setattr(optimizer_module, "_compiler_is_near", lambda: True)
+    param = torch.ones(2, requires_grad=True).clone()
+    param.grad = torch.ones(2)
+    CyclicSGD([param], lr=0.1, differentiable=True).step()
+    assert "Add" in type(param.grad_fn).__name__
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_traced_on_the_device_a_step_does_all_that_it_is_given(monkeypatch, hooked):
+    """While torch.compile traces a capturable step, its closure is called and its hooks run."""
+    param = parameter(2)
+    param.grad.fill_(1.0)
+    optimizer, seen = CyclicSGD([param], lr=0.5, policy=Constant(), capturable=True), []
+    if hooked:
+        optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert optimizer.step(closure=lambda: seen.append("closure") or 3.0) == 3.0
+    assert optimizer.step(lambda: 4.0) == 4.0
+    monkeypatch.undo()
+    assert seen == (["before", "closure", "before"] if hooked else ["closure"])
+    assert param.tolist() == [-1.0, -1.0]
+    assert optimizer.state_dict()["param_groups"][0]["schedule_step"] == 2
+
+
 # --- the device path
 
 
