@@ -628,6 +628,11 @@ OPTIMIZER_MESSAGES = [
         "need one schedule_step, an int >= 0 and < 2**62, in all param groups, got [0, 1]",
     ),
     (
+        lambda: load_two(without(two_groups(), "schedule_step")),
+        ValueError,
+        "need schedule_step in every param group of the checkpoint or in none",
+    ),
+    (
         lambda: load_two(two_groups(policy_state=3)),
         ValueError,
         "need no state of reports for Constant(), got 3",

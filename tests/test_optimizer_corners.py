@@ -570,9 +570,31 @@ def test_the_mark_of_a_scheduler_alone_is_not_warned_of():
     assert warned(optimizer.step) == []
 
 
-def test_no_compiler_is_near_where_there_is_none():
-    """Plain training does not go the long way round torch.compile."""
+def test_a_compiler_is_near_while_it_traces_or_watches(monkeypatch):
+    """Plain training does not go the long way round torch.compile; what is traced, or called by what was, does."""
     assert not optimizer_module._compiler_is_near()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert optimizer_module._compiler_is_near()
+    monkeypatch.setattr(optimizer_module, "_callback", lambda: "watching")
+    assert optimizer_module._compiler_is_near()
+
+
+def test_traced_without_a_policy_a_step_is_an_update(monkeypatch):
+    """While torch.compile traces a step without a policy, it is torch's own update."""
+    param = parameter(2)
+    param.grad.fill_(1.0)
+    optimizer = CyclicSGD([param], lr=0.5)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with torch.no_grad():
+        optimizer._step()
+    assert param.tolist() == [-0.5, -0.5]
+
+
+def test_the_first_rate_of_every_group_is_remembered():
+    """A group that joins does not make those before it forget that their rates are the schedule's own."""
+    optimizer = CyclicSGD([{"params": [parameter(2)]}, {"params": [parameter(3)]}], policy=LinearRamp(3, 0.0))
+    assert optimizer._schedule.wrote_first(optimizer.param_groups)
 
 
 @pytest.mark.parametrize("near", [True, False])
