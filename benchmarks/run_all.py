@@ -1,4 +1,4 @@
-"""Every benchmark that needs no argument, one after another.
+"""Every benchmark that needs no argument, one after another; but ``convergence.py``, which takes an hour by itself.
 
 Run it with::
 
@@ -27,6 +27,7 @@ BENCHMARKS = (
     "digits.py",
     "suggestions.py",
     "low_good_high.py",
+    "letters.py",
 )
 
 
