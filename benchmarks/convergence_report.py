@@ -190,17 +190,14 @@ def item(text: str) -> str:
 
 # -- the claims -------------------------------------------------------------------------------------
 
-HOLDS, IN_PART, NOT_SHOWN, OPPOSITE = STANDINGS = (
-    "Holds",
-    "Holds in part",
-    "Does not show",
-    "Rather the opposite holds",
-)
+HOLDS, IN_PART, NOT_SHOWN, OPPOSITE = "Holds", "Holds in part", "Does not show", "Rather the opposite holds"
+STANDINGS = (HOLDS, IN_PART, NOT_SHOWN, OPPOSITE)
 Signs = dict[str, list[int]]  # by task and comparison: 1 bears the claim out, -1 shows the opposite, 0 neither
 
 
 class Claim(NamedTuple):
-    text: str
+    what: str
+    who: str
     signs: Signs
 
     @property
@@ -218,7 +215,7 @@ class Claim(NamedTuple):
         return IN_PART if net > 0 else OPPOSITE
 
     def __str__(self) -> str:
-        return f"{self.text} ({'; '.join(map(shares, self.groups))})"
+        return f"{self.who} ({'; '.join(map(shares, self.groups))})"
 
 
 def shares(signs: list[int]) -> str:
@@ -251,34 +248,47 @@ def claims(evidence: Evidence) -> list[Claim]:
 
     found = {task: [sign_of(difference) for difference in evidence.rate_found(task).values()] for task in tasks}
     lengths = {task: [-sign_of(difference) for difference in evidence.cycles(task).values()] for task in ORDERED}
+    finding = Claim("SGD's default of 1e-3 is beaten by", "the rate that a range test finds", found)
+    soon = Claim(
+        "a stated accuracy is reached in fewer epochs than at the best constant rate of a grid by",
+        f"{ONE_CYCLE} {RANGE_TEST}",
+        {task: [sooner(task)] for task in tasks},
+    )
     return [
-        Claim("the rate that a range test finds beats SGD's default of 1e-3", found),
+        finding,
         *(
-            Claim(f"{arm} at that rate beats the best constant rate of a grid", beats(CONSTANT, arm, RANGE_TEST))
-            for arm in (COSINE, TRIANGULAR, ONE_CYCLE)
+            Claim(
+                f"the best constant rate of a grid is beaten, {RANGE_TEST}, by", arm, beats(CONSTANT, arm, RANGE_TEST)
+            )
+            for arm in (COSINE, TRIANGULAR, ONE_CYCLE, SCHEDULE_FREE)
         ),
         *(
-            Claim(f"{arm} beats {COSINE}, each at its best rate of the grid", beats(COSINE, arm, GRID))
+            Claim(f"{COSINE} is beaten, each at its best rate of the grid, by", arm, beats(COSINE, arm, GRID))
             for arm in (TRIANGULAR, ONE_CYCLE, SCHEDULE_FREE)
         ),
-        Claim(
-            f"{ONE_CYCLE} at the range test's rate takes fewer epochs to a stated accuracy than the best constant rate",
-            {task: [sooner(task)] for task in tasks},
-        ),
+        soon,
         *(
-            Claim(f"{arm} leaves a wider choice of rates than a constant rate does", wider(arm))
-            for arm in (TRIANGULAR, ONE_CYCLE)
+            Claim("a wider choice of rates than for a constant one is left by", arm, wider(arm))
+            for arm in (COSINE, TRIANGULAR, ONE_CYCLE)
         ),
-        Claim("training on class after class costs accuracy", costs(SORTED)),
-        Claim("one order kept for all epochs costs accuracy", costs(FIXED)),
-        Claim(f"{TRIANGULAR} with cycles of other than {CYCLE} epochs is less accurate", lengths),
+        Claim("accuracy is lost with", "class after class", costs(SORTED)),
+        Claim("accuracy is lost with", "one order kept for all epochs", costs(FIXED)),
+        Claim("accuracy is lost with", f"cycles of other than {CYCLE} epochs", lengths),
     ]
 
 
 def conclusion(evidence: Evidence) -> str:
-    found = claims(evidence)
-    texts = {standing: [str(claim) for claim in found if claim.standing == standing] for standing in STANDINGS}
-    return "\n".join(item(f"**{standing}:** {'; '.join(those)}.") for standing, those in texts.items() if those)
+    """What holds and what does not."""
+    by_standing: dict[str, list[Claim]] = {standing: [] for standing in STANDINGS}
+    for claim in claims(evidence):
+        by_standing[claim.standing].append(claim)
+    return "\n".join(item(f"**{standing}:** {together(those)}.") for standing, those in by_standing.items() if those)
+
+
+def together(claims: list[Claim]) -> str:
+    """In a sentence, those that say the same of several."""
+    groups = itertools.groupby(claims, key=lambda claim: claim.what)
+    return "; ".join(f"{what} {listing([*map(str, those)])}" for what, those in groups)
 
 
 def numbers(evidence: Evidence) -> str:
@@ -354,7 +364,8 @@ lower: that is what the grid is for. The grid's choice is by the mean accuracy o
 def how_to_read(evidence: Evidence) -> str:
     seeds, aside = evidence.scope.seeds, evidence.seeds_aside(HARD)
     least, epochs = 2 / 2**seeds, evidence.scope.grid_epochs
-    return "## How to read this\n\n" + HOW_TO_READ.format(seeds=seeds, aside=aside, least=least, grid_epochs=epochs)
+    text = HOW_TO_READ.format(seeds=seeds, aside=aside, least=least, grid_epochs=epochs)
+    return "\n\n".join(("## How to read this", *map(wrapped, text.split("\n\n"))))
 
 
 def setting(evidence: Evidence) -> str:
@@ -542,7 +553,7 @@ on the rest.
 ![What each arm adds to the best constant rate on {HARD}, by epochs trained](benchmarks/results/{{picture}})
 
 {HARD.capitalize()}, {{steps}} steps per epoch, each number of epochs a training whose schedule ends there: mean and
-95 % interval over seeds {RANGE_TEST}. ▲ is better and ▼ worse than the constant rate at its best of the grid.
+95 % interval over seeds, {RANGE_TEST}. ▲ is better and ▼ worse than the constant rate at its best of a grid.
 
 {{table}}
 
