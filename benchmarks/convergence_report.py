@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,13 +30,13 @@ from convergence import (
     TASKS,
     TUNED,
     UNTUNED,
+    UNTUNED_LR,
     Found,
     Outcome,
     Range,
     Scope,
     Training,
 )
-from convergence_picture import HIGHLIGHTED
 from convergence_statistics import Array, Difference, Estimate, compare, estimate
 from harness import RESULTS, environment_line, markdown_table, write_results
 
@@ -51,6 +51,9 @@ HARD = "letters"  # the task that the README tells of
 ORDERED = (HARD, "digits")  # the tasks that orders and lengths of cycles were tried on
 NEAR = 1.0  # points below the best that count as near it
 BETTER, WORSE, EQUAL = "better", "worse", "not told apart"
+
+SENSITIVITY = "convergence_sensitivity.png"
+CONTENDERS = (COSINE, TRIANGULAR, ONE_CYCLE, SCHEDULE_FREE)  # whom the short conclusion is about
 
 Comparisons = dict[str, Difference]  # by arm
 Place = tuple[str, str, int]  # task, rule, budget
@@ -260,7 +263,7 @@ def claims(evidence: Evidence) -> list[Claim]:
             Claim(
                 f"the best constant rate of a grid is beaten, {RANGE_TEST}, by", arm, beats(CONSTANT, arm, RANGE_TEST)
             )
-            for arm in (COSINE, TRIANGULAR, ONE_CYCLE, SCHEDULE_FREE)
+            for arm in CONTENDERS
         ),
         *(
             Claim(f"{COSINE} is beaten, each at its best rate of the grid, by", arm, beats(COSINE, arm, GRID))
@@ -271,47 +274,104 @@ def claims(evidence: Evidence) -> list[Claim]:
             Claim("a wider choice of rates than for a constant one is left by", arm, wider(arm))
             for arm in (COSINE, TRIANGULAR, ONE_CYCLE)
         ),
-        Claim("accuracy is lost with", "class after class", costs(SORTED)),
+        Claim("accuracy is lost with", "examples that come class after class", costs(SORTED)),
         Claim("accuracy is lost with", "one order kept for all epochs", costs(FIXED)),
         Claim("accuracy is lost with", f"cycles of other than {CYCLE} epochs", lengths),
     ]
 
 
+def by_standing(evidence: Evidence) -> dict[str, list[Claim]]:
+    found = claims(evidence)
+    sorted_ = {standing: [claim for claim in found if claim.standing == standing] for standing in STANDINGS}
+    return {standing: those for standing, those in sorted_.items() if those}
+
+
 def conclusion(evidence: Evidence) -> str:
-    """What holds and what does not."""
-    by_standing: dict[str, list[Claim]] = {standing: [] for standing in STANDINGS}
-    for claim in claims(evidence):
-        by_standing[claim.standing].append(claim)
-    return "\n".join(item(f"**{standing}:** {together(those)}.") for standing, those in by_standing.items() if those)
+    """What holds and what does not, in a paragraph."""
+    standings = by_standing(evidence).items()
+    return wrapped(" ".join(f"**{standing}:** {together(those, who)}." for standing, those in standings))
 
 
-def together(claims: list[Claim]) -> str:
-    """In a sentence, those that say the same of several."""
-    groups = itertools.groupby(claims, key=lambda claim: claim.what)
-    return "; ".join(f"{what} {listing([*map(str, those)])}" for what, those in groups)
+def counted(evidence: Evidence) -> str:
+    """The same, with how often."""
+    return "\n".join(
+        item(f"**{standing}:** {together(those, str)}.") for standing, those in by_standing(evidence).items()
+    )
 
 
-def numbers(evidence: Evidence) -> str:
-    """What the claims come to on the hard task, in a paragraph."""
+def who(claim: Claim) -> str:
+    return claim.who
+
+
+def in_numbers(evidence: Evidence) -> str:
+    """A line each on what the claims come to: on the hard task, then on the others."""
     scope, found = evidence.scope, evidence.rate_found(HARD)
     shortest, longest = scope.budgets[0], scope.budgets[-1]
 
-    def added(arm: str) -> str:
-        by_rule = (evidence.final(HARD, arm, rule, longest) for rule in (GRID, RANGE_TEST))
-        return points(estimate(np.subtract(*by_rule)))
+    def ends(reference: str, rule: str) -> str:
+        """Points above the reference by budget, in bold where a difference is told apart."""
+        by_arm = {
+            arm: [evidence.against[reference][HARD, rule, n][arm] for n in scope.budgets]
+            for arm in CONTENDERS
+            if arm != reference
+        }
+        return "; ".join(f"{arm} {listing([*map(in_bold, cells)])}" for arm, cells in by_arm.items())
+
+    def searched(arm: str) -> str:
+        return points(
+            estimate(evidence.final(HARD, arm, GRID, longest) - evidence.final(HARD, arm, RANGE_TEST, longest)), 1
+        )
+
+    others = [task for task in evidence.tasks if task != HARD]
+    elsewhere = [
+        sign_of(evidence.against[CONSTANT][task, RANGE_TEST, n][arm])
+        for task, n, arm in itertools.product(others, scope.budgets, CONTENDERS)
+    ]
+    near = listing([f"{evidence.near_best(HARD, arm)} for {arm}" for arm in (CONSTANT, *CONTENDERS)])
+    rates = [sign_of(difference) for task in others for difference in evidence.rate_found(task).values()]
+    too_high = ": it suggests the peak of a cycle, which may be too high to stay at" if -1 in rates else ""
+    after = f"after {listing([*map(str, scope.budgets)])} epochs"
+    lines = (
+        f"**The rate found**, by one range test of 100 steps at most, brings SGD {points(found[shortest], 1)} points "
+        f"of test accuracy on {HARD} after {shortest} epochs, and {points(found[longest], 1)} after {longest}, "
+        f"compared with its default of {UNTUNED_LR:g}.",
+        f"**Schedules at that rate**, with nothing else tuned, against the best constant rate of a grid, in points "
+        f"{after} (in bold what is told apart): {ends(CONSTANT, RANGE_TEST)}.",
+        f"**Against {COSINE}**, each at its own best rate of the grid, likewise: {ends(COSINE, GRID)}.",
+        f"**A search around the rate found** adds {searched(CONSTANT)} points to the constant rate after {longest} "
+        f"epochs, {searched(COSINE)} to {COSINE} and {searched(ONE_CYCLE)} to {ONE_CYCLE}.",
+        f"**A rate mis-set**: of {len(scope.factors)} from {min(scope.factors):g} to {max(scope.factors):g} times the "
+        f"one found, so many are within a point of an arm's own best: {near}.",
+        f"**On the {len(others)} small tasks**, of {len(elsewhere)} comparisons with the best constant rate, "
+        f"{elsewhere.count(1)} are won, {elsewhere.count(-1)} lost and {elsewhere.count(0)} not told apart. The rate "
+        f"found, held constant, is better than the default in {rates.count(1)} of {len(rates)} cases there and worse "
+        f"in {rates.count(-1)}{too_high}.",
+        asides(evidence),
+    )
+    return "\n".join(map(item, lines))
+
+
+def in_bold(found: Difference) -> str:
+    return f"**{found.mean:+.1f}**" if sign_of(found) else f"{found.mean:+.1f}"
+
+
+def together(claims: list[Claim], of_each: Callable[[Claim], str]) -> str:
+    """In a sentence, those that say the same of several."""
+    groups = itertools.groupby(claims, key=lambda claim: claim.what)
+    return "; ".join(f"{what} {listing([*map(of_each, those)])}" for what, those in groups)
+
+
+def asides(evidence: Evidence) -> str:
+    """What shuffling and the length of a cycle do on the hard task."""
 
     def changed(order: str) -> str:
         return listing([f"{evidence.orders(HARD)[arm, order].mean:+.1f} ({arm})" for arm in SHUFFLED])
 
-    near = listing([f"{evidence.near_best(HARD, arm)} for {arm}" for arm in HIGHLIGHTED if arm in TUNED])
-    lengths = listing([f"{evidence.by_cycle(HARD, cycle).mean():.1f} % ({cycle})" for cycle in scope.cycles])
-    return wrapped(
-        f"In points of accuracy on {HARD}: the rate found brings SGD {points(found[shortest])} after {shortest} epochs "
-        f"and {points(found[longest])} after {longest}; a search of a grid around it adds {added(CONSTANT)} to the "
-        f"constant rate, {added(COSINE)} to {COSINE} and {added(ONE_CYCLE)} to {ONE_CYCLE}. Of {len(scope.factors)} "
-        f"rates from {min(scope.factors):g} to {max(scope.factors):g} times it, so many are within a point of an "
-        f"arm's best: {near}. Class after class instead of shuffled: {changed(SORTED)}; one order kept for all epochs: "
-        f"{changed(FIXED)}. {TRIANGULAR} in {scope.cycles_epochs} epochs, with cycles of so many: {lengths}."
+    lengths = listing([f"{evidence.by_cycle(HARD, cycle).mean():.1f} % ({cycle})" for cycle in evidence.scope.cycles])
+    return (
+        f"**Shuffling**: class after class changes {changed(SORTED)} points, one order kept for all epochs "
+        f"{changed(FIXED)}. **The length of a cycle**: {TRIANGULAR} ends {evidence.scope.cycles_epochs} epochs, in "
+        f"cycles of so many, at {lengths}."
     )
 
 
@@ -322,7 +382,9 @@ def report(evidence: Evidence) -> str:
     parts = [
         f"`{evidence.record['command']}`",
         conclusion(evidence),
-        numbers(evidence),
+        in_numbers(evidence),
+        "## Claims, and how often they hold",
+        counted(evidence),
         how_to_read(evidence),
         setting(evidence),
         counts(evidence),
@@ -544,22 +606,24 @@ def cycle_lengths(evidence: Evidence) -> str:
 
 
 SECTION = f"""\
-{{arms}} ways to set the rate of SGD on {{tasks}} tasks, {{seeds}} seeds paired by weights and batch order. In
-parentheses the comparisons that bear a claim out (p < 0.05, corrected for their number): on {HARD}, the hardest task;
-on the rest.
+What the lecture and the papers claim, measured on {{tasks}} tasks with {{arms}} ways to set the rate of SGD, {{seeds}}
+seeds each:
 
 {{conclusion}}
+
+{{numbers}}
 
 ![What each arm adds to the best constant rate on {HARD}, by epochs trained](benchmarks/results/{{picture}})
 
 {HARD.capitalize()}, {{steps}} steps per epoch, each number of epochs a training whose schedule ends there: mean and
-95 % interval over seeds, {RANGE_TEST}. ▲ is better and ▼ worse than the constant rate at its best of a grid.
+95 % interval over seeds, {RANGE_TEST}. ▲ is better and ▼ worse than the constant rate at its best of a grid
+(p < 0.05, paired by weights and batch order, corrected for the number of comparisons).
 
 {{table}}
 
-{{numbers}}
+![Test error against the learning rate, as a multiple of the range test's](benchmarks/results/{SENSITIVITY})
 
-Every task, arm and difference, the rates found, mis-set rates, orders and cycles are in
+All arms on all tasks, claim by claim, and how it was done are in
 [benchmarks/results/convergence.md](benchmarks/results/convergence.md), written, as this is, by `python
 benchmarks/convergence.py`."""
 
@@ -570,10 +634,10 @@ def section(evidence: Evidence) -> str:
         tasks=len(evidence.tasks),
         seeds=evidence.scope.seeds,
         conclusion=conclusion(evidence),
+        numbers=in_numbers(evidence),
         picture=picture_of(HARD),
         steps=evidence.tasks[HARD]["steps_per_epoch"],
         table=short_table(evidence),
-        numbers=numbers(evidence),
     )
 
 
@@ -622,7 +686,7 @@ def pictures(evidence: Evidence) -> dict[str, bytes]:
             picture_of(task): convergence_picture.differences(panels(task), f"{title}: less {REFERENCES[CONSTANT]}")
             for task, title in titles.items()
         },
-        "convergence_sensitivity.png": convergence_picture.sensitivity(rates),
+        SENSITIVITY: convergence_picture.sensitivity(rates),
         "convergence_curves.png": convergence_picture.curves(curves, f"{titles[HARD]}, {RANGE_TEST}"),
     }
 
