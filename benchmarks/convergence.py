@@ -4,7 +4,7 @@ Run it with::
 
     pip install 'cyclic_optim[bench]'
     python benchmarks/convergence.py            # an hour on 2 cores; the same command goes on after an interrupt
-    python benchmarks/convergence.py --quick    # 2 minutes: 2 seeds, trainings of 5 epochs, fewer images
+    python benchmarks/convergence.py --quick    # 2 minutes: 2 seeds, 5 epochs, fewer images; writes to build/quick
     python benchmarks/convergence.py --report   # only the tables, pictures and the README's section, from the record
 
 and find in ``benchmarks/results`` (or where ``--out`` says) ``convergence.md``, every table; ``convergence*.png``;
@@ -44,18 +44,21 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from harness import RESULTS, as_json, command_line, environment, progress, run_benchmark, write_results
+from harness import RESULTS, as_json, command_line, environment, progress, run_benchmark, version, write_results
 from letters import letters, make_network
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+import cyclic_optim
 from cyclic_optim import (
     CosineDecay,
     CosineRestarts,
     CyclicSGD,
     ExpRange,
     InverseTimeDecay,
+    LRRangeTest,
     MultiStepDecay,
+    NoSuggestionError,
     OneCycle,
     Plateau,
     Policy,
@@ -66,6 +69,7 @@ from cyclic_optim import (
 
 HERE = Path(__file__).parent
 KEPT = HERE.parent / "build" / "convergence"
+PACKAGES = ("scikit-learn", "schedulefree", "numpy", "pillow")
 COMMON: dict[str, Any] = {"momentum": 0.9, "weight_decay": 5e-4}
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the range test's rate
 BUDGETS, GRID_EPOCHS = (5, 10, 20, 40), 10
@@ -203,16 +207,16 @@ def per_epoch(plan: Plan, *shares: float) -> tuple[int, ...]:
 
 
 UNTUNED, CONSTANT, SCHEDULE_FREE = "SGD, lr=1e-3, untuned", "SGD, constant", "SGDScheduleFree"
-ONE_CYCLE = "OneCycle"
+COSINE, TRIANGULAR, ONE_CYCLE = "cosine", "Triangular", "OneCycle"
 ARMS = {
     UNTUNED: Arm(lambda params, plan: SGD(params, lr=UNTUNED_LR, **COMMON), is_tuned=False),
     CONSTANT: Arm(lambda params, plan: SGD(params, lr=plan.lr, **COMMON)),
     "step decay": policy(lambda plan: MultiStepDecay(per_epoch(plan, 0.5, 0.75)), has_end=True),
     "1/t decay": policy(lambda plan: InverseTimeDecay(1 / (CYCLE * plan.steps_per_epoch))),
     "plateau": policy(lambda plan: Plateau(factor=0.3, patience=2)),
-    "cosine": policy(lambda plan: CosineDecay(plan.total_steps), has_end=True),
+    COSINE: policy(lambda plan: CosineDecay(plan.total_steps), has_end=True),
     "warm restarts": policy(lambda plan: CosineRestarts(plan.first_of_three, t_mult=2), has_end=True),
-    "Triangular": policy(lambda plan: Triangular(**plan.triangles)),
+    TRIANGULAR: policy(lambda plan: Triangular(**plan.triangles)),
     "Triangular2": policy(lambda plan: Triangular2(**plan.triangles)),
     # Down to a tenth of the height by the end.
     "ExpRange": policy(lambda plan: ExpRange(**plan.triangles, gamma=0.1 ** (1 / plan.total_steps)), has_end=True),
@@ -224,7 +228,7 @@ ARMS = {
     SCHEDULE_FREE: Arm(schedule_free, kind=SCHEDULE_FREE),
 }
 TUNED = [name for name, arm in ARMS.items() if arm.is_tuned]
-SHUFFLED = (CONSTANT, "Triangular", ONE_CYCLE)  # the arms that all orders are tried with
+SHUFFLED = (CONSTANT, TRIANGULAR, ONE_CYCLE)  # the arms that all orders are tried with
 
 
 # -- a training -------------------------------------------------------------------------------------
@@ -285,7 +289,7 @@ def train(training: Training) -> Outcome:
         with evaluated(model, optimizer, data.train, batches_of_epoch):
             test.append(accuracy(model, data.test))
             validation = accuracy(model, data.validation) if len(test) == training.epochs else math.nan
-            if getattr(optimizer, "policy", None) is not None and isinstance(optimizer.policy, Plateau):
+            if isinstance(getattr(optimizer, "policy", None), Plateau):
                 optimizer.report(validation_loss(model, data.validation))
         if not math.isfinite(loss):  # no way back: the accuracy stays what it is
             test += [test[-1]] * (training.epochs - len(test))
@@ -360,25 +364,25 @@ def suggested(question: tuple[str, str, int, bool]) -> tuple[float, float]:
     name, kind, seed, is_quick = question
     task, data = task_of(name, is_quick), data_of(name, seed, is_quick)
     arm = next(arm for arm in ARMS.values() if arm.kind == kind and arm.is_tuned)
-    for end_lr in (10.0, 1000.0):
+
+    def found(end_lr: float) -> LRRangeTest:
         model = made(task, seed)
         optimizer = arm.optimizer(model.parameters(), Plan(lr=1.0, epochs=1, steps_per_epoch=1, div_factor=1.0))
         order = batches(data.train[1], task.batch_size, RESHUFFLED, torch.Generator().manual_seed(seed))
         stream = itertools.chain.from_iterable(order)
 
-        def step(model: nn.Module = model, stream: Iterator[Tensor] = stream) -> Tensor:
+        def step() -> Tensor:
             batch = next(stream)
             loss = F.cross_entropy(model(data.train[0][batch]), data.train[1][batch])
             loss.backward()
             return loss
 
-        found = lr_range_test(model, optimizer, step, end_lr=end_lr, progress=False)
-        try:
-            return found.suggest()
-        except ValueError:
-            if end_lr == 1000.0:
-                raise
-    raise AssertionError
+        return lr_range_test(model, optimizer, step, end_lr=end_lr, progress=False)
+
+    try:
+        return found(10.0).suggest()
+    except NoSuggestionError:
+        return found(1000.0).suggest()
 
 
 def range_of(suggestions: list[tuple[float, float]]) -> Range:
@@ -393,8 +397,11 @@ class Kept:
     """Results by question, in a file that grows by a line each: what an interrupt leaves is taken up again."""
 
     def __init__(self, folder: Path) -> None:
-        sources = (HERE / "convergence.py").read_bytes() + (HERE / "letters.py").read_bytes()
-        self.path = folder / f"{hashlib.sha256(sources + torch.__version__.encode()).hexdigest()[:12]}.jsonl"
+        library = Path(cyclic_optim.__file__).parent.rglob("*.py")
+        sources = [*sorted(library), HERE / "convergence.py", HERE / "letters.py"]
+        versions = [torch.__version__, *map(version, PACKAGES)]
+        digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + repr(versions).encode())
+        self.path = folder / f"{digest.hexdigest()[:12]}.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         self.known: dict[str, Any] = {}
         if self.path.exists():
@@ -493,7 +500,7 @@ def experiment(scope: Scope, jobs: int) -> tuple[Found, dict[str, list[Training]
             for seed in aside[task]
         ],
         "cycle": [
-            found.training(task, "Triangular", 1.0, scope.cycles_epochs, seed, cycle=cycle, **quick)
+            found.training(task, TRIANGULAR, 1.0, scope.cycles_epochs, seed, cycle=cycle, **quick)
             for task in ("digits", "letters")
             for cycle in scope.cycles
             for seed in aside[task]
@@ -549,15 +556,16 @@ def main() -> int:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), metavar="N", help="processes (default: one per CPU)"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where to write (default: benchmarks/results)")
+    parser.add_argument("--out", type=Path, help="where to write (default: benchmarks/results; --quick: build/quick)")
     options = parser.parse_args()
+    options.out = options.out or (KEPT.parent / "quick" if options.quick else RESULTS)
     return run_benchmark(lambda: run(options), needs=("sklearn", "matplotlib", "PIL", "schedulefree"))
 
 
 def run(options: argparse.Namespace) -> None:
     from convergence_report import write_report
 
-    started, where = time.perf_counter(), environment("scikit-learn", "schedulefree", "numpy", "pillow")
+    started, where = time.perf_counter(), environment(*PACKAGES)
     options.out.mkdir(parents=True, exist_ok=True)
     if not options.report:
         scope = QUICK_SCOPE if options.quick else FULL

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +32,7 @@ LEAST = 0.1  # percent, of an error that a logarithmic axis can show
 def differences(panels: Mapping[str, Mapping[str, Mapping[str, Difference]]], title: str) -> bytes:
     """A PNG: by panel, arm and rule, the difference to the reference as a point with its interval."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     axes_of = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -41,11 +41,15 @@ def differences(panels: Mapping[str, Mapping[str, Mapping[str, Difference]]], ti
         axes.set_title(name, fontsize=11)
     axes_of[0].invert_yaxis()
     figure.suptitle(title, fontsize=11)
-    handles, labels = axes_of[0].get_legend_handles_labels()
-    by_rule = dict(zip(labels, handles, strict=True))
+    rules = max(panels[name].values(), key=len)  # the colours are the arms', so here grey
+    look = {"color": "#707070", "marker": "o", "linestyle": "none"}
+    by_rule = {
+        rule: Line2D([], [], markerfacecolor=face, **look)
+        for rule, face in zip(rules, ("#707070", "white"), strict=False)
+    }
     scale = "points of test accuracy, paired by seed, with 95 % intervals (linear from -1 to 1, logarithmic beyond)"
     add_legend(figure, by_rule, scale)
-    return small_png(figure)
+    return as_png(figure, colours=96)
 
 
 def draw_differences(axes: Any, arms: Mapping[str, Mapping[str, Difference]]) -> None:
@@ -82,7 +86,7 @@ def sensitivity(panels: Mapping[str, Mapping[str, Mapping[float, Estimate]]]) ->
         axes.set_title(task, fontsize=11)
     figure.supylabel("test error, %", fontsize=10)
     add_legend(figure, lines, "learning rate, as a multiple of the range test's")
-    return small_png(figure)
+    return as_png(figure, colours=96)
 
 
 def curves(arms: Mapping[str, list[Estimate]], title: str) -> bytes:
@@ -96,7 +100,7 @@ def curves(arms: Mapping[str, list[Estimate]], title: str) -> bytes:
     axes.set(ylabel="test error, %")
     axes.set_title(title, fontsize=11)
     add_legend(figure, lines, "epoch")
-    return small_png(figure)
+    return as_png(figure, colours=96)
 
 
 def draw_errors(axes: Any, arm: str, places: list[Any], accuracies: list[Estimate]) -> dict[str, Any]:
@@ -108,22 +112,13 @@ def draw_errors(axes: Any, arm: str, places: list[Any], accuracies: list[Estimat
     if is_main:
         axes.fill_between(places, lows, highs, color=COLOURS[arm], alpha=0.12, linewidth=0)
     axes.set_yscale("log")
-    ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
+    ticks = [0.1, 0.2, 0.5, 1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100]
     low, high = axes.dataLim.intervaly
     axes.set_yticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     axes.set_ylim(0.9 * low, 1.1 * high)
     axes.minorticks_off()
     tidy(axes)
     return {SHORT.get(arm, arm) if is_main else "others": line}
-
-
-def small_png(figure: Any) -> bytes:
-    """With a palette, which takes a third of the bytes."""
-    from PIL import Image  # matplotlib has it
-
-    buffer = io.BytesIO()
-    Image.open(io.BytesIO(as_png(figure))).convert("RGB").quantize(96).save(buffer, format="png", optimize=True)
-    return buffer.getvalue()
 
 
 def add_legend(figure: Any, lines: Mapping[str, Any], of_axes: str) -> None:

@@ -1,6 +1,6 @@
 """The report of ``convergence.py``: tables, conclusions and the README's section, all of it computed from the record.
 
-No sentence here knows how the trainings went. What a claim comes under, "Holds" or another of ``STANDINGS``, follows
+No sentence here knows how the trainings went. What a claim comes under, "Held" or another of ``STANDINGS``, follows
 from the number of comparisons that bear it out and of those that show the opposite.
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 from convergence import (
     ARMS,
     CONSTANT,
+    COSINE,
     CYCLE,
     FIXED,
     ONE_CYCLE,
@@ -28,6 +29,7 @@ from convergence import (
     SHUFFLED,
     SORTED,
     TASKS,
+    TRIANGULAR,
     TUNED,
     UNTUNED,
     UNTUNED_LR,
@@ -45,8 +47,8 @@ BEGIN, END = "<!-- evidence: written by benchmarks/convergence.py -->", "<!-- en
 
 RANGE_TEST, GRID = "at the range test's rate", "at the best rate of the grid"
 RULES = (RANGE_TEST, GRID)
-TRIANGULAR, COSINE = "Triangular", "cosine"
-REFERENCES = {CONSTANT: "the constant rate at its best of the grid", COSINE: "cosine, its rate chosen likewise"}
+STEADY = "OneCycle, constant momentum"
+REFERENCES = {CONSTANT: "the best constant rate of the grid", COSINE: "cosine, its rate chosen by the same rule"}
 HARD = "letters"  # the task that the README tells of
 ORDERED = (HARD, "digits")  # the tasks that orders and lengths of cycles were tried on
 NEAR = 1.0  # points below the best that count as near it
@@ -133,6 +135,19 @@ class Evidence:
         means = [values.mean() for values in self.by_factor(task, arm).values()]
         return sum(mean >= max(means) - NEAR for mean in means)
 
+    def overall(self, task: str) -> Comparisons:
+        """The mean over all factors, against the constant rate's."""
+        means = {arm: np.array([*self.by_factor(task, arm).values()]).mean(0) for arm in TUNED}
+        return compare({arm: mean - means[CONSTANT] for arm, mean in means.items() if arm != CONSTANT})
+
+    def momentum(self, task: str, rule: str) -> dict[int, Difference]:
+        """By budget, what cycling the momentum brings to one cycle."""
+
+        def added(budget: int) -> Array:
+            return self.final(task, ONE_CYCLE, rule, budget) - self.final(task, STEADY, rule, budget)
+
+        return compare({budget: added(budget) for budget in self.scope.budgets})
+
     def by_order(self, task: str, arm: str, order: str) -> Array:
         return self.aside(task, arm, 1.0, self.scope.grid_epochs, order=order)
 
@@ -166,7 +181,7 @@ def interval(found: Estimate, digits: int = 2) -> str:
 
 
 def points(found: Difference, digits: int = 2) -> str:
-    mean, low, high = (f"{value:+.{digits}f}" for value in found[:3])
+    mean, low, high = (f"{round(value, digits) + 0.0:+.{digits}f}" for value in found[:3])
     return f"{mean} [{low}, {high}]"
 
 
@@ -193,7 +208,7 @@ def item(text: str) -> str:
 
 # -- the claims -------------------------------------------------------------------------------------
 
-HOLDS, IN_PART, NOT_SHOWN, OPPOSITE = "Holds", "Holds in part", "Does not show", "Rather the opposite holds"
+HOLDS, IN_PART, NOT_SHOWN, OPPOSITE = "Held", "Held in part", "Not shown", "Rather the opposite of"
 STANDINGS = (HOLDS, IN_PART, NOT_SHOWN, OPPOSITE)
 Signs = dict[str, list[int]]  # by task and comparison: 1 bears the claim out, -1 shows the opposite, 0 neither
 
@@ -210,10 +225,10 @@ class Claim(NamedTuple):
 
     @property
     def standing(self) -> str:
-        net = sum(map(statistics.mean, self.groups)) / 2
-        if net > 1 / 2 and -1 not in itertools.chain(*self.groups):
+        net, every = sum(map(statistics.mean, self.groups)) / 2, [*itertools.chain(*self.groups)]
+        if net > 1 / 2 and -1 not in every:
             return HOLDS
-        if abs(net) < 1 / 4:
+        if abs(net) < 1 / 4 or every.count(1) == every.count(-1):
             return NOT_SHOWN
         return IN_PART if net > 0 else OPPOSITE
 
@@ -237,9 +252,8 @@ def claims(evidence: Evidence) -> list[Claim]:
         against = evidence.against[reference]
         return {task: [sign_of(against[task, rule, n][arm]) for n in budgets] for task in tasks}
 
-    def wider(arm: str) -> Signs:
-        near = evidence.near_best
-        return {task: [int(np.sign(near(task, arm) - near(task, CONSTANT)))] for task in tasks}
+    def forgives(arm: str) -> Signs:
+        return {task: [sign_of(evidence.overall(task)[arm])] for task in tasks}
 
     def sooner(task: str) -> int:
         ours = np.median(evidence.epochs_to_target(task, ONE_CYCLE, RANGE_TEST))
@@ -251,32 +265,32 @@ def claims(evidence: Evidence) -> list[Claim]:
 
     found = {task: [sign_of(difference) for difference in evidence.rate_found(task).values()] for task in tasks}
     lengths = {task: [-sign_of(difference) for difference in evidence.cycles(task).values()] for task in ORDERED}
-    finding = Claim("SGD's default of 1e-3 is beaten by", "the rate that a range test finds", found)
-    soon = Claim(
-        "a stated accuracy is reached in fewer epochs than at the best constant rate of a grid by",
-        f"{ONE_CYCLE} {RANGE_TEST}",
-        {task: [sooner(task)] for task in tasks},
-    )
+    momentum = {
+        task: [sign_of(difference) for difference in evidence.momentum(task, RANGE_TEST).values()] for task in tasks
+    }
+    low, high = min(evidence.scope.factors), max(evidence.scope.factors)
+    constant = "the best constant rate of the grid"
     return [
-        finding,
+        Claim("beat SGD's default of 1e-3", "the rate that a range test finds", found),
+        *(Claim(f"beat {constant}, {RANGE_TEST}", arm, beats(CONSTANT, arm, RANGE_TEST)) for arm in CONTENDERS),
         *(
-            Claim(
-                f"the best constant rate of a grid is beaten, {RANGE_TEST}, by", arm, beats(CONSTANT, arm, RANGE_TEST)
-            )
+            Claim(f"beat {COSINE}, each at its best rate of the grid", arm, beats(COSINE, arm, GRID))
+            for arm in CONTENDERS
+            if arm != COSINE
+        ),
+        Claim(
+            f"reached a stated accuracy in fewer epochs than {constant}, if laid out for so few",
+            f"{ONE_CYCLE} {RANGE_TEST}",
+            {task: [sooner(task)] for task in tasks},
+        ),
+        *(
+            Claim(f"beat a constant rate on average over {low:g} to {high:g} times the rate found", arm, forgives(arm))
             for arm in CONTENDERS
         ),
-        *(
-            Claim(f"{COSINE} is beaten, each at its best rate of the grid, by", arm, beats(COSINE, arm, GRID))
-            for arm in (TRIANGULAR, ONE_CYCLE, SCHEDULE_FREE)
-        ),
-        soon,
-        *(
-            Claim("a wider choice of rates than for a constant one is left by", arm, wider(arm))
-            for arm in (COSINE, TRIANGULAR, ONE_CYCLE)
-        ),
-        Claim("accuracy is lost with", "examples that come class after class", costs(SORTED)),
-        Claim("accuracy is lost with", "one order kept for all epochs", costs(FIXED)),
-        Claim("accuracy is lost with", f"cycles of other than {CYCLE} epochs", lengths),
+        Claim("added accuracy", f"cycling {ONE_CYCLE}'s momentum, too, {RANGE_TEST}", momentum),
+        Claim("cost accuracy", "examples that come class after class", costs(SORTED)),
+        Claim("cost accuracy", "one order kept for all epochs", costs(FIXED)),
+        Claim("cost accuracy", f"cycles of other than {CYCLE} epochs", lengths),
     ]
 
 
@@ -317,38 +331,60 @@ def in_numbers(evidence: Evidence) -> str:
         }
         return "; ".join(f"{arm} {listing([*map(in_bold, cells)])}" for arm, cells in by_arm.items())
 
-    def searched(arm: str) -> str:
-        return points(
-            estimate(evidence.final(HARD, arm, GRID, longest) - evidence.final(HARD, arm, RANGE_TEST, longest)), 1
-        )
+    def momentum(rule: str) -> str:
+        return listing([*map(in_bold, evidence.momentum(HARD, rule).values())])
 
-    others = [task for task in evidence.tasks if task != HARD]
-    elsewhere = [
-        sign_of(evidence.against[CONSTANT][task, RANGE_TEST, n][arm])
-        for task, n, arm in itertools.product(others, scope.budgets, CONTENDERS)
-    ]
+    rates = evidence.ranges[HARD]["SGD"].suggested
+    apart = max(rate for _, rate in rates) / min(rate for _, rate in rates)
     near = listing([f"{evidence.near_best(HARD, arm)} for {arm}" for arm in (CONSTANT, *CONTENDERS)])
-    rates = [sign_of(difference) for task in others for difference in evidence.rate_found(task).values()]
-    too_high = ": it suggests the peak of a cycle, which may be too high to stay at" if -1 in rates else ""
     after = f"after {listing([*map(str, scope.budgets)])} epochs"
     lines = (
-        f"**The rate found**, by one range test of 100 steps at most, brings SGD {points(found[shortest], 1)} points "
-        f"of test accuracy on {HARD} after {shortest} epochs, and {points(found[longest], 1)} after {longest}, "
-        f"compared with its default of {UNTUNED_LR:g}.",
-        f"**Schedules at that rate**, with nothing else tuned, against the best constant rate of a grid, in points "
+        f"**The rate found** (the median of {scope.seeds} range tests, which are up to {apart:.1f} times apart) brings "
+        f"SGD {points(found[shortest], 1)} points of test accuracy on {HARD} after {shortest} epochs, and "
+        f"{points(found[longest], 1)} after {longest}, compared with its default of {UNTUNED_LR:g}.",
+        f"**Schedules at that rate**, with nothing else tuned, minus the best constant rate of the grid, in points "
         f"{after} (in bold what is told apart): {ends(CONSTANT, RANGE_TEST)}.",
-        f"**Against {COSINE}**, each at its own best rate of the grid, likewise: {ends(COSINE, GRID)}.",
-        f"**A search around the rate found** adds {searched(CONSTANT)} points to the constant rate after {longest} "
-        f"epochs, {searched(COSINE)} to {COSINE} and {searched(ONE_CYCLE)} to {ONE_CYCLE}.",
-        f"**A rate mis-set**: of {len(scope.factors)} from {min(scope.factors):g} to {max(scope.factors):g} times the "
-        f"one found, so many are within a point of an arm's own best: {near}.",
-        f"**On the {len(others)} small tasks**, of {len(elsewhere)} comparisons with the best constant rate, "
-        f"{elsewhere.count(1)} are won, {elsewhere.count(-1)} lost and {elsewhere.count(0)} not told apart. The rate "
-        f"found, held constant, is better than the default in {rates.count(1)} of {len(rates)} cases there and worse "
-        f"in {rates.count(-1)}{too_high}.",
+        f"**Each at its best rate of the grid**{at_the_end(evidence)}, likewise: {ends(CONSTANT, GRID)}. Minus "
+        f"{COSINE}: {ends(COSINE, GRID)}.",
+        f"**A rate mis-set**: of {len(scope.factors)} rates from {min(scope.factors):g} to {max(scope.factors):g} "
+        f"times the one found, so many are within a point of an arm's own best: {near}.",
+        f"**Cycling the momentum, too**, changes {ONE_CYCLE} by {momentum(RANGE_TEST)} points at the range test's "
+        f"rate, and by {momentum(GRID)} with each at its best of the grid.",
+        on_the_others(evidence),
         asides(evidence),
     )
     return "\n".join(map(item, lines))
+
+
+def at_the_end(evidence: Evidence) -> str:
+    """Whose best rate is the highest that was tried."""
+    highest = max(evidence.scope.factors)
+    arms = [arm for arm in CONTENDERS if evidence.found.factors[HARD][arm] == highest]
+    return f" (the highest tried, {highest:g} times the rate found, for {listing(arms)})" if arms else ""
+
+
+def on_the_others(evidence: Evidence) -> str:
+    others, budgets = [task for task in evidence.tasks if task != HARD], evidence.scope.budgets
+    signs = [
+        sign_of(evidence.against[CONSTANT][task, RANGE_TEST, n][arm])
+        for task, n, arm in itertools.product(others, budgets, CONTENDERS)
+    ]
+    differences = {(task, n): found for task in others for n, found in evidence.rate_found(task).items()}
+    rates = [sign_of(found) for found in differences.values()]
+    text = (
+        f"**On the {len(others)} small tasks**, of {len(signs)} comparisons of {listing(CONTENDERS)} at the range "
+        f"test's rate with the best constant rate of the grid, {signs.count(1)} are won, {signs.count(-1)} lost and "
+        f"{signs.count(0)} not told apart. The rate found, held constant, is better than the default in "
+        f"{rates.count(1)} of {len(rates)} cases and worse in {rates.count(-1)}"
+    )
+    if -1 not in rates:
+        return f"{text}."
+    task, n = min(differences, key=lambda key: differences[key].mean)
+    held, untuned = (evidence.final(task, arm, RANGE_TEST, n).mean() for arm in (CONSTANT, UNTUNED))
+    return (
+        f"{text}, at worst {held:.1f} % instead of {untuned:.1f} % ({task}, {n} epochs): what a range test suggests is "
+        "the peak of a cycle, which can be too high to stay at."
+    )
 
 
 def in_bold(found: Difference) -> str:
@@ -358,20 +394,20 @@ def in_bold(found: Difference) -> str:
 def together(claims: list[Claim], of_each: Callable[[Claim], str]) -> str:
     """In a sentence, those that say the same of several."""
     groups = itertools.groupby(claims, key=lambda claim: claim.what)
-    return "; ".join(f"{what} {listing([*map(of_each, those)])}" for what, those in groups)
+    return "; ".join(f"{listing([*map(of_each, those)])} {what}" for what, those in groups)
 
 
 def asides(evidence: Evidence) -> str:
     """What shuffling and the length of a cycle do on the hard task."""
 
     def changed(order: str) -> str:
-        return listing([f"{evidence.orders(HARD)[arm, order].mean:+.1f} ({arm})" for arm in SHUFFLED])
+        return listing([f"{in_bold(evidence.orders(HARD)[arm, order])} ({arm})" for arm in SHUFFLED])
 
-    lengths = listing([f"{evidence.by_cycle(HARD, cycle).mean():.1f} % ({cycle})" for cycle in evidence.scope.cycles])
+    lengths = listing([f"{in_bold(found)} ({cycle})" for cycle, found in evidence.cycles(HARD).items()])
     return (
         f"**Shuffling**: class after class changes {changed(SORTED)} points, one order kept for all epochs "
-        f"{changed(FIXED)}. **The length of a cycle**: {TRIANGULAR} ends {evidence.scope.cycles_epochs} epochs, in "
-        f"cycles of so many, at {lengths}."
+        f"{changed(FIXED)}. **The length of a cycle**, in epochs, changes {TRIANGULAR} after "
+        f"{evidence.scope.cycles_epochs} epochs, compared with {CYCLE}, by {lengths}."
     )
 
 
@@ -401,6 +437,14 @@ def hardest_first(evidence: Evidence) -> list[str]:
     return sorted(evidence.tasks, key=lambda task: task != HARD)
 
 
+ARMS_TOLD = f"""\
+All arms are SGD with momentum 0.9 and weight decay 5e-4. Step decay: a tenth at 1/2 and again at 3/4. 1/t: half the
+rate after {CYCLE} epochs. Plateau: times 0.3 after 2 epochs without a better validation loss. Warm restarts and growing
+cycles: three, each twice as long as the one before. Triangles: {CYCLE} epochs, down to the lowest rate of the range
+test, momentum between 0.9 and 0.8; ExpRange down to a tenth of the height by the end. OneCycle: momentum between 0.95
+and 0.85. SGDScheduleFree: half an epoch of warm-up; before it is evaluated, batch norm sees an epoch with its averaged
+weights. So cosine and the triangles differ in momentum, too."""
+
 HOW_TO_READ = f"""\
 Means over {{seeds}} seeds ({{aside}} for the grid, orders and cycles of {HARD}). In brackets 95 % intervals, by the
 percentile bootstrap over seeds, which with so few is somewhat too narrow. On {HARD} a seed draws weights and order, on
@@ -409,18 +453,21 @@ the other tasks the split, too.
 "{BETTER}" and "{WORSE}" mean p < 0.05 in Wilcoxon's signed-rank test of the paired differences, exact and two-sided,
 after Holm's correction. What is corrected together is a column of a table of differences: one task, rule and budget.
 {{seeds}} seeds give no p below {{least:.2g}}, so that in a family of more than 25 nothing could be told apart. Seeds
-without a difference do not count, which leaves little to tell apart where the test part is small. With less than 6
+without a difference do not count, which leaves little to tell apart where the test part is small. With fewer than 6
 seeds no p of that test is below 0.05: there it is Student's paired t test. The orders tried on a task are a family, and
 so are the lengths of cycles, the means over all factors, and what the range test's rate brings at each budget.
 
 In parentheses after a claim: in how many comparisons on {HARD}, then on the other tasks, it is borne out, and in how
-many the opposite shows. The mean of the two shares, those against deducted, decides what it comes under: "{HOLDS}" over
-1/2 with none against, "{IN_PART}" from 1/4, "{NOT_SHOWN}" between, "{OPPOSITE}" down from -1/4. A rate leaves a wider
-choice where more factors of the grid are within a point of the arm's own best.
+many the opposite shows. The mean of the two shares, those against deducted, decides what it comes under: "{HOLDS}"
+over 1/2 with none against, "{IN_PART}" from 1/4, "{NOT_SHOWN}" between or where as many are for it as against,
+"{OPPOSITE}" down from -1/4. How soon an accuracy is reached is compared as it is, without a test.
 
 The range test suggests the highest rate of a cycle. A constant one is in force all the time, so that its best may be
 lower: that is what the grid is for. The grid's choice is by the mean accuracy on the validation part after
-{{grid_epochs}} epochs, and is kept for all budgets. Nothing was chosen on the test part."""
+{{grid_epochs}} epochs, and is kept for all budgets; where it is an end of the grid, a rate beyond may be better still.
+Nothing was chosen on the test part, except that "how soon" counts the soonest of an arm's trainings.
+
+{ARMS_TOLD}"""
 
 
 def how_to_read(evidence: Evidence) -> str:
@@ -498,8 +545,9 @@ def counts(evidence: Evidence) -> str:
 def task_section(evidence: Evidence, task: str) -> str:
     title = evidence.tasks[task]["title"]
     tables = [accuracy_tables(evidence, task, rule) for rule in RULES]
+    curves = ["![Error by epoch](convergence_curves.png)"] if task == HARD else []
     return "\n\n".join(
-        (f"## {title.capitalize()}", f"![Differences]({picture_of(task)})", *tables, targets(evidence, task))
+        (f"## {title.capitalize()}", f"![Differences]({picture_of(task)})", *curves, *tables, targets(evidence, task))
     )
 
 
@@ -552,19 +600,17 @@ def mis_set_rates(evidence: Evidence) -> str:
     note = wrapped(
         f"Test accuracy after {evidence.scope.grid_epochs} epochs at the range test's rate times a factor; on how many "
         "factors it is within a point of the arm's own best, and of the best constant rate; how far below its best the "
-        "worst factor is, of those within 2 and of all; and the mean over all factors less the constant rate's."
+        "worst factor is, of those within 2 and of all; and the mean over all factors minus the constant rate's."
     )
     tables = [f"### {task.capitalize()}\n\n{factor_table(evidence, task)}" for task in hardest_first(evidence)]
-    return "\n\n".join(("## Mis-set rates", "![Accuracy by rate](convergence_sensitivity.png)", note, *tables))
+    return "\n\n".join(("## Mis-set rates", f"![Error by rate]({SENSITIVITY})", note, *tables))
 
 
 def factor_table(evidence: Evidence, task: str) -> str:
     factors = evidence.scope.factors
     by_arm_and_factor = {arm: np.array([*evidence.by_factor(task, arm).values()]) for arm in TUNED}
     constant = by_arm_and_factor[CONSTANT]
-    overall = compare(
-        {arm: (of_arm - constant).mean(0) for arm, of_arm in by_arm_and_factor.items() if arm != CONSTANT}
-    )
+    overall = evidence.overall(task)
     close = [0.5 <= factor <= 2 for factor in factors]
 
     def row(arm: str) -> list[str]:
@@ -575,7 +621,7 @@ def factor_table(evidence: Evidence, task: str) -> str:
         return [*(f"{mean:.1f}" for mean in means), str(evidence.near_best(task, arm)), str(near), *losses, whole]
 
     header = [*(f"{factor:g}" for factor in factors), "near own best", "near constant's best", "loss within 2"]
-    header += [f"loss within {1 / min(factors):g}", "mean of all, less constant's"]
+    header += [f"loss within {1 / min(factors):g}", "mean of all, minus constant's"]
     return by_arm(["test accuracy, %", *header], {arm: row(arm) for arm in TUNED})
 
 
@@ -606,8 +652,10 @@ def cycle_lengths(evidence: Evidence) -> str:
 
 
 SECTION = f"""\
-What the lecture and the papers claim, measured on {{tasks}} tasks with {{arms}} ways to set the rate of SGD, {{seeds}}
-seeds each:
+What papers and lectures say of cyclical rates, measured on {{tasks}} tasks with {{arms}} ways to set the rate of SGD,
+{{seeds}} seeds each ({{aside}} on letters for mis-set rates, orders and lengths of cycles). The hardest task is
+*letters*: [noisy images](benchmarks/results/letters.png) of the 26 letters in 22 fonts, 16 x 16 pixels, 5,000 to train
+on, and a small residual network. The others are scikit-learn's wine, breast cancer and digits.
 
 {{conclusion}}
 
@@ -615,9 +663,11 @@ seeds each:
 
 ![What each arm adds to the best constant rate on {HARD}, by epochs trained](benchmarks/results/{{picture}})
 
-{HARD.capitalize()}, {{steps}} steps per epoch, each number of epochs a training whose schedule ends there: mean and
-95 % interval over seeds, {RANGE_TEST}. ▲ is better and ▼ worse than the constant rate at its best of a grid
-(p < 0.05, paired by weights and batch order, corrected for the number of comparisons).
+Test accuracy on {HARD} after so many epochs ({{steps}} steps each), {RANGE_TEST}: mean and 95 % interval over
+seeds. A schedule that has an end is a training of its own for each number of epochs; of the others these are parts of
+the longest. ▲ is better and ▼ worse than the best constant rate of the grid (p < 0.05, paired by weights and batch
+order, corrected for the number of comparisons). The last column is the median epoch that first has so much, in the
+soonest of an arm's trainings.
 
 {{table}}
 
@@ -633,6 +683,7 @@ def section(evidence: Evidence) -> str:
         arms=len(ARMS),
         tasks=len(evidence.tasks),
         seeds=evidence.scope.seeds,
+        aside=evidence.seeds_aside(HARD),
         conclusion=conclusion(evidence),
         numbers=in_numbers(evidence),
         picture=picture_of(HARD),
@@ -683,7 +734,7 @@ def pictures(evidence: Evidence) -> dict[str, bytes]:
     titles = {task: evidence.tasks[task]["title"].capitalize() for task in evidence.tasks}
     return {
         **{
-            picture_of(task): convergence_picture.differences(panels(task), f"{title}: less {REFERENCES[CONSTANT]}")
+            picture_of(task): convergence_picture.differences(panels(task), f"{title}: minus {REFERENCES[CONSTANT]}")
             for task, title in titles.items()
         },
         SENSITIVITY: convergence_picture.sensitivity(rates),

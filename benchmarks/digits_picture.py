@@ -37,10 +37,17 @@ def picture(found: Any, traces: dict[str, Trace], accuracies: dict[str, list[lis
     return as_png(figure)
 
 
-def as_png(figure: Any) -> bytes:
+def as_png(figure: Any, colours: int | None = None) -> bytes:
+    """A palette of so many colours takes a third of the bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+    if colours is None:
+        return buffer.getvalue()
+    from PIL import Image  # matplotlib has it
+
+    smaller = io.BytesIO()
+    Image.open(buffer).convert("RGB").quantize(colours).save(smaller, format="png", optimize=True)
+    return smaller.getvalue()
 
 
 def draw_schedules(rate_axes: Any, momentum_axes: Any, traces: dict[str, Trace], styles: dict[str, Style]) -> None:

@@ -20,7 +20,6 @@ and find in ``benchmarks/results`` (or where ``--out`` says) ``low_good_high.png
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import statistics
 import time
@@ -170,7 +169,7 @@ def picture(found: LRRangeTest, made: Trainings) -> bytes:
     draw_range_test(right, found, {name: runs[0].lr for name, runs in drawn.items()})
     left.set_ylim(0, HIGHEST)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    return few_colours(as_png(figure))
+    return as_png(figure, colours=256)
 
 
 def draw_training(axes: Any, runs: list[Run], name: str, label: str) -> None:
@@ -206,15 +205,6 @@ def draw_range_test(axes: Any, found: LRRangeTest, rates: dict[str, float]) -> N
 def write(axes: Any, text: str, place: tuple[float, float], offset: tuple[float, float], colour: str, ha: str) -> None:
     style = {"color": colour, "weight": "bold", "textcoords": "offset points", "ha": ha}
     axes.annotate(text, place, xytext=offset, **style)
-
-
-def few_colours(png: bytes) -> bytes:
-    """The same picture in a palette of 256 colours: a third of the bytes, and no difference to the eye."""
-    from PIL import Image  # comes with matplotlib
-
-    buffer = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").quantize(256).save(buffer, format="png", optimize=True)
-    return buffer.getvalue()
 
 
 # -- running it -------------------------------------------------------------------------------------

@@ -179,6 +179,7 @@ def test_every_arm_is_in_every_table(evidence):
         ([1, 1, 1, 1], [1, 1, 1, 1, -1], report.IN_PART),
         ([1, 0, 0, -1], [0, 0], report.NOT_SHOWN),
         ([0, 0, 0, 0], [0, 0], report.NOT_SHOWN),
+        ([1], [1, -1, -1], report.NOT_SHOWN),
         ([-1, -1, 0, 1], [-1, 0], report.OPPOSITE),
     ],
 )
