@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import FAR, finite_policies, periodic_policies, policies, steps
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cyclic_optim import (
     Constant,
@@ -203,3 +204,31 @@ def test_more_groups_take_no_more_operations(overflow):
             clock.tick(None if overflow is None else torch.tensor(overflow))
         counts.append(len(called))
     assert counts[0] == counts[1] > 0
+
+
+def test_the_default_device_is_of_no_concern():
+    """Everything of a clock is on the device it was made for, wherever torch makes tensors that name none."""
+    policy = OneCycle(20)
+    with torch.device("meta"):  # where nothing has a value
+        clock = clock_at(policy, 5, 0.1)
+        clock.tick(None)
+    tensors = [clock.table, clock.start, clock.step, *clock.lr, *clock.momentum, *clock.max_lr]
+    assert {tensor.device for tensor in tensors} == {CPU}
+    assert_is(clock, policy, 6, 0.1)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_an_overflow_found_on_another_device_is_brought_over(shape):
+    """``found_inf`` is copied to the clock's device first: no other operation is given tensors of two devices."""
+
+    class Devices(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append((str(func), {value.device.type for value in tree_leaves(args) if torch.is_tensor(value)}))
+            return func(*args, **(kwargs or {}))
+
+    policy, found_inf, seen = OneCycle(20), torch.zeros(shape), []
+    clock = DeviceClock(policy, policy.at, torch.device("meta"))
+    clock.join()
+    with Devices():
+        clock.tick(found_inf)
+    assert [func for func, devices in seen if devices != {"meta"}] == ["aten._to_copy.default"]
