@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import pickle
+import re
 import warnings
 
 import pytest
@@ -264,6 +265,20 @@ def test_missing_keys_are_as_in_the_code(key, policy):
     resumed.step()
 
 
+def test_a_peak_that_a_checkpoint_lacks_is_the_codes():
+    """A dict without ``max_lr`` goes on at the step it was saved at, under the peak that the code gives."""
+    policy = Triangular(step_size_up=4)
+    _, optimizer = one_param(lr=1.0, policy=policy)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    del saved["param_groups"][0]["max_lr"]
+    _, resumed = one_param(lr=0.5, policy=policy)
+    resumed.load_state_dict(saved)
+    resumed.step()
+    (group,) = resumed.param_groups
+    assert (group["max_lr"], group["lr"], group["schedule_step"]) == (0.5, 0.5 * policy.at(2).lr_factor, 2)
+
+
 def break_group(key, value):
     def change(saved):
         saved["param_groups"][0][key] = value
@@ -319,6 +334,25 @@ def test_malformed_checkpoints_are_refused(malformed):
         optimizer.load_state_dict(saved)
     assert snapshot(optimizer) == before
     optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("max_lr", -1.0, "need max_lr to be a finite number >= 0, got max_lr=-1.0"),
+        ("schedule_step", 1, "need one schedule_step, an int >= 0 and < 2**62, in all param groups, got [0, 1]"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_policy_is_changed(key, value, message):
+    """A bad value in a checkpoint of another policy is an error, and no word of going on under the one in the code."""
+
+    def two_groups(policy):
+        return CyclicSGD([{"params": [torch.nn.Parameter(torch.ones(1))]} for _ in range(2)], policy=policy)
+
+    saved = two_groups(Triangular(step_size_up=4)).state_dict()
+    saved["param_groups"][1][key] = value
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        two_groups(Constant()).load_state_dict(saved)
 
 
 @pytest.mark.parametrize("as_json", [True, False])

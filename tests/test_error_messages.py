@@ -665,6 +665,17 @@ OPTIMIZER_MESSAGES = [
         "pass the policy to the optimizer to load this checkpoint",
     ),
     (
+        lambda: built().load_state_dict(saved(Constant(), policy=3)),
+        ValueError,
+        "need the policy in a param group to be JSON, got 3; pass the policy to the optimizer to load this checkpoint",
+    ),
+    (
+        lambda: built().load_state_dict(saved(Constant(), policy="Constant()")),
+        ValueError,
+        "need the policy in a param group to be JSON, got 'Constant()' (Expecting value: line 1 column 1 (char 0)); "
+        "pass the policy to the optimizer to load this checkpoint",
+    ),
+    (
         lambda: built(LinearRamp(2000000), capturable=True),
         ValueError,
         "need a policy of at most 1048576 steps with capturable=True, got 2000001 steps of "
