@@ -1,8 +1,10 @@
 """The LR range test, number by number: every value it reports is that of its documented rule, worked out apart."""
 
+import _pyio
 import importlib.util
 import io
 import math
+import os
 
 import numpy as np
 import pytest
@@ -186,7 +188,7 @@ FALL = [20.0 - i for i in range(20)]  # a noise of 1 / sqrt(2)
         ([20.0] * 10, "no fall"),
         ([8.0] * 20 + [4.0, 9.0], "narrow"),
         ([*FALL, *(float(i) for i in range(1, 8))], "pair"),
-        ([*FALL, 1.0, 3.0], "not risen"),
+        ([*FALL, 1.0, 3.5], "not risen"),
         ([*FALL, 1.0, 4.0], "pair"),
         ([*FALL], "not risen"),
         ([*FALL, math.nan], "pair"),
@@ -209,9 +211,31 @@ def test_curves_at_the_edge_of_each_rule(losses, verdict):
 
 def test_the_lowest_loss_may_not_be_among_the_first_tenth():
     """With the lowest loss just behind the first tenth there is a pair, with it at that tenth's end there is none."""
-    for flat, verdict in ((10, "pair"), (9, "no fall")):
-        losses = [5.0] * flat + [1.0] * (99 - flat) + [9.0]
-        assert check_suggestion(made(losses, lrs=[10.0 ** (i - 50) for i in range(100)])) == verdict
+    for points in (100, 109):  # the first ten are a tenth of both
+        for flat, verdict in ((10, "pair"), (9, "no fall")):
+            losses = [5.0] * flat + [1.0] * (points - 1 - flat) + [9.0]
+            assert check_suggestion(made(losses, lrs=[10.0 ** (i - 50) for i in range(points)])) == verdict
+
+
+def test_of_ten_losses_the_first_alone_is_the_start():
+    """Where the first tenth is one loss, the fall is told from that one."""
+    result = made([10.0, 8.0, 6.5, 5.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.0, math.nan])
+    assert check_suggestion(result) == "pair"
+    assert result.suggest()[0] == result.lrs[1]
+
+
+def test_two_ends_that_are_one_rate_are_no_pair():
+    """A fall within one step that doubles the rate leaves nothing between base_lr and max_lr."""
+    assert check_suggestion(made([50.0] * 12 + [1.0] + [50.0] * 12, lrs=[2.0**i for i in range(25)])) == "narrow"
+
+
+def test_the_noise_is_the_smoothed_losses_standard_error():
+    """What neighbours in the first half say of one loss's noise, shrunk as a mean of these weights shrinks it."""
+    # 15 differences of 0 and 15 of 20 before the half: a mean square of 200, a noise of 10.
+    result = made([1.0] * 16 + [21.0, 1.0] * 7 + [21.0] + [40.0 * i for i in range(1, 32)], smoothing=0.5)
+    # The weights ..., 1/4, 1/2, 1, 1/2, 1/4, ... sum up to 3, and their squares to 5/3.
+    with pytest.raises(NoSuggestionError, match=f"with a noise of {10 * math.sqrt(5 / 3) / 3:.3g};"):
+        result.suggest()
 
 
 def test_what_is_said_where_there_is_no_pair():
@@ -247,13 +271,16 @@ def test_a_result_says_what_it_holds():
     )
 
 
-def test_the_csv_to_the_letter(tmp_path):
+def test_the_csv_to_the_letter(tmp_path, monkeypatch):
     """Rows end as csv's do, on every platform, and what was not finite has no average."""
     result = made([1.0, 3.0, math.nan], lrs=[0.1, 0.2, 0.4])
     expected = "lr,loss,smoothed\r\n0.1,1.0,1.0\r\n0.2,3.0,3.0\r\n0.4,nan,\r\n"
     opened = io.StringIO()
     result.to_csv(opened)
     assert opened.getvalue() == expected
+    # The io module that is written in Python can be told that lines end as on Windows.
+    monkeypatch.setattr("cyclic_optim.range_test.open", _pyio.open, raising=False)
+    monkeypatch.setattr(os, "linesep", "\r\n")
     for path in (tmp_path / "a.csv", str(tmp_path / "b.csv")):
         result.to_csv(path)
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes() == expected.encode()
@@ -359,9 +386,23 @@ def test_what_stopped_it():
 
 
 def test_a_long_test_takes_a_tenth_of_its_steps_for_the_first_ones():
-    """Of 100 steps the first ten set the scale: a blow-up among them is not yet divergence, the eleventh's is."""
-    assert len(run([1.0] * 9 + [1e6] + [1.0] * 90)[0].losses) == 100
-    assert len(run([1.0] * 10 + [1e6] + [1.0] * 89)[0].losses) == 11
+    """Of 100 steps, or 109, the first ten set the scale: a blow-up among them is no divergence yet, the 11th's is."""
+    for steps in (100, 109):
+        assert len(run([1.0] * 9 + [1e6] + [1.0] * (steps - 10))[0].losses) == steps
+        assert len(run([1.0] * 10 + [1e6] + [1.0] * (steps - 11))[0].losses) == 11
+
+
+def test_as_much_as_it_had_fallen_is_not_more():
+    """After a fall by 6 from losses that do not scatter, a rise by twice that is allowed, and a higher one is not."""
+    result, _ = run([10.0] * 5 + [4.0, 15.0, 16.0, 16.5, 1.0], smoothing=0.0)
+    assert result.losses[-1] == 16.5
+    assert result.ceiling == 16.0
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.1, -1e15 / 3])
+def test_equal_losses_do_not_diverge(loss):
+    """A loss that stays the same, at any size and at 0 too, runs to the end, though its averages are rounded."""
+    assert len(run([loss] * 100)[0].losses) == 100
 
 
 def test_what_it_does_in_order():
@@ -431,21 +472,40 @@ def test_ratios_are_those_of_the_peaks():
 
 def test_momentum_in_a_tensor_is_held_too():
     """With capturable the rates and the momentum of each step are written into the tensors that the step reads."""
-    param = torch.nn.Parameter(torch.ones(2))
-    optimizer = CyclicSGD([param], lr=0.1, policy=Triangular(4), capturable=True)
-    group, seen = optimizer.param_groups[0], []
-    lr, momentum, held = group["lr"], group["momentum"], group["momentum"].item()
+    model = torch.nn.ParameterList([torch.ones(2), torch.ones(2)])
+    groups = [{"params": [model[0]]}, {"params": [model[1]], "lr": 0.05}]
+    optimizer = CyclicSGD(groups, lr=0.1, policy=Triangular(4), capturable=True)
+    tensors = [(group["lr"], group["momentum"]) for group in optimizer.param_groups]
+    held, seen = tensors[0][1].item(), []
 
     def train_step():
-        seen.append((group["lr"].item(), group["momentum"].item(), group["lr"] is lr, group["momentum"] is momentum))
-        param.grad = torch.ones(2)
+        now = [(group["lr"], group["momentum"]) for group in optimizer.param_groups]
+        assert all(a is b for row, before in zip(now, tensors, strict=True) for a, b in zip(row, before, strict=True))
+        seen.append([(lr.item(), momentum.item()) for lr, momentum in now])
+        model[0].grad, model[1].grad = torch.ones(2), torch.ones(2)
         return 1.0
 
-    model = torch.nn.ParameterList([param])
     result = lr_range_test(model, optimizer, train_step, num_steps=6, progress=False)
-    assert [row[1:] for row in seen] == [(held, True, True)] * 6
-    np.testing.assert_allclose([row[0] for row in seen], result.lrs, rtol=1e-6)
-    assert momentum.item() == held
+    np.testing.assert_allclose([[lr for lr, _ in step] for step in seen], np.outer(result.lrs, (1, 0.5)), rtol=1e-6)
+    assert {momentum for step in seen for _, momentum in step} == {held}
+    assert {momentum.item() for _, momentum in tensors} == {held}
+
+
+def test_a_scaler_of_ones_own_training_step():
+    """A scaler that is handed over unscales what a training step of one's own has scaled with it, and grows with it."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1)
+    model = torch.nn.ParameterList([torch.zeros((), dtype=torch.float64)])
+    optimizer, seen = torch.optim.SGD(model.parameters(), lr=0.1), []
+
+    def train_step():
+        seen.append((model[0].item(), scaler.get_scale()))
+        scaler.scale(model[0]).backward()  # a slope of 1
+        return 1.0
+
+    result = lr_range_test(model, optimizer, train_step, num_steps=3, scaler=scaler, progress=False)
+    np.testing.assert_allclose([weight for weight, _ in seen], -np.cumsum([0, *result.lrs[:2]]), rtol=1e-12)
+    assert [scale for _, scale in seen] == [8.0, 16.0, 32.0]
+    assert scaler.get_scale() == 8.0
 
 
 def test_gradients_are_cleared_inside_and_outside_the_model():
