@@ -442,6 +442,13 @@ def test_the_least_that_is_allowed():
     assert len(result.losses) == 2
 
 
+def test_rates_that_span_no_range_are_refused():
+    """The first rate may not be 0, the last not be the first again, nor infinite."""
+    for start_lr, end_lr in ((0.0, 1.0), (1.0, 1.0), (1.0, math.inf)):
+        with pytest.raises(ValueError, match=f"need 0 < start_lr < end_lr < inf, got {start_lr=}, {end_lr=}"):
+            run([1.0] * 2, start_lr=start_lr, end_lr=end_lr)
+
+
 def test_a_bar_shows_the_steps_and_goes_away(monkeypatch):
     """tqdm gets the steps, a name and the order to clear up; it is not asked where no bar is wanted, nor missed."""
     bars = []
