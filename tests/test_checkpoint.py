@@ -245,6 +245,14 @@ def test_plateaus_memory_is_in_the_checkpoint():
     assert snapshot(resumed) == snapshot(optimizer)
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
+def test_a_copy_takes_a_closure(copied):
+    """A copied or unpickled optimizer steps with a closure, as the original does."""
+    param = torch.nn.Parameter(torch.ones(2))
+    twin = copied(CyclicSGD([param], lr=0.1, policy=Constant()))
+    assert twin.step(lambda: 3.0) == 3.0
+
+
 def test_amp_support_survives_pickling():
     """fused=True handles a loss scale itself, also after unpickling."""
     _, optimizer = one_param(lr=1.0, fused=True)

@@ -3,6 +3,7 @@
 import copy
 import math
 import operator
+import re
 from decimal import Decimal
 from fractions import Fraction
 from itertools import product
@@ -312,7 +313,8 @@ def test_a_report_that_returns_no_state_is_refused(after, options):
     """What a policy is to remember is a dict; the error says what it gave instead."""
     optimizer, _ = make(Listens(lambda: after), **options)
     before = with_weights(optimizer)
-    with pytest.raises(TypeError, match=r"need report\(\) to return the new state, a dict, got "):
+    message = f"need report() to return the new state, a dict, got {after!r} from "
+    with pytest.raises(TypeError, match=re.escape(message)):
         optimizer.report(0.5)
     assert with_weights(optimizer) == before
 

@@ -359,6 +359,15 @@ def test_what_the_user_drops_is_freed():
     assert not any(reference() is not None for reference in kept)
 
 
+def test_a_rate_that_the_user_replaces_is_freed():
+    """A tensor lr that is put out of its group is kept by nothing else after the next step."""
+    optimizer = CyclicSGD([torch.nn.Parameter(torch.ones(2))], lr=torch.tensor(0.1), policy=Constant())
+    kept = weakref.ref(optimizer.param_groups[0]["lr"])
+    optimizer.param_groups[0]["lr"] = 0.1
+    optimizer.step()
+    assert kept() is None
+
+
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_autograd_notices_the_update(way):
     """A backward pass through values that a step overwrote is refused, as after SGD's own step."""

@@ -159,6 +159,24 @@ def test_a_refused_group_leaves_the_groups_as_they_were():
     assert optimizer.param_groups[1]["max_lr"] == 0.3
 
 
+@pytest.mark.parametrize("flag", ["nesterov", "maximize", "differentiable"])
+def test_only_the_implementation_may_be_left_open(flag):
+    """None lets torch choose foreach and fused, which are otherwise bools; the other flags are said."""
+    optimizer = CyclicSGD([parameter(2)], policy=Constant())
+    optimizer.add_param_group({"params": [parameter(1)], "foreach": None, "fused": None})
+    for wrong in ({flag: None}, {"foreach": 1}):
+        with pytest.raises(TypeError, match=r"need \w+ to be a bool"):
+            optimizer.add_param_group({"params": [parameter(1)], **wrong})
+
+
+def test_an_invalid_peak_is_refused_where_the_schedule_starts_anew():
+    """An SGD checkpoint leaves the peaks as the code has them; one edited to nonsense is then refused by its name."""
+    optimizer = CyclicSGD([parameter(2)], policy=Constant())
+    optimizer.param_groups[0]["max_lr"] = -1.0
+    with pytest.raises(ValueError, match=r"need max_lr to be a finite number >= 0, got max_lr=-1\.0"):
+        optimizer.load_state_dict(torch.optim.SGD([parameter(2)]).state_dict())
+
+
 def test_a_group_added_later_knows_of_the_reports():
     """A group that joins a Plateau has the state of reports that its peers have, in a dict of its own."""
     optimizer = CyclicSGD([parameter(2)], lr=1.0, policy=Plateau(factor=0.5, patience=0))

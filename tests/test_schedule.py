@@ -26,7 +26,9 @@ from cyclic_optim import (
     StepDecay,
     Triangular,
     Values,
+    native,
 )
+from cyclic_optim.schedule import Schedule
 
 TOLERANCE = {torch.float64: {"rtol": 1e-11, "atol": 1e-12}, torch.float32: {"rtol": 1e-4, "atol": 1e-5}}
 
@@ -249,6 +251,23 @@ def test_a_tensor_lr_that_cannot_hold_rates_is_refused(lr):
         one_param(lr=lr, policy=Constant())
 
 
+def test_a_tensor_lr_that_is_no_dense_number_is_refused():
+    """A group's tensor lr of two numbers, sparse or without data is refused with the rule and the tensor."""
+    _, optimizer = one_param(lr=1.0, policy=Constant())
+    for lr in (torch.ones(2), torch.ones(1).to_sparse(), torch.ones((), device="meta")):
+        with pytest.raises(ValueError, match=r"need lr as .* a dense tensor with one element, got lr=tensor\("):
+            optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr})
+
+
+def test_an_edited_lr_without_data_is_refused_before_the_update():
+    """A rate on the meta device is refused in words by the next step, before anything moves."""
+    param, optimizer = one_param(lr=1.0, policy=Constant())
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.5, device="meta")
+    with pytest.raises(ValueError, match="need lr as a number, or a dense tensor with one element"):
+        optimizer.step()
+    assert torch.equal(param, torch.ones_like(param))
+
+
 def test_a_tensor_lr_that_rounds_the_rate_to_0_goes_on():
     """Where the tensor's dtype cannot tell the rate from 0, the schedule still advances, and comes back from there."""
     policy = LambdaPolicy(lambda step: 1.0 if step in (0, 5) else 1e-12)
@@ -392,6 +411,16 @@ def test_after_a_dry_run_the_rates_are_the_policys_again():
     assert optimizer.param_groups[0]["schedule_step"] == 1
 
 
+def test_a_tensor_lr_of_0_makes_a_dry_run_too():
+    """A tensor lr that was set to 0 in place leaves the weights alone, and holds the policy's rate afterwards."""
+    param, optimizer = one_param(lr=torch.tensor(1.0), policy=Constant())
+    group = optimizer.param_groups[0]
+    group["lr"].zero_()
+    optimizer.step()
+    assert torch.equal(param, torch.ones_like(param))
+    assert (group["schedule_step"], group["lr"].item()) == (0, 1.0)
+
+
 def test_an_empty_parameter_makes_no_dry_run():
     """Under a policy that starts at a rate of 0, gradients without elements are no zeros: the step counts."""
     param = torch.nn.Parameter(torch.ones(0))
@@ -479,6 +508,14 @@ def test_a_policy_of_ones_own_is_checked(answer):
     assert torch.equal(param, torch.ones_like(param))
 
 
+def test_an_infinite_momentum_is_refused():
+    """A user's policy that asks for an infinite momentum gets an error, and nothing moves."""
+    param, optimizer = one_param(lr=1.0, policy=Broken(1.0, float("inf")))
+    with pytest.raises(ValueError, match="need momentum to be a finite number >= 0, got momentum=inf at step 1"):
+        optimizer.step()
+    assert torch.equal(param, torch.ones_like(param))
+
+
 def test_numbers_of_another_kind_become_plain():
     """numpy's numbers, from a policy of one's own or an edit of max_lr, end up as Python's in groups and checkpoint."""
 
@@ -492,6 +529,26 @@ def test_numbers_of_another_kind_become_plain():
     group = optimizer.param_groups[0]
     assert [type(group[key]) for key in ("lr", "momentum", "max_lr")] == [float] * 3
     assert (group["lr"], group["momentum"], group["max_lr"]) == (1.0, 0.25, 2.0)
+
+
+def test_a_factor_that_is_no_float_may_leave_momentum_alone():
+    """A user's policy may answer (1, None): the rate is a float, and momentum stays the user's."""
+    _, optimizer = one_param(lr=0.5, momentum=0.3, policy=Broken(1, None))
+    optimizer.step()
+    optimizer.param_groups[0]["momentum"] = 0.7
+    optimizer.step()
+    assert shown(optimizer) == [(0.5, 0.7)]
+
+
+def test_no_step_prints_the_policy(monkeypatch):
+    """Only an error prints the policy, which would take longer than the rest of a step."""
+    monkeypatch.setattr(native, "compiled", None)
+    printed = []
+    monkeypatch.setattr(Broken, "__repr__", lambda self: printed.append(self) or "Broken()")
+    for answer in ((0.5, None), (0.5, 0.5), (0.0, 0.0)):
+        _, optimizer = one_param(lr=1.0, policy=Broken(*answer))
+        optimizer.step()
+    assert not printed
 
 
 def test_a_policy_that_returns_no_pair_says_so():
@@ -509,6 +566,20 @@ def test_a_rate_beyond_floats_is_refused():
     """A peak times a factor that overflows is an error, not an infinite rate."""
     with pytest.raises(ValueError, match=r"need max_lr \* lr_factor to be a number that lr can hold"):
         one_param(lr=1e308, policy=LambdaPolicy(lambda step: 10.0))
+
+
+def test_a_group_without_parameters_holds_what_floats_do():
+    """Where no parameter's dtype bounds the rates, they may be as high as a float goes."""
+    optimizer = CyclicSGD([{"params": [], "lr": 1e300}], policy=Constant())
+    assert optimizer.param_groups[0]["lr"] == 1e300
+
+
+def test_a_schedule_needs_groups_with_lr_alone():
+    """Of param groups a schedule asks for nothing but lr: neither parameters nor momentum."""
+    group, schedule = {"lr": 1e300}, Schedule(StepDecay(step_size=1, gamma=0.5))
+    schedule.enrol(group, [])
+    schedule.write([group], schedule.upcoming([group]))
+    assert (group["schedule_step"], group["lr"]) == (1, 5e299)
 
 
 def test_an_invalid_peak_is_refused_before_the_update():
