@@ -247,13 +247,15 @@ def sign_of(found: Difference) -> int:
 
 def claims(evidence: Evidence) -> list[Claim]:
     tasks, budgets = evidence.tasks, evidence.scope.budgets
+    overall = {task: evidence.overall(task) for task in tasks}
+    orders = {task: evidence.orders(task) for task in ORDERED}
 
     def beats(reference: str, arm: str, rule: str) -> Signs:
         against = evidence.against[reference]
         return {task: [sign_of(against[task, rule, n][arm]) for n in budgets] for task in tasks}
 
     def forgives(arm: str) -> Signs:
-        return {task: [sign_of(evidence.overall(task)[arm])] for task in tasks}
+        return {task: [sign_of(overall[task][arm])] for task in tasks}
 
     def sooner(task: str) -> int:
         ours = np.median(evidence.epochs_to_target(task, ONE_CYCLE, RANGE_TEST))
@@ -261,7 +263,7 @@ def claims(evidence: Evidence) -> list[Claim]:
         return int(ours < theirs) - int(ours > theirs)
 
     def costs(order: str) -> Signs:
-        return {task: [-sign_of(evidence.orders(task)[arm, order]) for arm in SHUFFLED] for task in ORDERED}
+        return {task: [-sign_of(orders[task][arm, order]) for arm in SHUFFLED] for task in ORDERED}
 
     found = {task: [sign_of(difference) for difference in evidence.rate_found(task).values()] for task in tasks}
     lengths = {task: [-sign_of(difference) for difference in evidence.cycles(task).values()] for task in ORDERED}
@@ -400,8 +402,10 @@ def together(claims: list[Claim], of_each: Callable[[Claim], str]) -> str:
 def asides(evidence: Evidence) -> str:
     """What shuffling and the length of a cycle do on the hard task."""
 
+    orders = evidence.orders(HARD)
+
     def changed(order: str) -> str:
-        return listing([f"{in_bold(evidence.orders(HARD)[arm, order])} ({arm})" for arm in SHUFFLED])
+        return listing([f"{in_bold(orders[arm, order])} ({arm})" for arm in SHUFFLED])
 
     lengths = listing([f"{in_bold(found)} ({cycle})" for cycle, found in evidence.cycles(HARD).items()])
     return (
