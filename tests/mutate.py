@@ -6,7 +6,7 @@
 The mutants are mutmut's. Its own runner gets at three quarters of them: it swaps functions in a process that has
 imported the package, and leaves alone what decorators and class bodies hold (properties, the rules and defaults of
 fields). Here each mutant is a whole module, imported by a process that was forked off with torch in it, which runs
-the tests that execute the mutated statement, the quickest cases first, until one fails.
+the tests that execute the mutated statement, the quickest first, until one fails.
 
 The results go to tests/MUTANTS.md. A reason written there below a surviving mutant stays as long as the mutant does.
 """
@@ -46,7 +46,7 @@ WORK = ROOT / "build" / "mutants"
 REPORT = ROOT / "tests" / "MUTANTS.md"
 #: Seconds of tests that a mutant is run against, of those that execute it. Whatever the rest would have killed counts
 #: as a survivor.
-BUDGET = 5.0
+BUDGET = 60.0
 #: So many tests are run before the others are looked at.
 FIRST = 10
 KILLED, TIMEOUT, SURVIVED = "killed", "out of time", "survived"
@@ -290,24 +290,24 @@ class Selector:
         if "" in found or not found:  # executed at import: anybody may notice
             found = set(self._durations)
         total, within = 0.0, []
-        for test in self._by_turns(found):
+        for test in self._fairly(found):
             if total + self._durations[test] <= BUDGET:
                 total += self._durations[test]
                 within.append(test)
         return within, total
 
-    def _by_turns(self, tests: set[str]) -> list[str]:
-        """The quickest case of every test function, quickest first; then the second quickest case of each; and so on.
+    def _fairly(self, tests: set[str]) -> list[str]:
+        """Every test function gets as much time as the others: ordered by what its cases took so far, the quickest first.
 
-        A test function has up to some hundred cases: of a thing so tested the budget would hold little else.
+        A slow function waits, and so do the last of hundreds of cases of a quick one.
         """
-        turns: Counter[str] = Counter()
+        taken: dict[str, float] = defaultdict(float)
         ordered = []
         for test in sorted((t for t in tests if t.partition("::")[0] in self._files), key=self._durations.__getitem__):
             function = test.partition("[")[0]
-            ordered.append((turns[function], self._durations[test], test))
-            turns[function] += 1
-        return [test for _, _, test in sorted(ordered)]
+            taken[function] += self._durations[test]
+            ordered.append((taken[function], test))
+        return [test for _, test in sorted(ordered)]
 
     def _executing(self, first: int, last: int) -> set[str]:
         return set().union(*(tests for line, tests in self._lines.items() if first <= line <= last))
@@ -549,9 +549,11 @@ python tests/mutate.py --fresh
 `tests/mutate.py` writes this page (a reason below a survivor is a person's, and stays as long as the mutant does).
 The mutants are [mutmut](https://mutmut.readthedocs.io)'s, also those in properties and class bodies, which its own
 runner leaves alone. Each is run against the tests that execute the changed statement, out of the test files that
-`setup.cfg` names for its file: the quickest case of every test first, then the second quickest of each and so on, as
-many as take {budget} s together (measured under coverage), with 10 examples for each property instead of 50. They are
-tried in random order: where fewer were tried than there are, those are a random sample. Recorded with {versions}.
+`setup.cfg` names for its file: the quickest first, and as many as take {budget} s together (measured under coverage;
+that is all of them for all files but the optimizer and its schedule), with 10 examples for each property instead of
+50. They are tried in random order: where fewer were tried than there are, those are a random sample.
+
+Recorded with {versions}.
 
 {table}
 
