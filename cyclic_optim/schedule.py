@@ -35,7 +35,8 @@ Group = dict[str, Any]
 #: Counters that are loaded are below this: half of what there is, so that there is room to go on.
 _MOST_LOADED_STEPS = MOST_STEPS // 2
 
-#: Every floating-point dtype holds rates up to this; for higher ones somebody has to look.
+#: Every floating-point dtype of parameters that torch's updates take (so none of 8 bits) holds rates up to this; for
+#: higher ones somebody has to look.
 _HELD_BY_ALL = torch.finfo(torch.float16).max
 
 #: What will hold after the step at hand, worked out and checked before it: the next step's number, factor and momentum.
@@ -199,12 +200,20 @@ def _as_held(lr: Any, rate: float) -> Any:
 
 
 def all_zero(groups: list[Group]) -> bool:
-    """Whether every rate in force is 0; one that lives on a device is not asked, as the host would have to wait."""
+    """Whether every rate in force is 0, as far as the host can tell.
+
+    One that lives on a device is not asked, as the host would have to wait, nor one that is no single number:
+    whoever is to write into it refuses it.
+    """
     for group in groups:
         lr = group["lr"]
-        if (type(lr) is not float and isinstance(lr, torch.Tensor) and lr.device.type != "cpu") or lr != 0:
+        if (type(lr) is not float and isinstance(lr, torch.Tensor) and not _is_one_number(lr)) or lr != 0:
             return False
     return True
+
+
+def _is_one_number(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.layout is torch.strided and tensor.numel() == 1
 
 
 def highest_held(group: Group) -> float:

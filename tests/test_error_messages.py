@@ -27,6 +27,7 @@ from cyclic_optim import (
     supervised_step,
 )
 from cyclic_optim.policies import describe, rebuild
+from cyclic_optim.policies.base import shown
 
 
 def far(step):
@@ -57,6 +58,11 @@ POLICY_MESSAGES = [
         TypeError,
         "need step_size_up to be an int (a number of optimizer steps), got step_size_up=2.0: "
         "pass an int, for example int(step_size_up)",
+    ),
+    (
+        lambda: Triangular(2**63),
+        ValueError,
+        "need step_size_up < 2**63 (a number of optimizer steps), got step_size_up=9223372036854775808",
     ),
     (
         lambda: Triangular(div_factor="10"),
@@ -309,6 +315,57 @@ def cases(table):
 def test_what_a_policy_says(call, error, message):
     """A policy's error reads exactly so."""
     check(call, error, message)
+
+
+def test_the_first_step_beyond_the_last_is_refused():
+    """Steps are below 2**63: the last one has its values, the next one is said to be none."""
+    for policy in (Constant(), Triangular()):
+        assert policy.at(2**63 - 1) is not None
+        check(lambda policy=policy: policy.at(2**63), ValueError, f"need step < 2**63, got step={2**63}")
+
+
+@pytest.mark.parametrize("kind", [list, tuple, set, frozenset, lambda numbers: dict.fromkeys(numbers, 11)])
+def test_twelve_items_of_a_value_are_shown(kind):
+    """Of what is refused an error shows 12 items; of a longer one it says that there are more."""
+    twelve = repr(kind(range(12)))
+    assert shown(kind(range(12))) == twelve
+    assert shown(kind(range(13))) == "11, ...".join(twelve.rsplit("11", 1))
+
+
+class Named:
+    def __init__(self, name):
+        self.name = name
+
+    def __repr__(self):
+        return self.name
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "length"),
+    [
+        (498 * "a", 499 * "a", 500),
+        (10**499, 10**500, 500),
+        (Named(2000 * "a"), Named(2001 * "a"), 2000),
+    ],
+    ids=["string", "int", "other"],
+)
+def test_the_middle_of_a_long_value_is_left_out(short, long, length):
+    """What is refused is shown in full up to 500 characters (2,000 of an object's own), else its two ends."""
+    assert shown(short) == repr(short) and len(repr(short)) == length
+    middle = (length - 3) // 2
+    assert shown(long) == repr(long)[:middle] + "..." + repr(long)[-(length - 3 - middle) :]
+
+
+def test_levels_of_a_value_are_shown():
+    """What is refused is shown 4 levels deep."""
+    assert shown([[[[1]]]]) == "[[[[1]]]]"
+    assert shown([[[[[1]]]]]) == "[[[[[...]]]]]"
+
+
+def test_an_int_too_long_for_python_to_write_is_shown_by_its_size():
+    """Python refuses to write ints of very many digits: from 10,000 bits an error says how many there are."""
+    assert shown(2**9998).startswith(str(2**9998)[:200])
+    assert shown(2**9999) == "<int of 10000 bits>"
 
 
 # --- the optimizer
@@ -580,6 +637,16 @@ OPTIMIZER_MESSAGES = [
         lambda: step_after(Constant(), max_lr=-1.0),
         ValueError,
         "need max_lr to be a finite number >= 0, got max_lr=-1.0",
+    ),
+    (
+        lambda: step_after(Constant(), lr=torch.tensor([0.5, 0.25])),
+        ValueError,
+        "need lr as a number, or a dense tensor with one element, got lr=tensor([0.5000, 0.2500])",
+    ),
+    (
+        lambda: step_after(Constant(), lr=torch.tensor([0.5]).to_sparse()),
+        ValueError,
+        f"need lr as a number, or a dense tensor with one element, got lr={torch.tensor([0.5]).to_sparse()}",
     ),
     (
         lambda: step_after(Says((2.0, None)), max_lr=1e308),
