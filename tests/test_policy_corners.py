@@ -305,6 +305,13 @@ def test_a_scale_may_take_the_rate_down_to_0():
         Triangular(1, div_factor=2, cycle_momentum=False, scale_fn=lambda cycle: -1.001).at(1)
 
 
+def test_a_scale_may_not_take_the_momentum_below_0_by_the_last_digit():
+    """A step before a peak of 2**53 steps, a scale of one ulp more than 1 takes the momentum to -1e-16: refused."""
+    policy = Triangular(2**53, base_momentum=0, scale_fn=lambda cycle: 1 + 2**-52)
+    with pytest.raises(ValueError, match="need a scale that keeps .* momentum=-9.99"):
+        policy.at(2**53 - 1)
+
+
 def test_the_shortest_period():
     """A constant repeats after every step, and is over at once."""
     assert (Constant().period, Constant().end) == (1, 0)
