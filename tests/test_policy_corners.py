@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from cyclic_optim import (
     Constant,
     CosineRestarts,
+    ExponentialRamp,
     LinearRamp,
     MultiStepDecay,
     OneCycle,
@@ -315,3 +317,25 @@ def test_a_scale_may_not_take_the_momentum_below_0_by_the_last_digit():
 def test_the_shortest_period():
     """A constant repeats after every step, and is over at once."""
     assert (Constant().period, Constant().end) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [(1.0, sys.float_info.min), (2.0**-1024, 1 - 2.0**-53)],
+    ids=["the least ratio", "the greatest ratio"],
+)
+def test_the_steepest_exponential_ramps_there_are(start, end):
+    """The quotient of the ends may be the least and the greatest float of full precision."""
+    ramp = ExponentialRamp(4, start, end)
+    assert (ramp.at(0).lr_factor, ramp.at(4).lr_factor) == (start, end)
+
+
+def test_policies_are_rebuilt_from_up_to_50_levels():
+    """A description of 50 policies, one in the other, gives the policy; one of 51 is refused."""
+    policy = Constant()
+    for _ in range(49):
+        policy = Staircase(policy, 2)
+    assert rebuild(describe(policy)) == policy
+    with pytest.raises(ValueError) as raised:
+        rebuild(describe(Staircase(policy, 2)))
+    assert str(raised.value) == "need policies nested at most 50 deep, got more"
