@@ -459,11 +459,11 @@ def _check_the_tests(path: str, selector: Selector) -> None:
 
 
 def _exit_code(mutant: Mutant, selector: Selector) -> int:
-    tests, _ = selector.tests(mutant)
+    tests, duration = selector.tests(mutant)
     pid = os.fork()
     if pid == 0:
         try:
-            try_out(mutant, tests, 60.0, "check")
+            try_out(mutant, tests, 60 + duration, "check")
         finally:
             os._exit(99)
     _, status = os.waitpid(pid, 0)

@@ -399,7 +399,7 @@ def add_steps(saved):
 def add_what_nobody_knows(saved):
     saved["state"]["of no parameter"] = {"count": 7}
     for kept in saved["state"].values():
-        kept["note"] = "mine"
+        kept["note"] = 7  # not a string: torch's loading makes a repr with an address in it of that
     for group in saved["param_groups"]:
         group["of no optimizer"] = [1, 2]
 
