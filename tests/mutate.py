@@ -297,7 +297,7 @@ class Selector:
         return within, total
 
     def _fairly(self, tests: set[str]) -> list[str]:
-        """Every test function gets as much time as the others: ordered by what its cases took so far, the quickest first.
+        """As much time for every test function: ordered by what its cases took so far, the quickest first.
 
         A slow function waits, and so do the last of hundreds of cases of a quick one.
         """

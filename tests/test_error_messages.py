@@ -351,7 +351,8 @@ class Named:
 )
 def test_the_middle_of_a_long_value_is_left_out(short, long, length):
     """What is refused is shown in full up to 500 characters (2,000 of an object's own), else its two ends."""
-    assert shown(short) == repr(short) and len(repr(short)) == length
+    assert len(repr(short)) == length
+    assert shown(short) == repr(short)
     middle = (length - 3) // 2
     assert shown(long) == repr(long)[:middle] + "..." + repr(long)[-(length - 3 - middle) :]
 

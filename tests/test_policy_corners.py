@@ -310,7 +310,7 @@ def test_a_scale_may_take_the_rate_down_to_0():
 def test_a_scale_may_not_take_the_momentum_below_0_by_the_last_digit():
     """A step before a peak of 2**53 steps, a scale of one ulp more than 1 takes the momentum to -1e-16: refused."""
     policy = Triangular(2**53, base_momentum=0, scale_fn=lambda cycle: 1 + 2**-52)
-    with pytest.raises(ValueError, match="need a scale that keeps .* momentum=-9.99"):
+    with pytest.raises(ValueError, match=r"need a scale that keeps .* momentum=-9\.99"):
         policy.at(2**53 - 1)
 
 
@@ -336,6 +336,5 @@ def test_policies_are_rebuilt_from_up_to_50_levels():
     for _ in range(49):
         policy = Staircase(policy, 2)
     assert rebuild(describe(policy)) == policy
-    with pytest.raises(ValueError) as raised:
+    with pytest.raises(ValueError, match=r"^need policies nested at most 50 deep, got more$"):
         rebuild(describe(Staircase(policy, 2)))
-    assert str(raised.value) == "need policies nested at most 50 deep, got more"
