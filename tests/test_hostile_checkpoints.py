@@ -653,6 +653,12 @@ def outcome(cls, saved, **options):
     return "trained", [frozen(param) for group in params for param in group]
 
 
+def changed(original, path, junk):
+    """A copy with the key at the path dropped, or replaced by the junk of that name."""
+    saved = copy.deepcopy(original)
+    return drop(saved, path) if junk is None else put(saved, path, JUNK[junk]())
+
+
 @pytest.mark.parametrize("options", [{}, {"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)
 def test_without_a_policy_it_fails_where_sgd_does(options):
     """Any key dropped or replaced by any junk: SGD's bits where it trains, else its error or a refusal on loading.
@@ -663,14 +669,14 @@ def test_without_a_policy_it_fails_where_sgd_does(options):
     original = copy.deepcopy(make(None, **options)[0].state_dict())
     cases = some(list(product(list(paths(original))[1:], JUNK)), 200)
     for path, junk in [*cases, *((path, None) for path in list(paths(original))[1:])]:
-        results = []
-        for cls in (CyclicSGD, SGD):
-            saved = copy.deepcopy(original)
-            saved = drop(saved, path) if junk is None else put(saved, path, JUNK[junk]())
-            results.append(("endless", None) if (cls, junk) == (SGD, "bomb") else outcome(cls, saved, **options))
-        (ours, of_ours), (theirs, of_theirs) = results
+        ours, of_ours = outcome(CyclicSGD, changed(original, path, junk), **options)
+        if ours == "load" and path[0] == "state":
+            continue  # SGD is not asked: its fused op reads buffers of another size beyond their end, and may crash
+        theirs, of_theirs = (
+            ("endless", None) if junk == "bomb" else outcome(SGD, changed(original, path, junk), **options)
+        )
         if ours == "load":
-            assert theirs != "trained" or path[0] == "state" or "params" in path or junk not in plain, (path, junk)
+            assert theirs != "trained" or "params" in path or junk not in plain, (path, junk)
         elif ours == "step" or theirs == "trained":
             assert (ours, of_ours) == (theirs, of_theirs), (path, junk)
         # Otherwise it trains where SGD fails: what a dict lacks is as in the code, and fused=True can do more.
