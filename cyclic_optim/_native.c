@@ -1,14 +1,14 @@
-/* What a step does for every tensor and every param group, as far as they are ordinary ones.
+/* The part of a step that runs for every tensor and every param group, for the ordinary ones.
 
-   Python asks a tensor anything in some 50 ns, and there is much to ask on every step, as users may do anything to
-   their tensors in between: a step from Python costs more than the update, or remembers answers that may have gone
-   stale. From here it is cheap enough to remember nothing.
+   Users may change their tensors in any way between two steps, so a step has to read each of them again. One
+   attribute of a tensor costs about 50 ns in Python: reading them all would take longer than the update, and caching
+   them would risk stale values. In C reading is cheap enough that nothing is cached.
 
-   Whatever is not ordinary is left to Python, which decides everything by itself where this is not there.
+   Everything that is not ordinary is left to Python. Python also does the whole step where this module is missing.
 
-   Tensors are read through DLPack's C exchange API (dmlc/dlpack, include/dlpack/dlpack.h), which torch offers from
-   version 2.10 on, so that no header of torch is needed to build this and no version of it is built in. The
-   few declarations below are that interface's. */
+   Tensors are read through DLPack's C exchange API (dmlc/dlpack, include/dlpack/dlpack.h), which torch has since
+   version 2.10. So building needs no header of torch, and one build works with every version. The declarations below
+   are copied from that interface. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -16,7 +16,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* -- DLPack ------------------------------------------------------------------------------------------------ */
+/* -- DLPack ----------------------------------------------------------------------------------------------------- */
 
 enum { CPU = 1, CUDA = 2, ROCM = 10 };
 enum { FLOAT = 2, BFLOAT = 4 };
@@ -45,7 +45,7 @@ typedef struct {
     void *current_stream;
 } ExchangeAPI;
 
-/* -- the arithmetic ---------------------------------------------------------------------------------------- */
+/* -- the arithmetic --------------------------------------------------------------------------------------------- */
 
 typedef struct {
     double lr, momentum, dampening, weight_decay;
@@ -57,10 +57,10 @@ typedef struct {
     int64_t numel;
     int bits;
     Hyper hyper;
-    PyObject *owned_grad, *owned_buffer; /* another thread may drop them while this one computes */
+    PyObject *owned_grad, *owned_buffer; /* another thread may drop them during the update */
 } Job;
 
-/* The widest vectors that the machine at hand has, chosen when this is loaded. */
+/* The widest vectors of the machine, chosen when this module is loaded. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
 #define EACH_MACHINE __attribute__((target_clones("avx512f", "avx2", "default")))
 #define INLINE static inline __attribute__((always_inline))
@@ -69,9 +69,9 @@ typedef struct {
 #define INLINE static inline
 #endif
 
-/* torch's order of operations, each rounded, which gives the same bits on every machine. (torch's own ops contract some
-   to fused multiply-adds, which ones depends on the machine.) The loop is compiled once for each combination of the
-   constants. */
+/* torch's order of operations. Each operation is rounded by itself, so every machine gives the same bits. (torch's own
+   ops contract some operations to fused multiply-adds; which ones depends on the machine.) The loop is compiled once
+   for each combination of the constants. */
 #define DEFINE_UPDATE(REAL)                                                                             \
     INLINE void loop_##REAL(const Job *job, const int decays, const int has_momentum, const int nesterov) \
     {                                                                                                   \
@@ -108,15 +108,15 @@ typedef struct {
 DEFINE_UPDATE(float)
 DEFINE_UPDATE(double)
 
-/* -- what a tensor is ---------------------------------------------------------------------------------------- */
+/* -- reading tensors -------------------------------------------------------------------------------------------- */
 
 static struct {
     const ExchangeAPI *api;
     PyTypeObject *tensor, *parameter;
     PyObject *is_neg;
     const PyGetSetDef *grad;
-    Py_ssize_t impl, keys; /* where an object points to its tensor, and where that keeps its dispatch keys, in bytes */
-    uint64_t negative;     /* the key of a negated view; 0: not known, so is_neg is called */
+    Py_ssize_t impl, keys; /* byte offsets: of the TensorImpl's address in the object, of the dispatch keys in that */
+    uint64_t negative;     /* the dispatch key of a negated view; 0: unknown, so is_neg is called */
 } torch;
 
 static struct {
@@ -124,8 +124,8 @@ static struct {
     PyObject *foreach, *differentiable, *fused, *momentum_buffer, *grad;
 } name;
 
-/* Whether it is a lazily negated view, whose sign DLPack does not tell. Being asked this by is_neg, which lets go of
-   the interpreter's lock and takes it again, costs as much as all else that a small tensor's update takes. */
+/* Whether it is a lazily negated view: DLPack does not report the sign. is_neg releases the GIL and takes it again,
+   which costs as much as the rest of a small tensor's update; so the bit is read from memory where it is known. */
 static int is_negated(PyObject *tensor)
 {
     if (torch.negative) {
@@ -143,14 +143,14 @@ static int is_known(PyObject *object)
     return Py_TYPE(object) == torch.tensor || Py_TYPE(object) == torch.parameter;
 }
 
-/* A new reference. Where the type is known, so is where looking the attribute up would lead. */
+/* A new reference. For known types the getter is called directly, without looking the attribute up. */
 static PyObject *grad_of(PyObject *param)
 {
     return is_known(param) ? torch.grad->get(param, torch.grad->closure) : PyObject_GetAttr(param, name.grad);
 }
 
-/* Whether a tensor can be read as plain memory. Subclasses have a mind of their own, and what DLPack cannot describe
-   (sparse, quantized, without storage) is nothing of ours. */
+/* Whether a tensor can be read as plain memory. Subclasses may override anything; tensors that DLPack cannot describe
+   (sparse, quantized, without storage) go to Python. */
 static int is_plain(PyObject *object, DLTensor *seen)
 {
     if (!is_known(object) || is_negated(object))
@@ -175,7 +175,7 @@ static char *data_of(const DLTensor *tensor)
     return (char *)tensor->data + tensor->byte_offset;
 }
 
-/* Whether the elements fill a stretch of memory, each once, in whatever order of dimensions. */
+/* Whether the elements fill a block of memory without gaps or overlaps, in any order of dimensions. */
 static int is_dense(const DLTensor *tensor)
 {
     int64_t expected = 1;
@@ -185,7 +185,7 @@ static int is_dense(const DLTensor *tensor)
     for (int i = 0; i < tensor->ndim; i++)
         left |= (unsigned)(tensor->shape[i] != 1) << i;
     while (left) {
-        int next = tensor->ndim - 1; /* from the last on, as most are laid out */
+        int next = tensor->ndim - 1; /* from the last dimension, as most tensors are row-major */
         while (next >= 0 && !(left >> next & 1 && tensor->strides[next] == expected))
             next--;
         if (next < 0)
@@ -196,20 +196,70 @@ static int is_dense(const DLTensor *tensor)
     return 1;
 }
 
+static int is_same_type(const DLTensor *one, const DLTensor *other)
+{
+    return one->device_type == other->device_type && one->device_id == other->device_id && one->code == other->code &&
+           one->bits == other->bits;
+}
+
+static int is_same_shape(const DLTensor *one, const DLTensor *other)
+{
+    int same = one->ndim == other->ndim;
+    for (int i = 0; same && i < one->ndim; i++)
+        same = one->shape[i] == other->shape[i];
+    return same;
+}
+
 static int is_like(const DLTensor *one, const DLTensor *other)
 {
-    if (one->device_type != other->device_type || one->device_id != other->device_id || one->code != other->code ||
-        one->bits != other->bits || one->ndim != other->ndim)
+    if (!is_same_type(one, other) || !is_same_shape(one, other))
         return 0;
     for (int i = 0; i < one->ndim; i++)
-        if (one->shape[i] != other->shape[i] || (one->shape[i] != 1 && one->strides[i] != other->strides[i]))
-            return 0; /* the stride of a dimension of size 1 means nothing */
+        if (one->shape[i] != 1 && one->strides[i] != other->strides[i])
+            return 0; /* the stride of a dimension of size 1 has no meaning */
     return 1;
 }
 
-/* -- a step ---------------------------------------------------------------------------------------------------- */
+static int is_real(const DLTensor *tensor)
+{
+    return tensor->code == FLOAT && (tensor->bits == 32 || tensor->bits == 64);
+}
 
-/* Tensors of one group, dtype and device that torch's op is to update in one call, on one thread if they are small. */
+static int is_half(const DLTensor *tensor)
+{
+    return (tensor->code == FLOAT || tensor->code == BFLOAT) && tensor->bits == 16;
+}
+
+/* False for a tensor of zeros without memory, and for a misaligned view of another dtype's memory. */
+static int is_addressable(const DLTensor *tensor)
+{
+    return tensor->data != NULL && (uintptr_t)data_of(tensor) % (tensor->bits / 8) == 0;
+}
+
+/* -- reading optimizer state ------------------------------------------------------------------------------------ */
+
+/* The state at the cursor, which moves on, if it is this parameter's; else NULL. States mostly come in the order of the
+   parameters. Finding one by its key runs Python code, the hash of a tensor. Borrowed. */
+static PyObject *next_state_of(PyObject *state, Py_ssize_t *cursor, PyObject *param)
+{
+    PyObject *owner, *found;
+    Py_ssize_t after = *cursor;
+    if (!PyDict_Next(state, &after, &owner, &found) || owner != param)
+        return NULL;
+    *cursor = after;
+    return found;
+}
+
+/* A new reference; NULL where there is none, or with an error set. */
+static PyObject *state_of(PyObject *state, Py_ssize_t *cursor, PyObject *param)
+{
+    PyObject *found = next_state_of(state, cursor, param);
+    return Py_XNewRef(found != NULL ? found : PyDict_GetItemWithError(state, param));
+}
+
+/* -- the update on the CPU -------------------------------------------------------------------------------------- */
+
+/* Tensors of one group, dtype and device: one call of torch's op updates them, on one thread if they are small. */
 typedef struct {
     Py_ssize_t group;
     int is_small;
@@ -219,9 +269,9 @@ typedef struct {
 
 typedef struct {
     PyObject *state;
-    Py_ssize_t next_state; /* states usually come in the order of the parameters: no need to look up by hash */
-    int64_t small; /* tensors of fewer elements are small */
-    int by_op;     /* leave these to the op, too */
+    Py_ssize_t next_state;
+    int64_t small; /* tensors with fewer elements are small */
+    int by_op;     /* small tensors go to torch's op, too */
     Job *jobs;
     Py_ssize_t n_jobs, room_for_jobs;
     Call *calls;
@@ -244,25 +294,21 @@ static int make_room(void **array, Py_ssize_t n, Py_ssize_t *room, size_t size)
     return 0;
 }
 
-/* NULL where there is none, or with an error set. */
+/* A new reference; NULL where there is none, or with an error set. */
 static PyObject *buffer_of(Step *step, PyObject *param)
 {
-    PyObject *owner, *kept;
-    Py_ssize_t after = step->next_state;
-    if (PyDict_Next(step->state, &after, &owner, &kept) && owner == param)
-        step->next_state = after;
-    else
-        kept = PyDict_GetItemWithError(step->state, param);
-    return kept == NULL || !PyDict_Check(kept) ? NULL : Py_XNewRef(PyDict_GetItemWithError(kept, name.momentum_buffer));
+    PyObject *kept = state_of(step->state, &step->next_state, param), *buffer = NULL;
+    if (kept != NULL && PyDict_Check(kept))
+        buffer = Py_XNewRef(PyDict_GetItemWithError(kept, name.momentum_buffer));
+    Py_XDECREF(kept);
+    return buffer;
 }
 
 static int add_to_call(Step *step, Py_ssize_t group, int is_small, const DLTensor *like, PyObject *const tensors[3])
 {
     Call *call = NULL;
     for (Py_ssize_t i = step->n_calls; i-- > 0 && step->calls[i].group == group;) {
-        const DLTensor *other = &step->calls[i].like;
-        if (step->calls[i].is_small == is_small && other->device_type == like->device_type &&
-            other->device_id == like->device_id && other->code == like->code && other->bits == like->bits)
+        if (step->calls[i].is_small == is_small && is_same_type(&step->calls[i].like, like))
             call = &step->calls[i];
     }
     if (call == NULL) {
@@ -280,7 +326,7 @@ static int add_to_call(Step *step, Py_ssize_t group, int is_small, const DLTenso
     return 0;
 }
 
-/* 1: seen to; 0: for the caller to do; -1: an error. */
+/* 1: handled; 0: left to Python; -1: an error. */
 static int visit_tensors(Step *step, Py_ssize_t group, const Hyper *hyper, PyObject *param, PyObject *grad,
                          PyObject *buffer)
 {
@@ -288,20 +334,18 @@ static int visit_tensors(Step *step, Py_ssize_t group, const Hyper *hyper, PyObj
     if (!is_plain(param, &seen[0]) || !is_plain(grad, &seen[1]) || !is_like(&seen[0], &seen[1]))
         return 0;
     if (hyper->momentum == 0)
-        buffer = NULL; /* kept as it is */
+        buffer = NULL; /* without momentum an old buffer is left alone */
     else if (buffer == NULL || !is_plain(buffer, &seen[2]) || !is_like(&seen[0], &seen[2]))
         return 0;
     const int64_t numel = numel_of(&seen[0]);
     if (numel == 0)
         return 1;
     const int on_gpu = seen[0].device_type == CUDA || seen[0].device_type == ROCM;
-    const int is_float = seen[0].code == FLOAT && (seen[0].bits == 32 || seen[0].bits == 64);
-    const int is_half = (seen[0].code == FLOAT || seen[0].code == BFLOAT) && seen[0].bits == 16;
-    if (!(is_float && seen[0].device_type == CPU) && !((is_float || is_half) && on_gpu))
+    if (!(seen[0].device_type == CPU && is_real(&seen[0])) && !(on_gpu && (is_real(&seen[0]) || is_half(&seen[0]))))
         return 0;
     for (int i = 0; i < (buffer ? 3 : 2); i++)
-        if (seen[i].data == NULL || (uintptr_t)data_of(&seen[i]) % (seen[i].bits / 8) != 0)
-            return 0; /* zeros without memory, or memory of another dtype */
+        if (!is_addressable(&seen[i]))
+            return 0;
     if (!is_dense(&seen[0]))
         return 0;
     const int is_small = !on_gpu && numel < step->small;
@@ -329,12 +373,15 @@ static int visit_tensors(Step *step, Py_ssize_t group, const Hyper *hyper, PyObj
 
 static int visit_param(Step *step, Py_ssize_t group, const Hyper *hyper, PyObject *param, PyObject *grad)
 {
+    if (grad == Py_None) {
+        next_state_of(step->state, &step->next_state, param);
+        return 1;
+    }
     PyObject *buffer = buffer_of(step, param);
-    const int seen_to = PyErr_Occurred()  ? -1
-                        : grad == Py_None ? 1
-                                          : visit_tensors(step, group, hyper, param, grad, buffer);
+    const int handled =
+        buffer == NULL && PyErr_Occurred() ? -1 : visit_tensors(step, group, hyper, param, grad, buffer);
     Py_XDECREF(buffer);
-    return seen_to;
+    return handled;
 }
 
 static int add_to_rest(Step *step, Py_ssize_t group, PyObject *params)
@@ -348,10 +395,14 @@ static int add_to_rest(Step *step, Py_ssize_t group, PyObject *params)
 static int read_number(PyObject *group, PyObject *key, double *number)
 {
     PyObject *value = PyDict_GetItemWithError(group, key);
-    if (value == NULL || !(PyFloat_CheckExact(value) || PyLong_CheckExact(value)))
+    if (value != NULL && PyFloat_CheckExact(value)) {
+        *number = PyFloat_AS_DOUBLE(value);
+        return 1;
+    }
+    if (value == NULL || !PyLong_CheckExact(value))
         return 0;
-    *number = PyFloat_AsDouble(value);
-    return !PyErr_Occurred();
+    *number = PyLong_AsDouble(value);
+    return *number != -1 || !PyErr_Occurred();
 }
 
 static int read_flag(PyObject *group, PyObject *key, int *flag)
@@ -367,7 +418,7 @@ static int is_at_default(PyObject *group, PyObject *key, PyObject *one, PyObject
     return value == one || value == other;
 }
 
-/* Whether the group's numbers are plain ones (no tensors) and its flags ask for no other implementation. */
+/* Whether the group's numbers are floats and ints (no tensors) and its flags select no other implementation. */
 static int read_hyper(PyObject *group, Hyper *hyper)
 {
     const int usual =
@@ -378,11 +429,11 @@ static int read_hyper(PyObject *group, Hyper *hyper)
         is_at_default(group, name.foreach, Py_None, Py_None) &&
         is_at_default(group, name.differentiable, Py_False, Py_False) &&
         is_at_default(group, name.fused, Py_None, Py_True);
-    PyErr_Clear(); /* an int beyond floats: no plain number */
+    PyErr_Clear(); /* an int that no float can hold */
     return usual;
 }
 
-/* To ask a parameter for its gradient may run Python code, which may do anything to the groups: all is owned. */
+/* Reading a parameter's gradient may run Python code, which may do anything to the groups: so own the references. */
 static int visit_params(Step *step, Py_ssize_t index, const Hyper *hyper, PyObject *params)
 {
     PyObject *left = NULL;
@@ -390,10 +441,10 @@ static int visit_params(Step *step, Py_ssize_t index, const Hyper *hyper, PyObje
     for (Py_ssize_t i = 0; status == 0 && i < PySequence_Fast_GET_SIZE(params); i++) {
         PyObject *param = Py_NewRef(PySequence_Fast_GET_ITEM(params, i));
         PyObject *grad = grad_of(param);
-        const int seen_to = grad == NULL ? -1 : visit_param(step, index, hyper, param, grad);
-        if (seen_to == 0 && left == NULL)
+        const int handled = grad == NULL ? -1 : visit_param(step, index, hyper, param, grad);
+        if (handled == 0 && left == NULL)
             left = PyList_New(0);
-        if (seen_to < 0 || (seen_to == 0 && (left == NULL || PyList_Append(left, param) < 0)))
+        if (handled < 0 || (handled == 0 && (left == NULL || PyList_Append(left, param) < 0)))
             status = -1;
         Py_XDECREF(grad);
         Py_DECREF(param);
@@ -460,12 +511,12 @@ PyDoc_STRVAR(
     update_doc,
     "update(param_groups, state, small, by_op) -> (done, calls, rest)\n\n"
     "Update every ordinary parameter on the CPU that has a gradient and fewer than ``small`` elements, unless\n"
-    "``by_op``. Returned are these parameters; rows (group, is_small, params, grads, buffers), each right for one call\n"
-    "of torch's fused op; and rows (group, params) of all that need a closer look: no plain strided memory, no\n"
-    "momentum buffer yet, unlike layouts, a group with unusual flags, groups or state of other types than torch's.\n"
+    "``by_op``. Return these parameters; rows (group, is_small, params, grads, buffers), each for one call of torch's\n"
+    "fused op; and rows (group, params) of everything that is left to Python: no plain strided memory, no momentum\n"
+    "buffer yet, layouts that differ, a group with unusual flags, groups or state of other types than torch's.\n"
     "Nothing is updated if anything raises.");
 
-static PyObject *update(PyObject *module, PyObject *const *args, Py_ssize_t n_args)
+static PyObject *update(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
 {
     if (n_args != 4 || torch.api == NULL) {
         PyErr_SetString(PyExc_TypeError, "need use() once, then update(param_groups, state, small, by_op)");
@@ -485,7 +536,7 @@ static PyObject *update(PyObject *module, PyObject *const *args, Py_ssize_t n_ar
     }
     PyObject *calls = status == 0 ? calls_of(&step) : NULL;
     if (calls != NULL && (found = PyTuple_Pack(3, step.done, calls, step.rest)) != NULL) {
-        /* Only now, when nothing can fail any more. */
+        /* Last, when nothing can fail any more. */
         int64_t elements = 0;
         for (Py_ssize_t i = 0; i < step.n_jobs; i++)
             elements += step.jobs[i].numel;
@@ -500,19 +551,19 @@ static PyObject *update(PyObject *module, PyObject *const *args, Py_ssize_t n_ar
     return found;
 }
 
-/* -- the schedule ---------------------------------------------------------------------------------------------- */
+/* -- the schedule ----------------------------------------------------------------------------------------------- */
 
-/* Whether a number is a plain finite float >= 0; NaN is none. */
+/* Whether it is a finite float >= 0; false for NaN. */
 static int is_ordinary_number(PyObject *number)
 {
     return number != NULL && PyFloat_CheckExact(number) && PyFloat_AS_DOUBLE(number) >= 0 &&
            PyFloat_AS_DOUBLE(number) < Py_HUGE_VAL;
 }
 
-/* What every floating-point dtype can hold: for higher rates Python looks at the parameters. */
+/* Every floating-point dtype can hold this. Higher rates are checked in Python against each parameter's dtype. */
 #define HELD_BY_ALL 65504.0
 
-/* Whether all groups hold their rates as plain floats, and what a policy said gives them valid ones. */
+/* Whether all groups hold their rates as floats, and the policy's values give valid new ones. */
 static int are_ordinary(PyObject *groups, PyObject *lr_factor, PyObject *momentum)
 {
     if (!PyList_Check(groups) || !is_ordinary_number(lr_factor) ||
@@ -529,9 +580,9 @@ static int are_ordinary(PyObject *groups, PyObject *lr_factor, PyObject *momentu
     return 1;
 }
 
-PyDoc_STRVAR(check_doc, "check(param_groups, values) -> whether write() can put this answer of a policy in force");
+PyDoc_STRVAR(check_doc, "check(param_groups, values) -> whether write() can write these values of a policy");
 
-static PyObject *check(PyObject *module, PyObject *const *args, Py_ssize_t n_args)
+static PyObject *check(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
 {
     if (n_args != 2) {
         PyErr_SetString(PyExc_TypeError, "need check(param_groups, values)");
@@ -544,10 +595,10 @@ static PyObject *check(PyObject *module, PyObject *const *args, Py_ssize_t n_arg
 
 PyDoc_STRVAR(write_doc,
              "write(param_groups, schedule_step, lr_factor, momentum) -> bool\n\n"
-             "Put a step's values in force, momentum unless it is None; False, and nothing written, where a group's\n"
-             "rates are no plain floats. No interrupt comes in between.");
+             "Write a step's values into the groups, momentum unless it is None. False, and nothing is written,\n"
+             "where a group's rates are not floats. No interrupt can come in between.");
 
-static PyObject *write_values(PyObject *module, PyObject *const *args, Py_ssize_t n_args)
+static PyObject *write_values(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
 {
     if (n_args != 4) {
         PyErr_SetString(PyExc_TypeError, "need write(param_groups, schedule_step, lr_factor, momentum)");
@@ -570,17 +621,376 @@ static PyObject *write_values(PyObject *module, PyObject *const *args, Py_ssize_
     return Py_NewRef(Py_True);
 }
 
-/* -- the module ------------------------------------------------------------------------------------------------ */
+/* -- values in param groups ------------------------------------------------------------------------------------- */
+
+/* The three arguments of holds and put: keys[k] and columns[k][i] belong to groups[i]. */
+
+static int need_type(int is_right, const char *rule, PyObject *got)
+{
+    if (!is_right)
+        PyErr_Format(PyExc_TypeError, "need %s, got %.100s", rule, Py_TYPE(got)->tp_name);
+    return is_right;
+}
+
+static int need_n(Py_ssize_t n, const char *name_of, Py_ssize_t expected)
+{
+    if (n != expected)
+        PyErr_Format(PyExc_ValueError, "need %s, got %zd and %zd", name_of, n, expected);
+    return n == expected;
+}
+
+/* Exact str only: the hash of a subclass may be Python code. */
+static int are_keys(PyObject *keys)
+{
+    if (!need_type(PyTuple_Check(keys), "keys to be a tuple", keys))
+        return 0;
+    for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(keys); k++)
+        if (!need_type(PyUnicode_CheckExact(PyTuple_GET_ITEM(keys, k)), "each key to be a str",
+                       PyTuple_GET_ITEM(keys, k)))
+            return 0;
+    return 1;
+}
+
+static int are_keys_and_columns(PyObject *keys, PyObject *columns)
+{
+    return are_keys(keys) && need_type(PyTuple_Check(columns), "columns to be a tuple", columns) &&
+           need_n(PyTuple_GET_SIZE(columns), "as many columns as keys", PyTuple_GET_SIZE(keys));
+}
+
+/* 1 or 0; -1: an error. The group is owned, as comparing strange keys of a dict may run Python code. */
+static int group_holds(PyObject *group, Py_ssize_t i, PyObject *keys, PyObject *columns)
+{
+    for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(keys); k++) {
+        PyObject *value = PyDict_GetItemWithError(group, PyTuple_GET_ITEM(keys, k));
+        if (value == NULL && PyErr_Occurred())
+            return -1;
+        PyObject *column = PyTuple_GET_ITEM(columns, k);
+        PyObject *item = i < PyList_GET_SIZE(column) ? PyList_GET_ITEM(column, i) : NULL;
+        if (value == NULL ? item != Py_Ellipsis : value != item || item == Py_Ellipsis)
+            return 0;
+    }
+    return 1;
+}
+
+static int have_n_items(PyObject *columns, Py_ssize_t n)
+{
+    for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(columns); k++) {
+        PyObject *column = PyTuple_GET_ITEM(columns, k);
+        if (!PyList_Check(column) || PyList_GET_SIZE(column) != n)
+            return 0;
+    }
+    return 1;
+}
+
+PyDoc_STRVAR(holds_doc,
+             "holds(groups, keys, columns) -> bool\n\n"
+             "Whether ``groups[i][keys[k]] is columns[k][i]`` everywhere; ``...`` in a column stands for an absent\n"
+             "key. False for columns of other lengths, and for anything that is no list or dict.");
+
+static PyObject *holds(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
+{
+    if (n_args != 3) {
+        PyErr_SetString(PyExc_TypeError, "need holds(groups, keys, columns)");
+        return NULL;
+    }
+    PyObject *groups = args[0], *keys = args[1], *columns = args[2];
+    if (!are_keys_and_columns(keys, columns))
+        return NULL;
+    int held = PyList_Check(groups) && have_n_items(columns, PyList_GET_SIZE(groups));
+    for (Py_ssize_t i = 0; held == 1 && i < PyList_GET_SIZE(groups); i++) {
+        PyObject *group = Py_NewRef(PyList_GET_ITEM(groups, i));
+        held = PyDict_Check(group) ? group_holds(group, i, keys, columns) : 0;
+        Py_DECREF(group);
+    }
+    return held < 0 ? NULL : PyBool_FromLong(held);
+}
+
+/* All four are owned. */
+typedef struct {
+    PyObject *group, *key, *value, *old;
+} Write;
+
+typedef struct {
+    Write *writes;
+    Py_ssize_t n;
+} Writes;
+
+static int can_be_put(PyObject *groups, PyObject *keys, PyObject *columns)
+{
+    if (!need_type(PyList_Check(groups), "groups to be a list", groups) || !are_keys_and_columns(keys, columns))
+        return 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups); i++)
+        if (!need_type(PyDict_Check(PyList_GET_ITEM(groups, i)), "each group to be a dict", PyList_GET_ITEM(groups, i)))
+            return 0;
+    for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(columns); k++) {
+        PyObject *column = PyTuple_GET_ITEM(columns, k);
+        if (!need_type(PyList_Check(column), "each column to be a list", column) ||
+            !need_n(PyList_GET_SIZE(column), "one item per group in each column", PyList_GET_SIZE(groups)))
+            return 0;
+    }
+    return 1;
+}
+
+static int collect_writes(Writes *all, PyObject *groups, PyObject *keys, PyObject *columns)
+{
+    const Py_ssize_t n_groups = PyList_GET_SIZE(groups), n_keys = PyTuple_GET_SIZE(keys);
+    if ((all->writes = PyMem_New(Write, n_groups * n_keys)) == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < n_groups; i++)
+        for (Py_ssize_t k = 0; k < n_keys; k++) {
+            PyObject *value = PyList_GET_ITEM(PyTuple_GET_ITEM(columns, k), i);
+            if (value != Py_Ellipsis)
+                all->writes[all->n++] = (Write){.group = Py_NewRef(PyList_GET_ITEM(groups, i)),
+                                                .key = Py_NewRef(PyTuple_GET_ITEM(keys, k)),
+                                                .value = Py_NewRef(value)};
+        }
+    return 0;
+}
+
+/* Dropping an old value may run its finalizer, any Python code: so all are kept until everything is written. */
+static int keep_old(Writes *all)
+{
+    for (Py_ssize_t j = 0; j < all->n; j++) {
+        Write *write = &all->writes[j];
+        write->old = Py_XNewRef(PyDict_GetItemWithError(write->group, write->key));
+        if (write->old == NULL && PyErr_Occurred())
+            return -1;
+    }
+    return 0;
+}
+
+static int write_all(const Writes *all)
+{
+    for (Py_ssize_t j = 0; j < all->n; j++)
+        if (PyDict_SetItem(all->writes[j].group, all->writes[j].key, all->writes[j].value) < 0)
+            return -1; /* out of memory for a new key */
+    return 0;
+}
+
+static void release_writes(Writes *all)
+{
+    for (Py_ssize_t j = 0; j < all->n; j++) {
+        Py_DECREF(all->writes[j].group);
+        Py_DECREF(all->writes[j].key);
+        Py_DECREF(all->writes[j].value);
+        Py_XDECREF(all->writes[j].old);
+    }
+    PyMem_Free(all->writes);
+}
+
+PyDoc_STRVAR(put_doc,
+             "put(groups, keys, columns) -> None\n\n"
+             "Set ``groups[i][keys[k]] = columns[k][i]`` everywhere, except where a column has ``...``. Everything is\n"
+             "checked first: where an argument has a wrong type or length, nothing is written. No signal handler and\n"
+             "no other thread runs between the first write and the last. A subclass of dict is written to as a plain\n"
+             "dict.");
+
+static PyObject *put(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
+{
+    if (n_args != 3) {
+        PyErr_SetString(PyExc_TypeError, "need put(groups, keys, columns)");
+        return NULL;
+    }
+    Writes all = {0};
+    if (!can_be_put(args[0], args[1], args[2]) || collect_writes(&all, args[0], args[1], args[2]) < 0)
+        return NULL;
+    const int status = keep_old(&all) < 0 ? -1 : write_all(&all);
+    release_writes(&all);
+    return status < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+PyDoc_STRVAR(scaled_doc, "scaled(numbers, factor) -> list\n\n``[number * factor for number in numbers]`` for floats.");
+
+static PyObject *scaled(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
+{
+    if (n_args != 2) {
+        PyErr_SetString(PyExc_TypeError, "need scaled(numbers, factor)");
+        return NULL;
+    }
+    PyObject *numbers = args[0], *factor = args[1];
+    if (!need_type(PyList_Check(numbers), "numbers to be a list", numbers) ||
+        !need_type(PyFloat_CheckExact(factor), "factor to be a float", factor))
+        return NULL;
+    /* The list may shrink here: allocating may start a garbage collection, which may run finalizers. */
+    PyObject *products = PyList_New(PyList_GET_SIZE(numbers));
+    for (Py_ssize_t i = 0; products != NULL && i < PyList_GET_SIZE(products); i++) {
+        PyObject *number = i < PyList_GET_SIZE(numbers) ? PyList_GET_ITEM(numbers, i) : Py_None;
+        PyObject *product = need_type(PyFloat_CheckExact(number), "each number to be a float", number)
+                                ? PyFloat_FromDouble(PyFloat_AS_DOUBLE(number) * PyFloat_AS_DOUBLE(factor))
+                                : NULL;
+        if (product == NULL)
+            Py_CLEAR(products);
+        else
+            PyList_SET_ITEM(products, i, product);
+    }
+    return products;
+}
+
+/* -- the layout of tensors, for the update on a device ---------------------------------------------------------- */
+
+enum { FIELDS = 6 }; /* of a record, before the fields of its state */
+
+typedef struct {
+    PyObject *state, *keys;
+    Py_ssize_t next_state;
+    void *records, *grads; /* of int64_t */
+    Py_ssize_t n, room_for_records, room_for_grads;
+    size_t width; /* of a record, in int64_t */
+} Layout;
+
+/* Whether both have the same elements in the same order of memory. Without elements, strides have no meaning. */
+static int is_in_step(const DLTensor *param, const DLTensor *other, int64_t numel)
+{
+    return numel == 0 ? is_same_type(param, other) && is_same_shape(param, other)
+                      : is_like(param, other) && is_addressable(other);
+}
+
+/* One float32 on the parameter's device: a record has neither dtype nor device of it, so both are fixed. */
+static int is_flag(const DLTensor *param, const DLTensor *flag)
+{
+    return flag->device_type == param->device_type && flag->device_id == param->device_id && flag->code == FLOAT &&
+           flag->bits == 32 && numel_of(flag) == 1 && is_addressable(flag);
+}
+
+/* The state's tensors: the first is laid out as the parameter, the others are flags. 1: described; 0: out of the
+   ordinary; -1: an error. */
+static int describe_state(const Layout *layout, PyObject *kept, const DLTensor *param, int64_t *fields)
+{
+    int status = 1;
+    for (Py_ssize_t k = 0; status == 1 && k < PyTuple_GET_SIZE(layout->keys); k++) {
+        DLTensor seen;
+        PyObject *tensor = Py_XNewRef(PyDict_GetItemWithError(kept, PyTuple_GET_ITEM(layout->keys, k)));
+        if (tensor == NULL && PyErr_Occurred())
+            status = -1;
+        else if (tensor != NULL && tensor != Py_None) {
+            status = is_plain(tensor, &seen) &&
+                     (k == 0 ? is_in_step(param, &seen, numel_of(param)) : is_flag(param, &seen));
+            fields[2 * k] = (int64_t)(intptr_t)tensor;
+            fields[2 * k + 1] = status ? (int64_t)(intptr_t)data_of(&seen) : 0;
+        }
+        Py_XDECREF(tensor);
+    }
+    return status;
+}
+
+static int describe_tensors(Layout *layout, Py_ssize_t group, PyObject *param, PyObject *grad, PyObject *kept)
+{
+    DLTensor seen[2];
+    if (!is_plain(param, &seen[0]) || !is_plain(grad, &seen[1]) || !(is_real(&seen[0]) || is_half(&seen[0])))
+        return 0;
+    const int64_t numel = numel_of(&seen[0]);
+    if (!is_in_step(&seen[0], &seen[1], numel) || (numel != 0 && !(is_addressable(&seen[0]) && is_dense(&seen[0]))))
+        return 0;
+    if (make_room(&layout->records, layout->n, &layout->room_for_records, layout->width * sizeof(int64_t)) < 0 ||
+        make_room(&layout->grads, layout->n, &layout->room_for_grads, sizeof(int64_t)) < 0)
+        return -1;
+    int64_t *record = (int64_t *)layout->records + layout->n * layout->width;
+    memset(record, 0, layout->width * sizeof *record);
+    record[0] = group;
+    record[1] = (int64_t)(intptr_t)param;
+    record[2] = (int64_t)(intptr_t)data_of(&seen[0]);
+    record[3] = numel;
+    record[4] = seen[0].code * 256 + seen[0].bits;
+    record[5] = (int64_t)seen[0].device_type * 65536 + seen[0].device_id;
+    ((int64_t *)layout->grads)[layout->n++] = (int64_t)(intptr_t)data_of(&seen[1]);
+    return kept == NULL ? 1 : describe_state(layout, kept, &seen[0], record + FIELDS);
+}
+
+static int describe_param(Layout *layout, Py_ssize_t group, PyObject *param, PyObject *grad)
+{
+    if (grad == Py_None) {
+        next_state_of(layout->state, &layout->next_state, param);
+        return 1;
+    }
+    PyObject *kept = state_of(layout->state, &layout->next_state, param);
+    int status;
+    if (kept == NULL && PyErr_Occurred())
+        status = -1;
+    else
+        status = kept != NULL && !PyDict_Check(kept) ? 0 : describe_tensors(layout, group, param, grad, kept);
+    Py_XDECREF(kept);
+    return status;
+}
+
+/* Reading a gradient may warn, which may run Python code: so own the references. A subclass's is not read at all. */
+static int describe_params(Layout *layout, Py_ssize_t group, PyObject *params)
+{
+    int status = 1;
+    for (Py_ssize_t i = 0; status == 1 && i < PyList_GET_SIZE(params); i++) {
+        PyObject *param = Py_NewRef(PyList_GET_ITEM(params, i));
+        if (is_known(param)) {
+            PyObject *grad = grad_of(param);
+            status = grad == NULL ? -1 : describe_param(layout, group, param, grad);
+            Py_XDECREF(grad);
+        }
+        else
+            status = 0;
+        Py_DECREF(param);
+    }
+    return status;
+}
+
+static int describe_group(Layout *layout, Py_ssize_t index, PyObject *group)
+{
+    PyObject *params = PyDict_Check(group) ? Py_XNewRef(PyDict_GetItemWithError(group, name.params)) : NULL;
+    int status;
+    if (params == NULL)
+        status = PyErr_Occurred() ? -1 : 0;
+    else
+        status = PyList_Check(params) ? describe_params(layout, index, params) : 0;
+    Py_XDECREF(params);
+    return status;
+}
+
+PyDoc_STRVAR(layout_doc,
+             "layout(groups, state, keys) -> None or (bytes, bytes)\n\n"
+             "Describe every parameter that has a gradient, in order. The first bytes hold one record of int64 for\n"
+             "each: index of its group, id, address, numel, 256 * DLPack's dtype code + bits, 65536 * device type +\n"
+             "device id; then id and address of ``state[param][key]`` for each key, 0 and 0 where that is absent or\n"
+             "None. The second bytes hold the address of each gradient. Tables of addresses that were made for one\n"
+             "result are right for every result with equal bytes.\n\n"
+             "None where anything is out of the ordinary: other containers than list and dict, tensors that are not\n"
+             "dense floats in memory, subclasses, a gradient or a first tensor of the state whose layout differs\n"
+             "from the parameter's, a later tensor of the state that is not one float32 on the parameter's device.");
+
+static PyObject *layout(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
+{
+    if (n_args != 3 || torch.api == NULL) {
+        PyErr_SetString(PyExc_TypeError, "need use() once, then layout(groups, state, keys)");
+        return NULL;
+    }
+    PyObject *groups = args[0], *found = NULL;
+    if (!are_keys(args[2]))
+        return NULL;
+    Layout all = {.state = args[1], .keys = args[2], .width = FIELDS + 2 * (size_t)PyTuple_GET_SIZE(args[2])};
+    int status = PyList_Check(groups) && PyDict_Check(all.state);
+    for (Py_ssize_t i = 0; status == 1 && i < PyList_GET_SIZE(groups); i++) {
+        PyObject *group = Py_NewRef(PyList_GET_ITEM(groups, i));
+        status = describe_group(&all, i, group);
+        Py_DECREF(group);
+    }
+    if (status == 1)
+        found = Py_BuildValue("y#y#", all.records ? all.records : "",
+                              all.n * (Py_ssize_t)(all.width * sizeof(int64_t)), all.grads ? all.grads : "",
+                              all.n * (Py_ssize_t)sizeof(int64_t));
+    PyMem_Free(all.records);
+    PyMem_Free(all.grads);
+    return status == 0 ? Py_NewRef(Py_None) : found;
+}
+
+/* -- the module ------------------------------------------------------------------------------------------------- */
 
 PyDoc_STRVAR(use_doc,
              "use(exchange_api, tensor_type, parameter_type, is_neg, grad, impl, keys, negative)\n\n"
-             "What of torch to work with: ``torch.Tensor.__dlpack_c_exchange_api__``, two types, a method, a\n"
-             "descriptor, and where a tensor keeps what that method tells (negative=0: nowhere known).");
+             "Set the parts of torch to work with: ``torch.Tensor.__dlpack_c_exchange_api__``, two types, a method, a\n"
+             "descriptor, and where in memory a tensor keeps what ``is_neg`` returns (negative=0: unknown).");
 
-static PyObject *use(PyObject *module, PyObject *const *args, Py_ssize_t n_args)
+static PyObject *use(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
 {
     if (n_args != 8 || !PyType_Check(args[1]) || !PyType_Check(args[2]) || Py_TYPE(args[4]) != &PyGetSetDescr_Type) {
-        PyErr_SetString(PyExc_TypeError, "need a capsule, two types, a method, an attribute of C and three numbers");
+        PyErr_SetString(PyExc_TypeError, "need a capsule, two types, a method, a getset descriptor and three numbers");
         return NULL;
     }
     const Py_ssize_t impl = PyLong_AsSsize_t(args[5]), keys = PyLong_AsSsize_t(args[6]);
@@ -590,14 +1000,14 @@ static PyObject *use(PyObject *module, PyObject *const *args, Py_ssize_t n_args)
     const ExchangeAPI *api = PyCapsule_GetPointer(args[0], "dlpack_exchange_api");
     if (api == NULL)
         return NULL;
-    if (api->major != 1) { /* another layout of these structures */
+    if (api->major != 1) { /* a major version may lay these structures out differently */
         PyErr_Format(PyExc_ImportError, "need DLPack 1.x, got %u.%u", api->major, api->minor);
         return NULL;
     }
     Py_XSETREF(torch.tensor, (PyTypeObject *)Py_NewRef(args[1]));
     Py_XSETREF(torch.parameter, (PyTypeObject *)Py_NewRef(args[2]));
     Py_XSETREF(torch.is_neg, Py_NewRef(args[3]));
-    torch.grad = ((PyGetSetDescrObject *)Py_NewRef(args[4]))->d_getset; /* of a type that lives as long as torch */
+    torch.grad = ((PyGetSetDescrObject *)Py_NewRef(args[4]))->d_getset; /* its type lives as long as torch */
     torch.impl = impl;
     torch.keys = keys;
     torch.negative = negative;
@@ -609,6 +1019,10 @@ static PyMethodDef methods[] = {
     {"update", (PyCFunction)(void (*)(void))update, METH_FASTCALL, update_doc},
     {"check", (PyCFunction)(void (*)(void))check, METH_FASTCALL, check_doc},
     {"write", (PyCFunction)(void (*)(void))write_values, METH_FASTCALL, write_doc},
+    {"holds", (PyCFunction)(void (*)(void))holds, METH_FASTCALL, holds_doc},
+    {"put", (PyCFunction)(void (*)(void))put, METH_FASTCALL, put_doc},
+    {"scaled", (PyCFunction)(void (*)(void))scaled, METH_FASTCALL, scaled_doc},
+    {"layout", (PyCFunction)(void (*)(void))layout, METH_FASTCALL, layout_doc},
     {"use", (PyCFunction)(void (*)(void))use, METH_FASTCALL, use_doc},
     {NULL},
 };

@@ -1,30 +1,37 @@
-"""The compiled part of a step, ``_native.c``, where it is to be had.
+"""The compiled part of a step, ``_native.c``, where it is available, and the same functions in Python.
 
-It is built on installing, where there is a C compiler, and works with every torch that has DLPack's C exchange API
+Installing builds it where there is a C compiler. It works with every torch that has DLPack's C exchange API
 (2.10 and newer). Where it is missing, or finds something out of the ordinary, Python does the same.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+import sys
+from collections import deque
+from collections.abc import Mapping
 from functools import reduce
 from operator import and_, or_
 from types import ModuleType
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-#: Of a c10::TensorImpl: no torch has had fewer for years, and torch's header asserts that there are no more than 26.
+Group: TypeAlias = dict[str, Any]
+Columns: TypeAlias = tuple[list[Any], ...]
+
+#: Sizes of a c10::TensorImpl: 22 words for years, and torch's header asserts that there are at most 26.
 WORDS = range(22, 27)
 
 
 def find_negation() -> tuple[int, int, int]:
-    """Where a tensor says that it is a lazily negated view: (offset of its pointer, offset of its keys, the key).
+    """Where a tensor says that it is a lazily negated view: (offset of its TensorImpl, offset of the keys, the key).
 
-    torch has no cheap way to ask and its layout in memory is its own. So look: of tensors that differ in as much
-    as may be, one bit is set in each negated one and in no other. That bit is the key; should there be none or
-    several, all three are 0 and tensors are asked one by one.
+    torch has no cheap way to ask, and its memory layout is private. So find the "negative" bit by comparing the raw
+    memory of negated and ordinary tensors, which otherwise differ in as much as possible: it is the one bit that is
+    set in every negated tensor and in no other. Where there is no such bit, or more than one, all three are 0, and
+    ``is_neg`` is called for each tensor.
     """
     plain: list[Tensor] = []
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
@@ -33,28 +40,30 @@ def find_negation() -> tuple[int, int, int]:
             plain += [tensor, tensor.detach(), tensor.view_as(tensor), torch.nn.Parameter(tensor)]
     negated = [torch._neg_view(tensor) for tensor in plain]
     negated += [tensor.detach() for tensor in negated]
-    size = torch._C.TensorBase.__basicsize__ // 8
-    pointers = [[address == tensor._cdata for address in _words(id(tensor), size)] for tensor in (*plain, *negated)]
-    impl = [8 * i for i, found in enumerate(zip(*pointers, strict=True)) if all(found)]
-    keys: list[tuple[int, int]] = []
-    for words in WORDS:  # the keys are the last member: not to have found them is to know that there is more to read
-        columns = zip(_columns(negated, words), _columns(plain, words), strict=True)
-        keys = [
-            (8 * i, key) for i, (set_, clear) in enumerate(columns) if (key := reduce(and_, set_) & ~reduce(or_, clear))
-        ]
-        if keys:
+    impl = [
+        offset
+        for offset in range(0, torch._C.TensorBase.__basicsize__, 8)
+        if all(_word(id(tensor) + offset) == tensor._cdata for tensor in (*plain, *negated))
+    ]
+    bits = 0
+    for words in WORDS:  # the keys are the last member: if they are not found, there is more to read
+        bits = reduce(and_, _contents(negated, words)) & ~reduce(or_, _contents(plain, words))
+        if bits:
             break
-    if len(impl) != 1 or len(keys) != 1 or keys[0][1].bit_count() != 1:
+    if len(impl) != 1 or bits.bit_count() != 1:
         return 0, 0, 0
-    return impl[0], *keys[0]
+    word = (bits.bit_length() - 1) // 64
+    key = int.from_bytes((bits >> 64 * word).to_bytes(8, "little"), sys.byteorder)
+    return impl[0], 8 * word, key
 
 
-def _words(address: int, n: int) -> list[int]:
-    return list((ctypes.c_uint64 * n).from_address(address))
+def _word(address: int) -> int:
+    return int.from_bytes(ctypes.string_at(address, 8), sys.byteorder)
 
 
-def _columns(tensors: list[Tensor], words: int) -> Iterable[tuple[int, ...]]:
-    return zip(*(_words(tensor._cdata, words) for tensor in tensors), strict=True)
+def _contents(tensors: list[Tensor], words: int) -> list[int]:
+    """The memory of each TensorImpl as one integer, first byte lowest."""
+    return [int.from_bytes(ctypes.string_at(tensor._cdata, 8 * words), "little") for tensor in tensors]
 
 
 compiled: ModuleType | None = None
@@ -70,5 +79,108 @@ try:
     )
     _native.use(*OF_TORCH, *find_negation())
     compiled = _native
-except (ImportError, AttributeError, TypeError):  # not built; an older torch; a torch or DLPack of tomorrow
+except (ImportError, AttributeError, TypeError):  # not built; an older torch; a newer torch or DLPack that differs
     pass
+
+
+def holds(groups: list[Group], keys: tuple[str, ...], columns: Columns) -> bool:
+    """Whether ``groups[i][keys[k]] is columns[k][i]`` everywhere; ``...`` in a column stands for an absent key.
+
+    False for columns of other lengths, and for anything that is no list or dict.
+    """
+    if compiled is not None:
+        held: bool = compiled.holds(groups, keys, columns)
+        return held
+    _check_keys_and_columns(keys, columns)
+    if not all(isinstance(part, list) and len(part) == len(groups) for part in (groups, *columns)):
+        return False
+    if not all(isinstance(group, dict) for group in groups):
+        return False
+    return all(
+        dict.get(group, key, _ABSENT) is (_ABSENT if item is ... else item)
+        for key, column in zip(keys, columns, strict=True)
+        for group, item in zip(groups, column, strict=True)
+    )
+
+
+_ABSENT = object()
+
+
+def put(groups: list[Group], keys: tuple[str, ...], columns: Columns) -> None:
+    """Set ``groups[i][keys[k]] = columns[k][i]`` everywhere, except where a column has ``...``.
+
+    Everything is checked first: where an argument has a wrong type or length, nothing is written. No signal
+    handler runs between the first write and the last. A subclass of dict is written to as a plain dict.
+    """
+    if compiled is not None:
+        compiled.put(groups, keys, columns)
+        return
+    _check_put(groups, keys, columns)
+    rows = [
+        {key: item for key, item in zip(keys, items, strict=True) if item is not ...}
+        for items in zip(*columns, strict=True)
+    ]
+    # Dropping an old value may run its finalizer, any Python code: so all of them are kept until everything is written.
+    old = [dict.get(group, key) for group in groups for key in keys]
+    # Python handles signals between its own instructions, and this is a single one.
+    deque(map(dict.update, groups, rows), maxlen=0)
+    del old
+
+
+def scaled(numbers: list[float], factor: float) -> list[float]:
+    """``[number * factor for number in numbers]`` for floats."""
+    if compiled is not None:
+        products: list[float] = compiled.scaled(numbers, factor)
+        return products
+    _need_type(list, numbers, "numbers to be a list")
+    if type(factor) is not float:
+        raise _wrong_type("factor to be a float", factor)
+    for number in numbers:
+        if type(number) is not float:
+            raise _wrong_type("each number to be a float", number)
+    return [number * factor for number in numbers]
+
+
+def layout(
+    groups: list[Group], state: Mapping[Tensor, dict[str, Any]], keys: tuple[str, ...]
+) -> tuple[bytes, bytes] | None:
+    """Where each parameter with a gradient, its state and its gradient are in memory; ``_native.c`` has the format.
+
+    Tables of addresses that were made for one result are right for every result with equal bytes. None where anything
+    is out of the ordinary, and without the compiled part.
+    """
+    return None if compiled is None else compiled.layout(groups, state, keys)
+
+
+def _wrong_type(rule: str, got: object) -> TypeError:
+    return TypeError(f"need {rule}, got {type(got).__name__}")
+
+
+def _need_type(cls: type, got: object, rule: str) -> None:
+    if not isinstance(got, cls):
+        raise _wrong_type(rule, got)
+
+
+def _need_n(n: int, rule: str, expected: int) -> None:
+    if n != expected:
+        raise ValueError(f"need {rule}, got {n} and {expected}")
+
+
+def _check_keys_and_columns(keys: tuple[str, ...], columns: Columns) -> None:
+    _need_type(tuple, keys, "keys to be a tuple")
+    for key in keys:
+        if type(key) is not str:
+            raise _wrong_type("each key to be a str", key)
+    _need_type(tuple, columns, "columns to be a tuple")
+    _need_n(len(columns), "as many columns as keys", len(keys))
+
+
+def _check_put(groups: list[Group], keys: tuple[str, ...], columns: Columns) -> None:
+    _need_type(list, groups, "groups to be a list")
+    _check_keys_and_columns(keys, columns)
+    for group in groups:
+        if not isinstance(group, dict):
+            raise _wrong_type("each group to be a dict", group)
+    for column in columns:
+        _need_type(list, column, "each column to be a list")
+        _need_n(len(column), "one item per group in each column", len(groups))
