@@ -162,10 +162,10 @@ def test_the_working_tree_is_compared_with_a_commit(tmp_path, monkeypatch):
 
 @needs_git
 def test_a_commits_package_shares_nothing_with_the_working_trees(monkeypatch):
-    """Its classes, and the modules that they come from, are its own, from the folder that it was put into."""
+    """Its classes and modules are its own, from the folder that it was put into; its code names no other package."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (FOLDER, FOLDER.parent))))
     code = """if True:
-        import sys, cyclic_optim as after, before_after
+        import pathlib, re, sys, cyclic_optim as after, before_after
         with before_after.package_of("HEAD") as before:
             assert before.__name__ == "cyclic_optim_before"
             loaded = {name for name in sys.modules if name.startswith("cyclic_optim.")}
@@ -175,6 +175,8 @@ def test_a_commits_package_shares_nothing_with_the_working_trees(monkeypatch):
             assert not isinstance(before_after.made_by(before, after.Plateau()), after.Policy)
             modules = [module for name, module in sys.modules.items() if name.startswith("cyclic_optim_before.")]
             assert all(module.__file__.startswith(before.__path__[0]) for module in modules)
+            sources = [path.read_text() for path in pathlib.Path(before.__path__[0]).rglob("*.py")]
+            assert not any(re.search(r"\\bcyclic_optim\\b", source) for source in sources)
             print(len(modules))
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
