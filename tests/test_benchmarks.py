@@ -1,9 +1,11 @@
 """The benchmarks in their quickest form: that they write what they say, and nothing of how fast anything is."""
 
+import dataclasses
 import importlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -222,6 +224,25 @@ def test_update_of_a_capturable_step_is_left_out_for_a_while(monkeypatch):
     with before_after.without_device_update():
         assert stepped() == ([1.0] * 3, 1)
     assert stepped() == updated != ([1.0] * 3, 1)
+
+
+def test_the_record_of_mutants_names_its_commit_and_is_read_again():
+    """Its first lines say the command, the commit and the date; a reason in it outlives a move to another file."""
+    pytest.importorskip("resource")
+    mutate = importlib.import_module("mutate")
+    head = mutate.REPORT.read_text().splitlines()[:6]
+    assert head[2].startswith("- Command: `python tests/mutate.py")
+    assert re.match(r"- Commit: [0-9a-f]{40} \(", head[3])
+    assert re.fullmatch(r"- Date: \d{4}-\d\d-\d\d", head[4])
+    reasons = mutate._reasons()
+    assert len(reasons) > 2
+    for (path, place, diff), reason in reasons.items():
+        before, after = ("\n".join(line[1:] for line in diff.splitlines() if line[0] == sign) for sign in "-+")
+        mutant = mutate.Mutant(path, place, 1, before, after, source="")
+        assert mutate._reason(reasons, mutant) == reason
+        moved = mutate._reason(reasons, dataclasses.replace(mutant, path="moved.py"))
+        assert moved in [reasons[key] for key in reasons if key[1:] == (place, diff)]
+    assert mutate._reason(reasons, mutate.Mutant("new.py", "new", 1, "a", "b", source="")) == mutate._UNEXPLAINED
 
 
 def gpu_check(out, *arguments):
