@@ -35,8 +35,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
-from cyclic_optim import CyclicSGD, LRRangeTest, lr_range_test, supervised_step
-from cyclic_optim.range_test import NoSuggestionError
+from cyclic_optim import CyclicSGD, LRRangeTest, NoSuggestionError, lr_range_test, supervised_step
 
 HELD_OUT = 0.25
 FEWEST = 2  # images of a class: one to train on, one to hold out

@@ -38,8 +38,8 @@ from harness import RESULTS, as_json, command_line, environment, markdown_table,
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from cyclic_optim import CyclicSGD, LRRangeTest, Policy, lr_range_test, supervised_step
-from cyclic_optim.range_test import RULES, NoSuggestionError
+from cyclic_optim import CyclicSGD, LRRangeTest, NoSuggestionError, Policy, lr_range_test, supervised_step
+from cyclic_optim.range_test.rates import RULES
 
 MOMENTUM = 0.9
 ENOUGH = 0.95

@@ -8,7 +8,9 @@ imported the package, and leaves alone what decorators and class bodies hold (pr
 fields). Here each mutant is a whole module, imported by a process that was forked off with torch in it, which runs
 the tests that execute the mutated statement, the quickest first, until one fails.
 
-The results go to tests/MUTANTS.md. A reason written there below a surviving mutant stays as long as the mutant does.
+The record goes to benchmarks/results/mutants.md, which names the commit that it is of. It describes that commit, not
+the working tree: run this before a release; between releases the code may change without a new record. A reason that
+a person wrote there below a surviving mutant is read again for the next record, and stays as long as the mutant does.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import platform
 import random
 import re
 import resource
+import shlex
 import signal
 import sys
 import time
@@ -34,6 +37,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from configparser import ConfigParser
 from dataclasses import dataclass, replace
+from datetime import date
 from importlib.machinery import SourceFileLoader
 from importlib.util import spec_from_file_location
 from pathlib import Path
@@ -43,7 +47,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "mutants"
-REPORT = ROOT / "tests" / "MUTANTS.md"
+REPORT = ROOT / "benchmarks" / "results" / "mutants.md"
 #: Seconds of tests that a mutant is run against, of those that execute it. Whatever the rest would have killed counts
 #: as a survivor.
 BUDGET = 60.0
@@ -483,19 +487,24 @@ _UNEXPLAINED = "**Not explained yet.**"
 
 
 def _reasons() -> dict[tuple[str, str, str], str]:
-    """What people wrote below the survivors."""
+    """What people wrote below the survivors, by file, place and change; without a file, for code that has moved."""
     if not REPORT.exists():
         return {}
-    reasons = {}
+    reasons: dict[tuple[str, str, str], str] = {}
     for section in re.split(r"^### ", REPORT.read_text(), flags=re.M)[1:]:
         path = section.partition("\n")[0].strip("` ")
         for place, diff, reason in _ENTRY.findall(section):
-            reasons[path, place, diff] = reason.strip()
+            reasons[path, place, diff] = reasons["", place, diff] = reason.strip()
     return reasons
 
 
-def report(by_file: dict[str, list[Mutant]], results: Results) -> None:
-    """Write tests/MUTANTS.md: counts, and the survivors with their reasons."""
+def _reason(reasons: dict[tuple[str, str, str], str], mutant: Mutant) -> str:
+    change = mutant.place, _diff(mutant)
+    return reasons.get((mutant.path, *change)) or reasons.get(("", *change), _UNEXPLAINED)
+
+
+def report(by_file: dict[str, list[Mutant]], results: Results, commit: str) -> None:
+    """Write the record: the commit that it is of, counts, and the survivors with their reasons."""
     reasons, rows, sections, total = _reasons(), [], [], Counter()
     for path, mutants in by_file.items():
         known = [(mutant, row) for mutant in mutants if (row := results.last(mutant)) is not None]
@@ -504,7 +513,7 @@ def report(by_file: dict[str, list[Mutant]], results: Results) -> None:
         entries: dict[tuple[str, str], str] = {}
         for mutant, row in known:
             if row["status"] == SURVIVED:
-                reason = reasons.get((path, mutant.place, _diff(mutant)), _UNEXPLAINED)
+                reason = _reason(reasons, mutant)
                 entries[mutant.place, _diff(mutant)] = reason
                 count["explained"] += reason != _UNEXPLAINED
         rows.append((f"`{path}`", count))
@@ -526,6 +535,9 @@ def report(by_file: dict[str, list[Mutant]], results: Results) -> None:
     )
     REPORT.write_text(
         _TEXT.format(
+            command=shlex.join(["python", "tests/mutate.py", *sys.argv[1:]]),
+            commit=commit,
+            date=date.today().isoformat(),
             table="\n".join(table),
             versions=f"Python {platform.python_version()}, {versions}",
             survivors="\n\n".join(sections),
@@ -538,6 +550,12 @@ def report(by_file: dict[str, list[Mutant]], results: Results) -> None:
 _TEXT = """\
 # Mutants
 
+- Command: `{command}`
+- Commit: {commit}
+- Date: {date}
+
+This record describes that commit, not the working tree. A new one is made before a release.
+
 Do the tests notice when the code is wrong? Each mutant is the package with one small change in it: an operator, a
 number, a string, an argument, a condition. It is killed when a test fails, or when the tests do not come to an end.
 
@@ -546,7 +564,7 @@ pip install -c constraints.txt -e '.[test,mutation]'
 python tests/mutate.py --fresh
 ```
 
-`tests/mutate.py` writes this page (a reason below a survivor is a person's, and stays as long as the mutant does).
+`tests/mutate.py` writes this record (a reason below a survivor is a person's, and stays as long as the mutant does).
 The mutants are [mutmut](https://mutmut.readthedocs.io)'s, also those in properties and class bodies, which its own
 runner leaves alone. Each is run against the tests that execute the changed statement, out of the test files that
 `setup.cfg` names for its file: the quickest first, and as many as take {budget} s together (measured under coverage;
@@ -565,6 +583,13 @@ The share killed counts every survivor against the tests, also one that no test 
 """
 
 
+def _commit() -> str:
+    sys.path.append(str(ROOT / "benchmarks"))
+    from commits import working_tree
+
+    return working_tree("cyclic_optim", "tests", "setup.cfg")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Mutation testing; see the top of this file.")
     parser.add_argument("files", nargs="*", help="source files (default: all that setup.cfg's [mutate] names)")
@@ -574,6 +599,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only write the report of what is known")
     options = parser.parse_args()
     os.chdir(ROOT)
+    commit = _commit()  # of the code that is run; and without git it ends here, not after hours
     WORK.mkdir(parents=True, exist_ok=True)
     if options.fresh:
         (WORK / "results.jsonl").unlink(missing_ok=True)
@@ -593,7 +619,7 @@ def main() -> None:
             _check_the_tests(path, selector)
             run(mutants, selector, results, _digest([*map(Path, files), *shared]), options.jobs)
     by_file = {path: by_file.get(path) or mutants_of(path) for path in sources}
-    report(by_file, results)
+    report(by_file, results, commit)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,20 @@
 """The benchmarks in their quickest form: that they write what they say, and nothing of how fast anything is."""
 
+import dataclasses
 import importlib
 import json
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+import cyclic_optim
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -28,6 +33,11 @@ PACKAGES = {  # which need not be installed
     "SGDScheduleFree(foreach=False)",
     "SGDScheduleFree(foreach=True)",
 }
+
+
+needs_git = pytest.mark.skipif(
+    shutil.which("git") is None or not (FOLDER.parent / ".git").exists(), reason="compares with a commit: needs git"
+)
 
 
 def results(script, out, *arguments):
@@ -135,6 +145,104 @@ def test_low_good_and_high_rates_end_as_their_names_say(tmp_path):
     assert all(any(run["end_loss"] < math.log(10) for run in runs) for runs in smaller.values())
     assert table.count("\n| ") == 5 + len(smaller)
     assert (tmp_path / "low_good_high.png").read_bytes().startswith(PNG)
+
+
+@needs_git
+def test_the_working_tree_is_compared_with_a_commit(tmp_path, monkeypatch):
+    """A row with the ratio of after to before and the noise of the same code, and both commits above it."""
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))
+    arguments = ("--commit", "HEAD", "--only", "step", "--models", "4", "--rounds", "2")
+    record, table = results("before_after", tmp_path, *arguments)
+    (model,) = record["step"].values()
+    assert model["ratios"].keys() == {"after", "before, again"}
+    assert all(0 < ratio["low"] <= ratio["median"] <= ratio["high"] for ratio in model["ratios"].values())
+    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in model["seconds"].values())
+    assert all(f"\n- {name}: {commit}" in table for name, commit in record["commits"].items())
+    assert record["commits"]["after"].startswith(record["commits"]["before"].partition(",")[0])
+    assert "\n| 4 tensors" in table
+
+
+@needs_git
+def test_a_commits_package_shares_nothing_with_the_working_trees(monkeypatch):
+    """Its classes and modules are its own, from the folder that it was put into; its code names no other package."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (FOLDER, FOLDER.parent))))
+    code = """if True:
+        import pathlib, re, sys, cyclic_optim as after, before_after
+        with before_after.package_of("HEAD") as before:
+            assert before.__name__ == "cyclic_optim_before"
+            loaded = {name for name in sys.modules if name.startswith("cyclic_optim.")}
+            before.CyclicSGD, before.lr_range_test
+            assert loaded == {name for name in sys.modules if name.startswith("cyclic_optim.")}
+            assert before.CyclicSGD is not after.CyclicSGD
+            assert not isinstance(before_after.made_by(before, after.Plateau()), after.Policy)
+            modules = [module for name, module in sys.modules.items() if name.startswith("cyclic_optim_before.")]
+            assert all(module.__file__.startswith(before.__path__[0]) for module in modules)
+            sources = [path.read_text() for path in pathlib.Path(before.__path__[0]).rglob("*.py")]
+            assert not any(re.search(r"\\bcyclic_optim\\b", source) for source in sources)
+            print(len(modules))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) > 5
+
+
+@needs_git
+def test_only_a_commit_can_be_compared_with(tmp_path, monkeypatch):
+    """An unknown revision is an error of one line, and nothing is written."""
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))
+    command = [sys.executable, FOLDER / "before_after.py", "--commit", "no-such-commit", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
+    assert (done.returncode, [*tmp_path.iterdir()]) == (2, [])
+    assert "need --commit to name a commit, got 'no-such-commit'" in done.stderr
+
+
+def test_every_policy_can_be_made_anew_by_a_package(monkeypatch):
+    """Policies within policies too: the other package's is equal in every field."""
+    monkeypatch.syspath_prepend(FOLDER)
+    before_after, schedule_cost = map(importlib.import_module, ("before_after", "schedule_cost"))
+    for policy in schedule_cost.policies().values():
+        again = before_after.made_by(cyclic_optim, policy)
+        assert again == policy
+        assert again is not policy
+
+
+def test_update_of_a_capturable_step_is_left_out_for_a_while(monkeypatch):
+    """No parameter moves, the rate does; afterwards steps update again."""
+    monkeypatch.syspath_prepend(FOLDER)
+    before_after = importlib.import_module("before_after")
+    monkeypatch.setattr(before_after, "NAME", "cyclic_optim")  # there is no other package here
+    policy = cyclic_optim.Triangular(step_size_up=5)
+
+    def stepped():
+        param = torch.ones(3, requires_grad=True)
+        param.grad = torch.ones(3)
+        optimizer = cyclic_optim.CyclicSGD([param], lr=0.1, policy=policy, capturable=True)
+        optimizer.step()
+        return param.tolist(), int(optimizer.param_groups[0]["schedule_step"])
+
+    updated = stepped()
+    with before_after.without_device_update():
+        assert stepped() == ([1.0] * 3, 1)
+    assert stepped() == updated != ([1.0] * 3, 1)
+
+
+def test_the_record_of_mutants_names_its_commit_and_is_read_again():
+    """Its first lines say the command, the commit and the date; a reason in it outlives a move to another file."""
+    pytest.importorskip("resource")
+    mutate = importlib.import_module("mutate")
+    head = mutate.REPORT.read_text().splitlines()[:6]
+    assert head[2].startswith("- Command: `python tests/mutate.py")
+    assert re.match(r"- Commit: [0-9a-f]{40} \(", head[3])
+    assert re.fullmatch(r"- Date: \d{4}-\d\d-\d\d", head[4])
+    reasons = mutate._reasons()
+    assert len(reasons) > 2
+    for (path, place, diff), reason in reasons.items():
+        before, after = ("\n".join(line[1:] for line in diff.splitlines() if line[0] == sign) for sign in "-+")
+        mutant = mutate.Mutant(path, place, 1, before, after, source="")
+        assert mutate._reason(reasons, mutant) == reason
+        moved = mutate._reason(reasons, dataclasses.replace(mutant, path="moved.py"))
+        assert moved in [reasons[key] for key in reasons if key[1:] == (place, diff)]
+    assert mutate._reason(reasons, mutate.Mutant("new.py", "new", 1, "a", "b", source="")) == mutate._UNEXPLAINED
 
 
 def gpu_check(out, *arguments):

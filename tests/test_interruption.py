@@ -647,7 +647,7 @@ def test_interrupted_anywhere_in_the_range_test(keep):
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
     def counts(file):
-        return file.endswith(("cyclic_optim/range_test.py", "cyclic_optim/snapshot.py", "contextlib.py", "signal.py"))
+        return "cyclic_optim/range_test/" in file or file.endswith(("contextlib.py", "signal.py"))
 
     random.seed(0)
     before = all_of(*a_trained_model())

@@ -21,8 +21,8 @@ from cyclic_optim import (
     lr_range_test,
     supervised_step,
 )
-from cyclic_optim.range_test import RULES
-from cyclic_optim.snapshot import PLACES
+from cyclic_optim.range_test.put_back import PLACES
+from cyclic_optim.range_test.rates import RULES
 
 OPTIMIZERS = {
     "CyclicSGD": lambda groups: CyclicSGD(groups, lr=0.1, policy=Triangular(step_size_up=5)),

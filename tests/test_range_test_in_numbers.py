@@ -24,7 +24,7 @@ from cyclic_optim import (
     plotting,
     supervised_step,
 )
-from cyclic_optim.range_test import Average
+from cyclic_optim.range_test.watch import Average
 
 
 def made(losses, smoothing=0.0, stopped="that was all", lrs=None, **others):
@@ -279,7 +279,7 @@ def test_the_csv_to_the_letter(tmp_path, monkeypatch):
     result.to_csv(opened)
     assert opened.getvalue() == expected
     # The io module that is written in Python can be told that lines end as on Windows.
-    monkeypatch.setattr("cyclic_optim.range_test.open", _pyio.open, raising=False)
+    monkeypatch.setattr("cyclic_optim.range_test.result.open", _pyio.open, raising=False)
     monkeypatch.setattr(os, "linesep", "\r\n")
     for path in (tmp_path / "a.csv", str(tmp_path / "b.csv")):
         result.to_csv(path)

@@ -1,0 +1,245 @@
+"""The result of a range test: the curve, and the rates that it suggests."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import IO, Any, NamedTuple
+
+from ..policies import OneCycle, Policy, Triangular
+from .rates import RULES
+
+#: A range needs at least this many losses.
+FEWEST = 10
+#: The peak of the cycle is the rate of the lowest loss, divided by this.
+MARGIN = 2.0
+#: The loss starts to fall where it has come this fraction of its whole fall.
+FALLEN = 0.3
+#: A fall or a rise counts if it is larger than this many standard errors of the smoothed loss.
+CERTAIN = 4.0
+
+
+class NoSuggestionError(ValueError):
+    """The curve suggests no range; the message says why."""
+
+
+class _Fall(NamedTuple):
+    """How the smoothed losses fall to their lowest value."""
+
+    start: float
+    lowest: int  # its index
+    height: float
+    noise: float  # the standard error of the smoothed loss
+
+
+@dataclass(frozen=True)
+class LRRangeTest:
+    """The result of a range test.
+
+    Attributes:
+        lrs: the learning rate (of the first param group) of each step.
+        losses: the loss at that rate: the batch's loss before the update or, with a validation function, that
+            function's after it.
+        mode: ``"exponential"`` or ``"linear"``: how the rate climbed.
+        stopped: why the test stopped, in words.
+        smoothing: weight of the past in the averaged loss.
+        ceiling: larger losses count as this much in ``smoothed``, so that a loss of 1e30 does not hide all others.
+        ratios: the rate of each param group over the first one's.
+    """
+
+    lrs: list[float]
+    losses: list[float]
+    mode: str
+    stopped: str
+    smoothing: float
+    ceiling: float = math.inf
+    ratios: tuple[float, ...] = (1.0,)
+
+    def __repr__(self) -> str:
+        span = f", lr {self.lrs[0]:.3g} to {self.lrs[-1]:.3g}" if self.lrs else ""
+        groups = ""
+        if len(self.ratios) > 1:
+            groups = f"; rates are the first group's, the others' are {self.ratios[1:]} times it"
+        return f"LRRangeTest({self._verdict()}; {len(self.lrs)} steps{span}; stopped: {self.stopped}{groups})"
+
+    def _verdict(self) -> str:
+        try:
+            base_lr, max_lr = self.suggest()
+        except NoSuggestionError as error:
+            return f"no suggestion: {error}"
+        return f"base_lr={base_lr:.3g}, max_lr={max_lr:.3g}"
+
+    @property
+    def smoothed(self) -> list[float]:
+        """The losses averaged over their neighbours on both sides, so that the curve is not shifted.
+
+        A loss k steps before or after has the weight ``smoothing**k``, and the weights are divided by their sum.
+        The list ends before the first loss that is not finite.
+        """
+        losses = [min(loss, self.ceiling) for loss in self.finite_losses]
+        sums, weights = (_two_sided(values, self.smoothing) for values in (losses, [1.0] * len(losses)))
+        return [total / weight for total, weight in zip(sums, weights, strict=True)]
+
+    @property
+    def finite_losses(self) -> list[float]:
+        """The losses up to the first that is NaN or infinite."""
+        bad = next((i for i, loss in enumerate(self.losses) if not math.isfinite(loss)), len(self.losses))
+        return self.losses[:bad]
+
+    def suggest(self) -> tuple[float, float]:
+        """``(base_lr, max_lr)``: the two ends of a cycle.
+
+        The smoothed loss falls from its start (the mean of its first tenth) to its lowest value. ``base_lr`` is the
+        last rate at which it had come at most 30 % of the way, and ``max_lr`` is half the rate at which it is lowest.
+        The fall, and the rise after it, must be larger than four standard errors of the noise.
+
+        Raises:
+            NoSuggestionError: too few finite losses, a loss that does not fall, or one that had not
+                risen again when the test ended.
+        """
+        losses = self._enough_losses(FEWEST)
+        fall = self._measured_fall(losses)
+        self._check_fall(losses, fall)
+        self._check_rise(losses, fall)
+        base_lr, max_lr = self.lrs[_last_above(losses, fall)], self.lrs[fall.lowest] / MARGIN
+        if base_lr >= max_lr:
+            raise NoSuggestionError(
+                f"the loss falls and rises within a factor of {MARGIN:g} of the rate: try more steps"
+            )
+        return base_lr, max_lr
+
+    def _enough_losses(self, fewest: int) -> list[float]:
+        """The smoothed losses, at least so many."""
+        losses = self.smoothed
+        if len(losses) < fewest:
+            raise NoSuggestionError(f"need at least {fewest} finite losses, got {len(losses)} ({self.stopped})")
+        return losses
+
+    def _measured_fall(self, losses: list[float]) -> _Fall:
+        start = statistics.mean(losses[: max(1, len(losses) // 10)])
+        lowest = min(range(len(losses)), key=losses.__getitem__)
+        return _Fall(start, lowest, start - losses[lowest], self._noise(losses))
+
+    def _noise(self, losses: list[float]) -> float:
+        """The standard error of the smoothed loss, from how neighbours differ in its first half."""
+        early = self.losses[: max(FEWEST, len(losses) // 2)]
+        # From one step to the next the curve itself changes little. Each difference has the noise of two losses.
+        single = math.sqrt(statistics.mean((b - a) ** 2 for a, b in pairwise(early)) / 2)
+        # The root of the summed squares of the weights over their sum, for the weights smoothing**|k|.
+        s = self.smoothing
+        return single * math.sqrt((1 + s**2) / (1 - s**2)) * (1 - s) / (1 + s)
+
+    def _check_fall(self, losses: list[float], fall: _Fall) -> None:
+        if fall.lowest < len(losses) // 10 or fall.height <= max(CERTAIN * fall.noise, 1e-12 * abs(fall.start)):
+            raise NoSuggestionError(
+                f"the loss did not fall at any rate from {self.lrs[0]:.3g} to {self.lrs[len(losses) - 1]:.3g}: "
+                f"it fell by {fall.height:.3g}, with a noise of {fall.noise:.3g}; try a lower start_lr or more steps"
+            )
+
+    def _check_rise(self, losses: list[float], fall: _Fall) -> None:
+        """The loss must rise again after its lowest value, or become NaN or infinite."""
+        rise, ended_badly = losses[-1] - losses[fall.lowest], len(losses) < len(self.losses)
+        if not ended_badly and rise <= max(CERTAIN * fall.noise, 0.02 * fall.height):
+            raise NoSuggestionError(
+                f"the loss had not risen again at the highest rate, {self.lrs[-1]:.3g}: try a higher end_lr"
+            )
+
+    def suggest_lr(self, rule: str) -> float:
+        """One rate, read off the smoothed losses by a rule of another package.
+
+        - ``"steepest"``: steepest descent of the loss against log lr (fastai's ``steep``)
+        - ``"valley"``: a half into the longest falling stretch's middle third (fastai's ``valley``)
+        - ``"minimum"``: a tenth of the rate of the lowest loss (fastai's ``minimum``)
+        - ``"torch_lr_finder"``: steepest descent against the step, without the first 10 and last 5 steps
+          (pytorch-lr-finder's ``plot(suggest_lr=True)``)
+        - ``"lightning"``: steepest descent against lr itself, without the first 10 steps and the last (Lightning's
+          ``suggestion()``)
+
+        The rules are the packages', the curve is this one. The packages average the past alone (fastai and Lightning
+        with a weight of 0.98, pytorch-lr-finder with 0.95), so that their curve lags and its lowest point comes at a
+        higher rate. fastai also cuts 10 steps off the start and 5 off the end first.
+
+        Args:
+            rule: the name of one of these.
+
+        Raises:
+            ValueError: an unknown rule.
+            NoSuggestionError: too few finite losses.
+        """
+        if rule not in RULES:
+            raise ValueError(f"need rule to be one of {', '.join(map(repr, RULES))}, got {rule=}")
+        losses = self._enough_losses(FEWEST + 17)  # what the rules skip, and enough for the rest
+        return RULES[rule](self.lrs, losses)
+
+    def triangular(self, step_size_up: int, **options: Any) -> dict[str, Any]:
+        """The lr and policy of a cycle in the range: ``CyclicSGD(params, **result.triangular(step_size_up))``.
+
+        Args:
+            step_size_up: optimizer steps of the rising half of a cycle.
+            options: other arguments of :class:`Triangular`.
+
+        Raises:
+            NoSuggestionError: as in :meth:`suggest`.
+        """
+        return self._cycle(lambda ratio: Triangular(step_size_up, div_factor=ratio, **options))
+
+    def one_cycle(self, total_steps: int, **options: Any) -> dict[str, Any]:
+        """The lr and policy of one cycle in the range: ``CyclicSGD(params, **result.one_cycle(total_steps))``.
+
+        Args:
+            total_steps: optimizer steps of the whole run.
+            options: other arguments of :class:`OneCycle`.
+
+        Raises:
+            NoSuggestionError: as in :meth:`suggest`.
+        """
+        return self._cycle(lambda ratio: OneCycle(total_steps, div_factor=ratio, **options))
+
+    def _cycle(self, policy: Callable[[float], Policy]) -> dict[str, Any]:
+        base_lr, max_lr = self.suggest()
+        return {"lr": max_lr, "policy": policy(max_lr / base_lr)}
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the losses over the rate and mark the suggested range; returns the Axes. Needs matplotlib.
+
+        Args:
+            ax: where to draw (default: a new figure).
+        """
+        from ..plotting import plot_range_test
+
+        return plot_range_test(self, ax=ax)
+
+    def to_csv(self, file: str | os.PathLike[str] | IO[str]) -> None:
+        """Write ``lr,loss,smoothed`` and a row for each step; smoothed is empty from the first loss that is not finite.
+
+        Args:
+            file: a path, or a file open for text.
+        """
+        if isinstance(file, (str, os.PathLike)):
+            with open(file, "w", newline="") as opened:
+                self.to_csv(opened)
+            return
+        smoothed: list[Any] = self.smoothed
+        writer = csv.writer(file)
+        writer.writerow(["lr", "loss", "smoothed"])
+        writer.writerows(zip(self.lrs, self.losses, smoothed + [""] * (len(self.losses) - len(smoothed)), strict=True))
+
+
+def _last_above(losses: list[float], fall: _Fall) -> int:
+    """The last step at which the loss had come at most ``FALLEN`` of the way down."""
+    # There is one in the first tenth: its highest loss is not below its mean.
+    return max(i for i in range(fall.lowest) if losses[i] >= fall.start - FALLEN * fall.height)
+
+
+def _two_sided(values: list[float], smoothing: float) -> list[float]:
+    """The sums of the values with the weights ``smoothing**|i - j|``."""
+    before, after = (
+        list(accumulate(ordered, lambda total, value: smoothing * total + value)) for ordered in (values, values[::-1])
+    )
+    # Both sums hold the value itself.
+    return [left + right - value for left, right, value in zip(before, after[::-1], values, strict=True)]
