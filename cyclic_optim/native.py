@@ -7,6 +7,7 @@ It is built on installing, where there is a C compiler, and works with every tor
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Iterable
 from functools import reduce
 from operator import and_, or_
@@ -49,8 +50,8 @@ def find_negation() -> tuple[int, int, int]:
     return impl[0], *keys[0]
 
 
-def _words(address: int, n: int) -> list[int]:
-    return list((ctypes.c_uint64 * n).from_address(address))
+def _words(address: int, n: int) -> tuple[int, ...]:
+    return struct.unpack(f"{n}Q", ctypes.string_at(address, 8 * n))
 
 
 def _columns(tensors: list[Tensor], words: int) -> Iterable[tuple[int, ...]]:

@@ -21,7 +21,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .policies import ExponentialRamp, LinearRamp, OneCycle, Policy, Triangular
+from .policies.base import Policy
+from .policies.cyclic import Triangular
+from .policies.decay import ExponentialRamp, LinearRamp
+from .policies.onecycle import OneCycle
 from .snapshot import run_and_put_back
 
 RAMPS: dict[str, type[ExponentialRamp] | type[LinearRamp]] = {"exponential": ExponentialRamp, "linear": LinearRamp}
