@@ -2,40 +2,39 @@
 
     optimizer = CyclicSGD(model.parameters(), lr=0.1, policy=OneCycle(total_steps=1000))
 
-:class:`CyclicSGD` is the optimizer, a :class:`Policy` says what its learning rate and momentum do over the steps, and
+:class:`CyclicSGD` is the optimizer, a :class:`Policy` defines its learning rate and momentum over the steps, and
 :func:`lr_range_test` finds the rates to move between. All lengths are optimizer steps, not epochs.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ._on_demand import names_on_demand
+from .policies import POLICIES as _POLICIES
+from .policies import Policy, Values
 
 if TYPE_CHECKING:
     from .optimizer import CyclicSGD as CyclicSGD
     from .plotting import plot_policy as plot_policy
-    from .policies import Constant as Constant
-    from .policies import CosineDecay as CosineDecay
-    from .policies import CosineRestarts as CosineRestarts
-    from .policies import CosineWave as CosineWave
-    from .policies import ExponentialDecay as ExponentialDecay
-    from .policies import ExponentialRamp as ExponentialRamp
-    from .policies import ExpRange as ExpRange
-    from .policies import InverseTimeDecay as InverseTimeDecay
-    from .policies import LambdaPolicy as LambdaPolicy
-    from .policies import LinearRamp as LinearRamp
-    from .policies import MultiStepDecay as MultiStepDecay
-    from .policies import OneCycle as OneCycle
-    from .policies import Plateau as Plateau
-    from .policies import Policy as Policy
-    from .policies import PolynomialDecay as PolynomialDecay
-    from .policies import Scaled as Scaled
-    from .policies import Sequential as Sequential
-    from .policies import Staircase as Staircase
-    from .policies import StepDecay as StepDecay
-    from .policies import Triangular as Triangular
-    from .policies import Triangular2 as Triangular2
-    from .policies import Values as Values
-    from .policies import WarmupStableDecay as WarmupStableDecay
+    from .policies.compose import LambdaPolicy as LambdaPolicy
+    from .policies.compose import Scaled as Scaled
+    from .policies.compose import Sequential as Sequential
+    from .policies.compose import Staircase as Staircase
+    from .policies.cyclic import CosineRestarts as CosineRestarts
+    from .policies.cyclic import CosineWave as CosineWave
+    from .policies.cyclic import ExpRange as ExpRange
+    from .policies.cyclic import Triangular as Triangular
+    from .policies.cyclic import Triangular2 as Triangular2
+    from .policies.decay import Constant as Constant
+    from .policies.decay import CosineDecay as CosineDecay
+    from .policies.decay import ExponentialDecay as ExponentialDecay
+    from .policies.decay import ExponentialRamp as ExponentialRamp
+    from .policies.decay import InverseTimeDecay as InverseTimeDecay
+    from .policies.decay import LinearRamp as LinearRamp
+    from .policies.decay import MultiStepDecay as MultiStepDecay
+    from .policies.decay import PolynomialDecay as PolynomialDecay
+    from .policies.decay import StepDecay as StepDecay
+    from .policies.decay import WarmupStableDecay as WarmupStableDecay
+    from .policies.onecycle import OneCycle as OneCycle
+    from .policies.plateau import Plateau as Plateau
     from .range_test import LRRangeTest as LRRangeTest
     from .range_test import NoSuggestionError as NoSuggestionError
     from .range_test import lr_range_test as lr_range_test
@@ -43,42 +42,31 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+_RANGE_TEST = ("lr_range_test", "supervised_step", "LRRangeTest", "NoSuggestionError")
 # In the order of the reference.
-_MODULES: dict[str, tuple[str, ...]] = {
-    "optimizer": ("CyclicSGD",),
-    "policies": (
-        "Policy",
-        "Values",
-        "Constant",
-        "Triangular",
-        "Triangular2",
-        "ExpRange",
-        "OneCycle",
-        "CosineRestarts",
-        "CosineDecay",
-        "CosineWave",
-        "PolynomialDecay",
-        "ExponentialDecay",
-        "StepDecay",
-        "MultiStepDecay",
-        "InverseTimeDecay",
-        "WarmupStableDecay",
-        "LinearRamp",
-        "ExponentialRamp",
-        "Sequential",
-        "Staircase",
-        "Scaled",
-        "Plateau",
-        "LambdaPolicy",
-    ),
-    "range_test": (
-        "lr_range_test",
-        "supervised_step",
-        "LRRangeTest",
-        "NoSuggestionError",
-    ),
-    "plotting": ("plot_policy",),
-}
-__all__, _get = names_on_demand(__name__, _MODULES)
+__all__ = ["CyclicSGD", "Policy", "Values", *_POLICIES]
+__all__ += [*_RANGE_TEST, "plot_policy"]
+
 if not TYPE_CHECKING:  # a type checker would take any name for one of these
-    __getattr__ = _get
+
+    def __getattr__(name: str) -> Any:
+        """Import on first use: what needs torch, as the command line needs none, and what takes long to import."""
+        if name == "CyclicSGD":
+            from .optimizer import CyclicSGD
+
+            return CyclicSGD
+        if name in _RANGE_TEST:
+            from . import range_test
+
+            return getattr(range_test, name)
+        if name == "plot_policy":
+            from .plotting import plot_policy
+
+            return plot_policy
+        if name in _POLICIES:
+            return _POLICIES[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from . import __version__
 from .plotting import Moment, brief, check_arguments, needs_log, plot_policy, require_matplotlib, sampled, trace
 from .policies import POLICIES, Policy
-from .policies.base import Rule, finite, whole
+from .rules import Rule, finite, whole
 
 WIDEST_CHART = 100
 LR_ROWS, MOMENTUM_ROWS = 13, 7  # odd: one row is the middle
@@ -168,7 +168,7 @@ def _file_name(text: str) -> str:
     return text
 
 
-def _converted(name: str, rule: Callable[[str, Any], Any]) -> Callable[[str], Any]:
+def _converted(name: str, rule: Rule | Callable[[str, Any], Any]) -> Callable[[str], Any]:
     """An argparse type: what ``rule`` makes of the text, its error in argparse's words."""
 
     def convert(text: str) -> Any:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from .device_clock import DeviceClock
-from .policies.base import finite, whole
+from .policies.asked import values_at
+from .rules import finite, whole
 from .schedule import Group, Schedule
 from .updates import DeviceRow, PortableUpdate, Update, choose_device_update
 
@@ -42,7 +43,7 @@ class DevicePath:
             self.join(group, state)
 
     def _at(self, step: int) -> tuple[float, float | None]:
-        return self._schedule.values(step, self._reports)
+        return values_at(self._schedule.policy, step, self._reports)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_update": None}  # which may hold addresses

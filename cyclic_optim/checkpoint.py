@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .policies.base import shown
+from .rules import shown
 
 Group = dict[str, Any]
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .policies.base import Policy, whole
+from .policies.base import Policy
+from .rules import whole
 from .schedule import at_once
 
 #: Updates that the table of a policy without end or period reaches, where the user names no ``horizon``.

@@ -12,28 +12,13 @@ import torch
 from torch.optim import SGD
 from torch.optim import lr_scheduler as torch_schedules
 
-from .policies import (
-    Constant,
-    CosineRestarts,
-    CosineWave,
-    ExponentialDecay,
-    ExpRange,
-    LambdaPolicy,
-    LinearRamp,
-    MultiStepDecay,
-    OneCycle,
-    Plateau,
-    Policy,
-    PolynomialDecay,
-    Scaled,
-    Sequential,
-    Staircase,
-    StepDecay,
-    Triangular,
-    Triangular2,
-)
-from .policies.base import whole
-from .policies.cyclic import cycle_of
+from .policies.base import Policy
+from .policies.compose import LambdaPolicy, Scaled, Sequential, Staircase
+from .policies.cyclic import CosineRestarts, CosineWave, ExpRange, Triangular, Triangular2, cycle_of
+from .policies.decay import Constant, ExponentialDecay, LinearRamp, MultiStepDecay, PolynomialDecay, StepDecay
+from .policies.onecycle import OneCycle
+from .policies.plateau import Plateau
+from .rules import whole
 from .schedule import Group
 
 if TYPE_CHECKING:

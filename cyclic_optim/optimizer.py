@@ -22,7 +22,9 @@ from torch.optim.sgd import sgd
 
 from .capturable import DevicePath
 from .checkpoint import check_state_dict
-from .policies.base import Policy, finite, shown
+from .policies.asked import values_at
+from .policies.base import Policy
+from .rules import finite, shown
 from .schedule import Group, Schedule, adopt, all_zero, check_tensor_lr, highest_held, warn
 from .updates import HYPERPARAMETERS, dense_beside, fused_update, takes_fused, unscale, update_ordinary
 
@@ -113,7 +115,7 @@ class CyclicSGD(SGD):
         if policy is not None:
             _check_numbers(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
             self._schedule = Schedule(policy)
-        cycled = policy is not None and Schedule(policy).values(0, policy.initial_state())[1] is not None
+        cycled = policy is not None and values_at(policy, 0, policy.initial_state())[1] is not None
         super().__init__(
             params,
             lr,

@@ -9,8 +9,9 @@ from dataclasses import MISSING, fields, is_dataclass
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from .policies.base import Policy, finite, whole
-from .schedule import Schedule
+from .policies.asked import values_at
+from .policies.base import Policy
+from .rules import finite, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,9 +69,9 @@ def check_arguments(policy: Policy, steps: int, lr: float) -> tuple[int, float]:
 
 def trace(policy: Policy, steps: Iterable[int], lr: float) -> Iterator[Moment]:
     """The values in force at these steps, by the same arithmetic and checks as in the optimizer."""
-    schedule, state = Schedule(policy), policy.initial_state()
+    state = policy.initial_state()
     for step in steps:
-        lr_factor, momentum = schedule.values(step, state)
+        lr_factor, momentum = values_at(policy, step, state)
         yield Moment(step, lr * lr_factor, momentum)
 
 

@@ -21,14 +21,15 @@ import sys
 import warnings
 from collections import deque
 from functools import partial
-from math import inf
 from typing import Any
 
 import torch
 
 from . import native
-from .policies.base import MOST_STEPS, Policy, finite, shown
+from .policies.asked import checked, is_ordinary, values_at
+from .policies.base import Policy
 from .policies.spec import check_description, describe, rebuild
+from .rules import MOST_STEPS, finite, shown
 
 Group = dict[str, Any]
 
@@ -75,25 +76,6 @@ class Schedule:
         """Whether the rates in force are those with which the groups joined, and not equal ones from outside."""
         return all(any(group["lr"] is rate for rate in self._first_rates) for group in groups)
 
-    def values(self, step: int, state: dict[str, Any] | None) -> tuple[float, float | None]:
-        """What the policy says of a step, checked: a user's policy may say anything."""
-        return self._checked(self.policy.at(step) if state is None else self.policy.after(state, step), step)
-
-    def _checked(self, answer: Any, step: int) -> tuple[float, float | None]:
-        try:
-            lr_factor, momentum = answer
-        except (TypeError, ValueError):
-            raise TypeError(
-                f"need at() to return (lr_factor, momentum), got {shown(answer)} from {shown(self.policy)}"
-            ) from None
-        if _is_ordinary(lr_factor) and (momentum is None or _is_ordinary(momentum)):
-            return lr_factor, momentum
-        where = f" at step {step} from {shown(self.policy)}"  # which takes longer than the rest of a step
-        return (
-            finite("lr_factor", lr_factor, minimum=0, where=where),
-            None if momentum is None else finite("momentum", momentum, minimum=0, where=where),
-        )
-
     def upcoming(self, groups: list[Group], *, ahead: int = 1) -> Upcoming:
         """What will hold ``ahead`` updates from now. Nothing is written yet."""
         return self._told(groups, groups[0]["schedule_step"] + ahead, groups[0].get("policy_state"))
@@ -103,10 +85,10 @@ class Schedule:
         answer: Any = self.policy.at(step) if state is None else self.policy.after(state, step)
         if native.compiled is not None and native.compiled.check(groups, answer):
             return step, answer[0], answer[1]
-        lr_factor, momentum = self._checked(answer, step)
+        lr_factor, momentum = checked(answer, self.policy, step)
         for group in groups:
             peak = group["max_lr"]
-            if not _is_ordinary(peak):
+            if not is_ordinary(peak):
                 peak = finite("max_lr", peak, minimum=0)
             if isinstance(group["lr"], torch.Tensor):
                 check_tensor_lr(group["lr"])
@@ -157,13 +139,9 @@ class Schedule:
         if not isinstance(after, dict):
             raise TypeError(f"need report() to return the new state, a dict, got {shown(after)} from {self.policy!r}")
         changes = [partial(group.update, policy_state=dict(after)) for group in groups]
-        if self.values(step, after) != self.values(step, before):
+        if values_at(self.policy, step, after) != values_at(self.policy, step, before):
             changes += _writes(groups, self._told(groups, step, after))
         at_once(changes)
-
-
-def _is_ordinary(number: Any) -> bool:
-    return type(number) is float and 0 <= number < inf
 
 
 def _writes(groups: list[Group], upcoming: Upcoming) -> list[partial[Any]]:

@@ -27,7 +27,7 @@ from cyclic_optim import (
     supervised_step,
 )
 from cyclic_optim.policies import describe, rebuild
-from cyclic_optim.policies.base import shown
+from cyclic_optim.rules import shown
 
 
 def far(step):

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
 
-from .base import FUNCTION, UNIT, Policy, Values, ascending, finite, new_values, step_index, whole
+from ..rules import FUNCTION, UNIT, ascending, finite, step_index, whole
+from .base import Policy, Values, new_values
 
 
 @dataclass(frozen=True)

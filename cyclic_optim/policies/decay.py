@@ -12,21 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from .base import (
-    POSITIVE_UNIT,
-    UNIT,
-    FallsToMinFactor,
-    Policy,
-    Span,
-    Values,
-    ascending,
-    blend,
-    one_of,
-    real,
-    rise,
-    step_index,
-    whole,
-)
+from ..rules import POSITIVE_UNIT, UNIT, ascending, one_of, real, step_index, whole
+from .base import FallsToMinFactor, Policy, Span, Values, blend, rise
 
 _POSITIVE = real("0 < {}", lambda value: value > 0)
 _STEEP = 256  # powers up to it magnify a rounding to 3e-14 at most

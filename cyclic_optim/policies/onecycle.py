@@ -6,21 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from .base import (
-    AT_LEAST_ONE,
-    FLAG,
-    UNIT,
-    Policy,
-    Span,
-    Values,
-    blend,
-    check_momenta,
-    one_of,
-    real,
-    rise,
-    step_index,
-    whole,
-)
+from ..rules import AT_LEAST_ONE, FLAG, UNIT, check_momenta, one_of, real, step_index, whole
+from .base import Policy, Span, Values, blend, rise
 
 
 class _Ramp(NamedTuple):

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from .base import UNIT, Policy, Values, one_of, real, shown, step_index, whole
+from ..rules import UNIT, one_of, real, shown, step_index, whole
+from .base import Policy, Values
 
 _NOT_NEGATIVE = real("0 <= {}", lambda value: value >= 0)
 

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from .base import Policy, shown
+from ..rules import shown
+from .base import Policy
+from .table import POLICIES
 
 #: Policies made of policies made of policies: what a description may ask for, of each of which a step takes a call.
 MOST_LEVELS = 50
@@ -66,8 +68,6 @@ def rebuild(description: object, levels: int = MOST_LEVELS) -> Policy:
     name, described = check_description(description)
     if levels < 1:
         raise ValueError(f"need policies nested at most {MOST_LEVELS} deep, got more")
-    from .table import POLICIES  # which imports every policy there is; an optimizer commonly needs one
-
     if name not in POLICIES:
         raise ValueError(f"need a policy of this library to rebuild it from data, got {shown(name)}")
     arguments = {key: _argument(f"{name}.{key}", value, levels) for key, value in described.items()}

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import IO, Any, NamedTuple
 
-from ..policies import OneCycle, Policy, Triangular
+from ..policies import Policy
+from ..policies.cyclic import Triangular
+from ..policies.onecycle import OneCycle
 from .rates import RULES
 
 #: A range needs at least this many losses.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..policies import ExponentialRamp, LinearRamp
+from ..policies.decay import ExponentialRamp, LinearRamp
 from .put_back import run_and_put_back
 from .result import LRRangeTest
 from .watch import Watch

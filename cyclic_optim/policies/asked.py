@@ -1,0 +1,41 @@
+"""A policy's values for one step, checked: the policy may be a user's, whose ``at`` can return anything."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+from ..rules import finite, shown
+from .base import Policy
+
+
+def values_at(policy: Policy, step: int, state: dict[str, Any] | None) -> tuple[float, float | None]:
+    """``(lr_factor, momentum)`` of a step, after the reports that ``state`` holds.
+
+    Raises:
+        TypeError: the policy did not return two values.
+        ValueError: one of them is not a finite number >= 0.
+    """
+    return checked(policy.at(step) if state is None else policy.after(state, step), policy, step)
+
+
+def checked(answer: Any, policy: Policy, step: int) -> tuple[float, float | None]:
+    """``(lr_factor, momentum)`` out of what the policy returned for this step; errors as for :func:`values_at`."""
+    try:
+        lr_factor, momentum = answer
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"need at() to return (lr_factor, momentum), got {shown(answer)} from {shown(policy)}"
+        ) from None
+    if is_ordinary(lr_factor) and (momentum is None or is_ordinary(momentum)):
+        return lr_factor, momentum
+    where = f" at step {step} from {shown(policy)}"  # slow, therefore only here
+    return (
+        finite("lr_factor", lr_factor, minimum=0, where=where),
+        None if momentum is None else finite("momentum", momentum, minimum=0, where=where),
+    )
+
+
+def is_ordinary(number: Any) -> bool:
+    """Whether it is a finite Python float >= 0, which needs no further check."""
+    return type(number) is float and 0 <= number < inf
