@@ -36,7 +36,7 @@ from harness import (
     write_results,
 )
 
-from cyclic_optim.updates.fused import SMALL
+from cyclic_optim.host.fused import SMALL
 
 TENSORS = 16
 SIZES = [2**exponent for exponent in range(6, 19)]

@@ -298,7 +298,7 @@ def check_kernel(setting: Setting) -> str:
 
 
 def update_in_use(optimizer: CyclicSGD) -> str:
-    return type(optimizer._device._update[-1]).__name__
+    return type(optimizer._schedules.update._made.update).__name__
 
 
 def check_parity(setting: Setting, captured: bool = False) -> str:
@@ -597,8 +597,8 @@ def steps_of(params: list[Tensor], setting: Setting, grouped: bool = False) -> d
 
 
 def kernel_alone(lists: Any, block: int, warps: int, setting: Setting, grouped: bool) -> Call:
-    from cyclic_optim.updates import DeviceRow
-    from cyclic_optim.updates.triton_sgd import TritonUpdate
+    from cyclic_optim.device.portable import DeviceRow
+    from cyclic_optim.device.triton_sgd import TritonUpdate
 
     params, grads, buffers = lists
     values = torch.tensor((len(params) if grouped else 1) * [(PEAK, MOMENTUM)], device=setting.device)

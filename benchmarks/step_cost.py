@@ -59,7 +59,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 
 from cyclic_optim import CyclicSGD, OneCycle, Policy, Triangular, native
-from cyclic_optim.updates.fused import SMALL
+from cyclic_optim.host.fused import SMALL
 
 PEAK, MOMENTUM = 1e-6, 0.9  # a rate at which the weights stay finite, however many steps are taken
 TOTAL_STEPS = 10**6  # more than are taken

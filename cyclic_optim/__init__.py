@@ -12,7 +12,7 @@ from .policies import POLICIES as _POLICIES
 from .policies import Policy, Values
 
 if TYPE_CHECKING:
-    from .optimizer import CyclicSGD as CyclicSGD
+    from .sgd import CyclicSGD as CyclicSGD
     from .plotting import plot_policy as plot_policy
     from .policies.compose import LambdaPolicy as LambdaPolicy
     from .policies.compose import Scaled as Scaled
@@ -52,7 +52,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
     def __getattr__(name: str) -> Any:
         """Import on first use: what needs torch, as the command line needs none, and what takes long to import."""
         if name == "CyclicSGD":
-            from .optimizer import CyclicSGD
+            from .sgd import CyclicSGD
 
             return CyclicSGD
         if name in _RANGE_TEST:

@@ -1,30 +1,59 @@
-"""What a state dict must be before anything is made of it: it comes from outside, and may hold anything.
+"""Loading and saving: what a state dict must be, what is made of it, and what is said about it.
 
-torch's own loading copies, casts and indexes what it is given, and fails in the middle of that with whatever error
-comes of it. Here everything that it would stumble over is refused first, by rules that say what is wrong. Nothing is
-looked up, called or imported by a name in the dict.
+A state dict comes from outside and may hold anything. torch's own loading copies, casts and indexes what it is given,
+and fails in the middle with whatever error comes of that. Here everything that it would stumble over is refused first,
+by rules that say what is wrong. Nothing is looked up, called or imported by a name in the dict.
 """
 
 from __future__ import annotations
 
 import copy
+import json
+import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .rules import shown
-
-Group = dict[str, Any]
+from .groups import Kinds
+from .policies import Policy
+from .policies.spec import check_description, describe, rebuild
+from .rules import finite, shown
+from .schedule import MOST_SET_STEPS, Plan, as_held, at_once, enrol, plan, values_of, warn, writing
+from .slots import Group, Slot
 
 #: Levels of containers in a state dict; four or five are usual, and copying takes a stack for each.
 MOST_LEVELS = 20
 
+#: Marks a group whose lr the user had edited by hand when it was saved; only in state dicts.
+BY_HAND = "edited_by_hand"
+
 _CONTAINERS = (dict, list, tuple, set, frozenset)
 
+# -- saving -------------------------------------------------------------------------------------------------------
 
-def check_state_dict(state_dict: Any, groups: list[Group]) -> None:
+
+def encoded(groups: list[Group]) -> list[Group]:
+    """The groups with every policy as one string: engines that split checkpoints into leaves keep it whole."""
+    texts: dict[int, str] = {}
+    for group in groups:
+        policy = group.get("policy")
+        if isinstance(policy, Policy):
+            group["policy"] = texts.setdefault(id(policy), "") or encode(policy)
+            texts[id(policy)] = group["policy"]
+    return groups
+
+
+def encode(policy: Policy) -> str:
+    """The policy's name and fields as JSON."""
+    return json.dumps(describe(policy))
+
+
+# -- what a state dict must be --------------------------------------------------------------------------------------
+
+
+def check_state_dict(state_dict: Any, groups: list[Group], kinds: Kinds) -> None:
     """Refuse what cannot be loaded into an optimizer of these param groups."""
     if not isinstance(state_dict, dict):
         raise TypeError(f"need a state dict as state_dict() returns it, got {shown(state_dict)}")
@@ -40,7 +69,7 @@ def check_state_dict(state_dict: Any, groups: list[Group]) -> None:
         if not isinstance(group, dict) or not isinstance(group.get("params"), list):
             raise ValueError(f"need param groups that are dicts with a list 'params', got {shown(group)}")
     _check_copies(saved)
-    _check_state(state, _numbered(saved, groups))
+    _check_state(state, _numbered(saved, groups), kinds)
 
 
 def _nests_deeper(value: Any, levels: int) -> bool:
@@ -70,8 +99,8 @@ def _check_copies(saved: list[Group]) -> None:
 def _numbered(saved: list[Group], groups: list[Group]) -> dict[Any, Tensor]:
     """The parameters by the numbers that the state dict gives them."""
     numbered: dict[Any, Tensor] = {}
-    for group, own in zip(saved, groups, strict=False):  # torch has errors of its own for what does not match
-        for number, param in zip(group["params"], own["params"], strict=False):
+    for group, live in zip(saved, groups, strict=False):  # torch has errors of its own for what does not match
+        for number, param in zip(group["params"], live["params"], strict=False):
             if not isinstance(number, (int, str)):
                 raise ValueError(f"need 'params' to be numbers or names, got {shown(number)}")
             if numbered.setdefault(number, param) is not param:
@@ -79,26 +108,39 @@ def _numbered(saved: list[Group], groups: list[Group]) -> dict[Any, Tensor]:
     return numbered
 
 
-def _check_state(state: dict[Any, Any], numbered: dict[Any, Tensor]) -> None:
-    for number, kept in state.items():
+def _check_state(state: dict[Any, Any], numbered: dict[Any, Tensor], kinds: Kinds) -> None:
+    for number, entries in state.items():
         if not isinstance(number, (int, str)):
             raise ValueError(f"need 'state' by the numbers in 'params', got the key {shown(number)}")
-        if not isinstance(kept, dict):
-            raise ValueError(f"need the state of a parameter to be a dict, got {shown(kept)} for {number!r}")
-        for key, value in kept.items():
-            if isinstance(value, Iterable) and not isinstance(value, (Tensor, str, bytes)):
-                raise ValueError(
-                    f"need the state of a parameter to hold tensors and plain values, got {shown(key)}={shown(value)}"
-                )
-            if isinstance(value, Tensor):
-                _check_tensor(key, value, numbered.get(number))
-        buffer = kept.get("momentum_buffer")
-        if buffer is not None and number in numbered:
-            _check_buffer(buffer, numbered[number])
+        if not isinstance(entries, dict):
+            raise ValueError(f"need the state of a parameter to be a dict, got {shown(entries)} for {number!r}")
+        param = numbered.get(number)
+        for key, value in entries.items():
+            _check_entry(key, value, param, kinds)
+        buffer = entries.get("momentum_buffer")
+        if buffer is not None and not _is_empty(buffer) and param is not None:
+            _check_buffer(buffer, param)
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether it is the empty dict that distributed checkpointing puts where a parameter has no such entry."""
+    return isinstance(value, dict) and not value
+
+
+def _check_entry(key: Any, value: Any, param: Tensor | None, kinds: Kinds) -> None:
+    """Refuse what torch cannot cast or copy."""
+    if isinstance(value, Tensor):
+        _check_tensor(key, value, param)
+    elif kinds.nested_state and isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_entry(key, item, param, kinds)
+    elif isinstance(value, Iterable) and not isinstance(value, (str, bytes)) and not _is_empty(value):
+        raise ValueError(
+            f"need the state of a parameter to hold tensors and plain values, got {shown(key)}={shown(value)}"
+        )
 
 
 def _check_tensor(key: Any, value: Tensor, param: Tensor | None) -> None:
-    """What torch is to cast must have elements, and know how to."""
     has_elements = value.device.type != "meta" or (param is not None and param.device.type == "meta")
     if value.is_quantized or not has_elements or value.layout not in (torch.strided, torch.sparse_coo):
         raise ValueError(
@@ -113,3 +155,242 @@ def _check_buffer(buffer: Any, param: Tensor) -> None:
         raise ValueError(f"need a momentum_buffer of shape {tuple(param.shape)}, got {found}")
     if buffer.is_complex() != param.is_complex():
         raise ValueError(f"need a momentum_buffer of {param.dtype}, or one that becomes it, got {buffer.dtype}")
+
+
+# -- what is made of it: the state -----------------------------------------------------------------------------------
+
+
+def cloned_state(state: Any, groups: list[Group]) -> dict[Any, Any]:
+    """The loaded state with tensors of its own; torch's loading may hand over the very tensors of the dict."""
+    # Keep a buffer's autograd graph only with differentiable=True; otherwise it leaks.
+    with_graph = any(group.get("differentiable") for group in groups)
+    return {key: _cloned(value, with_graph) for key, value in state.items()}
+
+
+def _cloned(value: Any, with_graph: bool) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone() if with_graph else value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _cloned(item, with_graph) for key, item in value.items() if not _is_empty(item)}
+    if isinstance(value, list):
+        return [_cloned(item, with_graph) for item in value]
+    return value
+
+
+def fill(groups: list[Group], previous: list[Group], keys: Iterable[str]) -> None:
+    """Give groups from an older or foreign dict the hyperparameters that they lack: keep the code's."""
+    for group, old in zip(groups, previous, strict=False):
+        for key in keys:
+            if key in old:
+                group.setdefault(key, old[key])
+
+
+# -- what is made of it: the schedules -------------------------------------------------------------------------------
+
+
+def adopt(groups: list[Group], previous: list[Group], slot: Slot | None, kinds: Kinds) -> set[int]:
+    """Give freshly loaded groups their schedules; returns the groups whose lr was edited by hand.
+
+    The policy in the code wins over the one in the checkpoint, with a warning where they differ; without one in the
+    code the checkpoint's is taken. A peak that differs is named, and the checkpoint's is kept. Groups of an optimizer
+    that kept no schedule (``torch.optim.SGD``) start at step 0, with the code's peaks.
+
+    Args:
+        groups: loaded groups, policies as text.
+        previous: the groups before, policies as objects.
+        slot: where momentum lives.
+        kinds: what must be numbers and flags.
+
+    Raises:
+        ValueError, TypeError: the groups hold something that no schedule can have written.
+    """
+    _check_presence(groups)
+    rebuilt: dict[str, Policy] = {}
+    by_hand: set[int] = set()
+    differing: list[Difference] = []
+    changed: dict[str, None] = {}  # warnings of other policies, each once
+    for i, (group, old) in enumerate(zip(groups, previous, strict=True)):
+        if "schedule_step" in group:
+            is_by_hand = group.pop(BY_HAND, False) is True
+            changed |= _adopt_group(group, old, rebuilt, slot)
+            if is_by_hand:
+                by_hand.add(i)
+            elif difference := _difference(i, group, slot):
+                differing.append(difference)
+        elif old.get("policy") is not None:
+            _start(group, old, groups[:i], slot)
+    _complete(groups, kinds)
+    for message in changed:
+        warn(message)
+    _warn_of_values(groups, differing, slot)
+    _warn_of_peaks(groups, previous)
+    return by_hand
+
+
+def _complete(groups: list[Group], kinds: Kinds) -> None:
+    if any(group.get("policy") is not None for group in groups):
+        for group in groups:
+            if group.setdefault("policy", None) is not None:
+                kinds.check_scheduled(group)
+
+
+def _check_presence(groups: list[Group]) -> None:
+    """A clock belongs to every group that has a policy, and ours say so where there is none."""
+    scheduled = ["schedule_step" in group for group in groups]
+    if any(scheduled) and not all("policy" in group or here for group, here in zip(groups, scheduled, strict=True)):
+        raise ValueError("need schedule_step in every param group of the checkpoint or in none")
+    for group, here in zip(groups, scheduled, strict=True):
+        if not here and group.get("policy") is not None:
+            raise ValueError(f"need schedule_step beside policy in a param group, got {shown(group['policy'])}")
+
+
+def _adopt_group(group: Group, old: Group, rebuilt: dict[str, Policy], slot: Slot | None) -> dict[str, None]:
+    """Give a group its policy; returns the warning, if that is another than the checkpoint's."""
+    ours: Policy | None = old.get("policy")
+    if ours is not None:
+        # Keys missing from an older checkpoint keep the code's values.
+        group.setdefault("max_lr", old["max_lr"])
+        group.setdefault("policy", encode(ours))
+    _check_clock(group)
+    saved = group["policy"]
+    policy = ours if ours is not None else _from_text(saved, rebuilt)
+    same = isinstance(saved, str) and saved == encode(policy)
+    group["policy"] = policy
+    if same:
+        _take_reports(policy, group)
+        return {}
+    return _change_policy(group, policy, saved, old, slot)
+
+
+def _check_clock(group: Group) -> None:
+    step = group["schedule_step"]
+    if type(step) is not int or not 0 <= step < MOST_SET_STEPS:
+        raise ValueError(f"need schedule_step to be an int >= 0 and < 2**62, got schedule_step={shown(step)}")
+    for key in ("max_lr", "policy"):
+        if key not in group:
+            raise ValueError(f"need {key} beside schedule_step in a param group of the checkpoint")
+    group["max_lr"] = finite("max_lr", group["max_lr"], minimum=0)
+
+
+def _from_text(saved: Any, rebuilt: dict[str, Policy]) -> Policy:
+    """The policy that the checkpoint describes, one object for equal texts: it is then asked once for all."""
+    if isinstance(saved, str) and saved in rebuilt:
+        return rebuilt[saved]
+    try:
+        policy = rebuild(_decoded(saved))
+    except ValueError as error:
+        raise ValueError(f"{error}; pass the policy to the optimizer to load this checkpoint") from error
+    return rebuilt.setdefault(saved, policy)
+
+
+def _decoded(saved: Any) -> Any:
+    if not isinstance(saved, str):
+        raise ValueError(f"need the policy in a param group to be JSON, got {shown(saved)}")
+    try:
+        return json.loads(saved)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"need the policy in a param group to be JSON, got {shown(saved)} ({error})") from error
+
+
+def _take_reports(policy: Policy, group: Group) -> None:
+    """The group's memory of reports, checked; that of a policy that has had none is the initial one."""
+    state = group.pop("policy_state", policy.initial_state())
+    policy.check_state(state)
+    if state is not None:
+        group["policy_state"] = dict(state)
+
+
+def _change_policy(group: Group, policy: Policy, saved: Any, old: Group, slot: Slot | None) -> dict[str, None]:
+    message = (
+        f"the checkpoint was written under the policy {_text(saved)}; going on at step {group['schedule_step']} "
+        f"under the one in the code, {_text(encode(policy))}"
+    )
+    try:
+        _take_reports(policy, group)
+    except ValueError:  # the other policy's memory
+        group.pop("policy_state", None)
+        if (state := policy.initial_state()) is not None:
+            group["policy_state"] = dict(state)
+    if slot is not None and slot.key in old:
+        # Where the old policy left momentum means nothing; the new one may leave it alone.
+        group[slot.key] = slot.stored(group, slot.read(old))
+    at_once(writing(group, values_of(plan(group, group["schedule_step"], slot), group, slot)))
+    return {message: None}
+
+
+def _text(saved: Any) -> str:
+    """A policy from a checkpoint as it would print."""
+    name, fields = check_description(_decoded(saved))
+    return f"{name}({', '.join(f'{key}={shown(value)}' for key, value in fields.items())})"
+
+
+def _start(group: Group, old: Group, peers: list[Group], slot: Slot | None) -> None:
+    """Begin the code's schedule at its step 0, in a group of an optimizer that kept none."""
+    # torch's schedulers leave a max_lr of their own behind, and momentum wherever it was.
+    group["max_lr"] = old["max_lr"]
+    if "max_momentum" in group and slot is not None:
+        group[slot.key] = slot.stored(group, slot.read(old))
+    group.pop("initial_lr", None)  # the sign of a scheduler, which stayed behind
+    group["schedule_step"] = 0
+    enrol(group, old["policy"], peers, slot)
+
+
+# -- what is said about it -------------------------------------------------------------------------------------------
+
+
+class Difference(NamedTuple):
+    """A group whose saved values are not its schedule's at its step."""
+
+    index: int
+    due: str
+    held: str
+    planned: Plan
+
+
+def _difference(i: int, group: Group, slot: Slot | None) -> Difference | None:
+    planned = plan(group, group["schedule_step"], slot)
+    found = [("lr", planned.lr, group["lr"])]
+    if planned.momentum is not None and slot is not None:
+        found.append((slot.where, planned.momentum, slot.read(group)))
+    if all(_is_close(due, held) for _, due, held in found):
+        return None
+    due = ", ".join(f"{key}={value}" for key, value, _ in found)
+    held = ", ".join(f"{key}={float(value)}" for key, _, value in found)
+    return Difference(i, due, held, planned)
+
+
+def _is_close(due: float, held: Any) -> bool:
+    """Equal as far as the dtype of the held number can tell, and other machines' arithmetic."""
+    if not isinstance(held, Tensor):
+        return math.isclose(due, held, rel_tol=1e-6)
+    tolerance = max(1e-6, 4 * torch.finfo(held.dtype).eps)
+    return math.isclose(as_held(held, due), held.item(), rel_tol=tolerance)
+
+
+def _warn_of_values(groups: list[Group], differing: list[Difference], slot: Slot | None) -> None:
+    """Write the schedule's values where a checkpoint has others that nobody marked, and say so."""
+    for index, _, _, planned in differing:
+        at_once(writing(groups[index], values_of(planned, groups[index], slot)))
+    if differing:
+        index, due, held, planned = differing[0]
+        warn(
+            f"param group {index} of the checkpoint has {held}, and its schedule {due} at its step {planned.step}: "
+            "another optimizer trained on with it, or its clock was edited. Going on with the schedule's values in "
+            f"param groups {[one.index for one in differing]}; call reschedule(step=...) or reschedule(lr=...) for others"
+        )
+
+
+def _warn_of_peaks(groups: list[Group], previous: list[Group]) -> None:
+    """A peak that is not the code's is kept, and named."""
+    pairs = [
+        (i, group["max_lr"], float(old["max_lr"]))
+        for i, (group, old) in enumerate(zip(groups, previous, strict=True))
+        if group.get("policy") is not None and old.get("policy") is not None
+    ]
+    differing = [(i, saved, ours) for i, saved, ours in pairs if saved != ours]
+    if differing:
+        indices, saved, ours = map(list, zip(*differing, strict=True))
+        warn(
+            f"the peak in the checkpoint is kept where the code has another: max_lr={saved}, in the code {ours}, in "
+            f"param groups {indices}. For the code's, call reschedule(lr=...)"
+        )

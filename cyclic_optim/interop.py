@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
-from torch.optim import SGD
+from torch.optim import Optimizer
 from torch.optim import lr_scheduler as torch_schedules
 
 from .policies.base import Policy
@@ -19,12 +20,13 @@ from .policies.decay import Constant, ExponentialDecay, LinearRamp, MultiStepDec
 from .policies.onecycle import OneCycle
 from .policies.plateau import Plateau
 from .rules import whole
-from .schedule import Group
+from .slots import Group
+from .torch_private import HOOKS
 
 if TYPE_CHECKING:
-    from .optimizer import CyclicSGD
+    from .scheduled import Scheduled
 
-    Cycled = TypeVar("Cycled", bound=CyclicSGD)
+    Cycled = TypeVar("Cycled", bound=Scheduled)
 
 
 class Taken(NamedTuple):
@@ -36,14 +38,14 @@ class Taken(NamedTuple):
 
 
 def from_torch(
-    cls: type[Cycled], optimizer: SGD, scheduler: Any, steps_per_epoch: int | None, steps_into_epoch: int
+    cls: type[Cycled], optimizer: Optimizer, scheduler: Any, steps_per_epoch: int | None, steps_into_epoch: int
 ) -> Cycled:
     """See :meth:`cyclic_optim.CyclicSGD.from_torch`."""
     _check_optimizer(cls, optimizer)
     _check_lengths(scheduler, steps_per_epoch, steps_into_epoch)
     groups = [{**group, "params": list(group["params"])} for group in optimizer.param_groups]
     if scheduler is None:
-        return _with_state_of(optimizer, cls(groups, **optimizer.defaults))
+        return _with_state_of(optimizer, cls(groups, **_arguments(cls, optimizer)))
     _check_scheduler(scheduler, optimizer)
     try:
         position = _position(scheduler)
@@ -54,20 +56,26 @@ def from_torch(
         _check_stepped_with(optimizer, position)
     _check_in_force(groups, taken, position)
     policy = taken.policy if taken.state is not None else _stretched(taken.policy, steps_per_epoch or 1)
+    step = position * (steps_per_epoch or 1) + steps_into_epoch
     for group, peak in zip(groups, taken.peaks, strict=True):
         for key in _WRITTEN_BY_SCHEDULERS & group.keys():
             del group[key]
-        group["max_lr"] = peak
-    taking_over = cls(groups, **optimizer.defaults, policy=policy)
-    step = position * (steps_per_epoch or 1) + steps_into_epoch
-    taking_over._go_on_at(step, taken.state)
-    return _with_state_of(optimizer, taking_over)
+        group.update(max_lr=peak, schedule_step=step)
+        if taken.state is not None:
+            group["policy_state"] = taken.state
+    return _with_state_of(optimizer, cls(groups, **_arguments(cls, optimizer), policy=policy))
+
+
+def _arguments(cls: type[Scheduled], optimizer: Optimizer) -> dict[str, Any]:
+    """The optimizer's defaults that its class takes as arguments."""
+    parameters = inspect.signature(cls).parameters
+    return {key: value for key, value in optimizer.defaults.items() if key in parameters}
 
 
 _WRITTEN_BY_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}
 
 
-def _with_state_of(optimizer: SGD, taking_over: Cycled) -> Cycled:
+def _with_state_of(optimizer: Optimizer, taking_over: Cycled) -> Cycled:
     """The buffers are the very tensors, as the parameters are; the dicts that hold them are not."""
     for param, kept in optimizer.state.items():
         taking_over.state[param] = dict(kept)
@@ -77,32 +85,24 @@ def _with_state_of(optimizer: SGD, taking_over: Cycled) -> Cycled:
 # --- what is refused, whatever the scheduler
 
 
-def _check_optimizer(cls: type[CyclicSGD], optimizer: Any) -> None:
-    from .optimizer import CyclicSGD
-
-    if type(optimizer) not in (SGD, CyclicSGD, cls):
+def _check_optimizer(cls: type[Scheduled], optimizer: Any) -> None:
+    base = cls._base()
+    # Of the classes between them, those that only add the schedule.
+    known = [base, *(one for one in cls.__mro__ if "_made_for_schedules" in vars(one)), cls]
+    if type(optimizer) not in known:
         raise TypeError(
-            "need a torch.optim.SGD itself, as another class, a subclass included, may update in another way, "
+            f"need a {base.__module__.removesuffix('.' + base.__name__.lower())}.{base.__qualname__} itself, as another class, a subclass included, may update in another way, "
             f"got {type(optimizer).__module__}.{type(optimizer).__qualname__}"
         )
-    if isinstance(optimizer, CyclicSGD) and optimizer.policy is not None:
-        raise ValueError(f"need an optimizer without a policy of its own, got policy={optimizer.policy!r}")
-    for name in _HOOKS:
+    policies = [policy for policy in getattr(optimizer, "policies", []) if policy is not None]
+    if policies:
+        raise ValueError(f"need an optimizer without a policy of its own, got policy={policies[0]!r}")
+    for name in HOOKS:
         if getattr(optimizer, name, None):
             raise ValueError(
                 f"need an optimizer without hooks, which would stay behind, got {len(getattr(optimizer, name))} "
                 f"in {name}: remove them, and register them on the optimizer that from_torch returns"
             )
-
-
-_HOOKS = (
-    "_optimizer_step_pre_hooks",
-    "_optimizer_step_post_hooks",
-    "_optimizer_state_dict_pre_hooks",
-    "_optimizer_state_dict_post_hooks",
-    "_optimizer_load_state_dict_pre_hooks",
-    "_optimizer_load_state_dict_post_hooks",
-)
 
 
 def _check_lengths(scheduler: object, steps_per_epoch: Any, steps_into_epoch: Any) -> None:
@@ -117,7 +117,7 @@ def _check_lengths(scheduler: object, steps_per_epoch: Any, steps_into_epoch: An
         raise ValueError(f"need 0 <= steps_into_epoch < steps_per_epoch, got {steps_into_epoch=}, {steps_per_epoch=}")
 
 
-def _check_scheduler(scheduler: Any, optimizer: SGD) -> None:
+def _check_scheduler(scheduler: Any, optimizer: Optimizer) -> None:
     cls = type(scheduler)
     if cls not in _SCHEDULERS:
         known = ", ".join(sorted(scheduler.__name__ for scheduler in _SCHEDULERS))
@@ -137,7 +137,7 @@ _REFUSED = {
 }
 
 
-def _check_stepped_with(optimizer: SGD, position: int) -> None:
+def _check_stepped_with(optimizer: Optimizer, position: int) -> None:
     """Refuse a scheduler of which nothing shows that it was stepped after every update, and not once per epoch.
 
     torch counts no updates, but tensors count what is written to them. Torch's op for ``fused=True`` forgets to,

@@ -21,6 +21,9 @@ from torch import Tensor
 Group: TypeAlias = dict[str, Any]
 Columns: TypeAlias = tuple[list[Any], ...]
 
+#: In a column: the key is to be absent, or left alone.
+ABSENT: Any = ...
+
 #: Sizes of a c10::TensorImpl: 22 words for years, and torch's header asserts that there are at most 26.
 WORDS = range(22, 27)
 
@@ -97,13 +100,13 @@ def holds(groups: list[Group], keys: tuple[str, ...], columns: Columns) -> bool:
     if not all(isinstance(group, dict) for group in groups):
         return False
     return all(
-        dict.get(group, key, _ABSENT) is (_ABSENT if item is ... else item)
+        dict.get(group, key, _NOTHING) is (_NOTHING if item is ABSENT else item)
         for key, column in zip(keys, columns, strict=True)
         for group, item in zip(groups, column, strict=True)
     )
 
 
-_ABSENT = object()
+_NOTHING = object()
 
 
 def put(groups: list[Group], keys: tuple[str, ...], columns: Columns) -> None:
@@ -117,7 +120,7 @@ def put(groups: list[Group], keys: tuple[str, ...], columns: Columns) -> None:
         return
     _check_put(groups, keys, columns)
     rows = [
-        {key: item for key, item in zip(keys, items, strict=True) if item is not ...}
+        {key: item for key, item in zip(keys, items, strict=True) if item is not ABSENT}
         for items in zip(*columns, strict=True)
     ]
     # Dropping an old value may run its finalizer, any Python code: so all of them are kept until everything is written.

@@ -4,33 +4,45 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .optimizer import CyclicSGD
+from .policies.asked import values_at
 
 
 class PassiveScheduler(LRScheduler):
-    """What :meth:`CyclicSGD.passive_scheduler` returns: a view of the schedule that the optimizer owns.
+    """What ``optimizer.passive_scheduler()`` returns: a view of the schedules that the optimizer owns.
 
-    It keeps nothing of its own, writes nothing and moves nothing: :meth:`step` may be called as often as a
-    framework likes, and loading its state dict changes nothing, since all there is to restore is in the
-    optimizer's. torch's schedulers replace ``optimizer.step`` by a counting one and leave ``initial_lr`` in the
-    param groups; this one does neither.
+    It writes nothing and moves nothing: :meth:`step` may be called as often as a framework likes, and loading its state
+    dict changes nothing, since all there is to restore is in the optimizer's. torch's schedulers replace
+    ``optimizer.step`` by a counting one and leave ``initial_lr`` in the param groups; this one does neither.
+
+    As with torch's schedulers, :meth:`get_last_lr` between ``optimizer.step()`` and :meth:`step` is the rate of the
+    step just made, and after :meth:`step` the next step's.
     """
 
     # Some frameworks count the calls here.
     _step_count = 1
 
-    def __init__(self, optimizer: CyclicSGD) -> None:
-        if not isinstance(optimizer, CyclicSGD):
-            raise TypeError(f"need a CyclicSGD, which moves its own rates, got {type(optimizer).__name__}")
+    def __init__(self, optimizer: Optimizer) -> None:
+        if not hasattr(optimizer, "policies"):
+            raise TypeError(f"need an optimizer that owns its schedule, like CyclicSGD, got {type(optimizer).__name__}")
         self.optimizer = optimizer  # super().__init__ would do all that this class is there to avoid
+        self._look()
+
+    def _look(self) -> None:
+        """Remember the current rates, and at which step."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        # A copy of a tensor synchronizes with nothing.
+        self._rates = [rate.clone() if isinstance(rate, torch.Tensor) else rate for rate in rates]
+        self._seen_at = self.last_epoch
 
     @property
     def last_epoch(self) -> int:  # type: ignore[override]
-        """Updates applied so far, as torch's schedulers count calls; 0 without a policy, which counts none."""
-        step: int = self.optimizer.param_groups[0].get("schedule_step", 0)
-        return step
+        """Updates applied so far (in the first group that has a clock), as torch's schedulers count calls; else 0."""
+        clocks = [group["schedule_step"] for group in self.optimizer.param_groups if "schedule_step" in group]
+        return int(clocks[0]) if clocks else 0
 
     @property
     def base_lrs(self) -> list[float]:  # type: ignore[override]
@@ -39,22 +51,37 @@ class PassiveScheduler(LRScheduler):
 
     @property
     def _last_lr(self) -> list[float]:  # type: ignore[override]
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
+        return self.get_last_lr()
 
     def get_last_lr(self) -> list[float]:  # type: ignore[override]
-        """The rate in force in each param group: the one that the coming step will use."""
-        return self._last_lr
+        """The rate of each param group: of the step just made, or the next step's once :meth:`step` was called."""
+        groups, made = self.optimizer.param_groups, self.last_epoch - self._seen_at
+        if made == 0:
+            return [float(group["lr"]) for group in groups]
+        if made == 1 and len(self._rates) == len(groups):
+            return [float(rate) for rate in self._rates]
+        return [_rate_before(group) for group in groups]
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """The same as :meth:`get_last_lr`."""
-        return self._last_lr
+        return self.get_last_lr()
 
     def step(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing; an epoch or a metric given is not looked at (see :meth:`CyclicSGD.report`)."""
+        """Move nothing; an epoch or a metric given is not looked at (see ``optimizer.report``)."""
+        self._look()
 
     def state_dict(self) -> dict[str, Any]:
         """What it reports, as plain data."""
-        return {"last_epoch": self.last_epoch, "_last_lr": self._last_lr}
+        return {"last_epoch": self.last_epoch, "_last_lr": self.get_last_lr()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Do nothing: the optimizer's state dict holds the schedule."""
+        """Restore nothing: the optimizer's state dict holds the schedules."""
+        self._look()
+
+
+def _rate_before(group: dict[str, Any]) -> float:
+    """The schedule's rate of the step just made."""
+    policy, step = group.get("policy"), int(group.get("schedule_step", 0))
+    if policy is None or step == 0:
+        return float(group["lr"])
+    return float(group["max_lr"]) * values_at(policy, step - 1, group.get("policy_state"))[0]

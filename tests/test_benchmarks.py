@@ -264,9 +264,9 @@ def test_the_gpu_check_goes_through_its_motions_without_a_gpu(tmp_path):
 def test_a_failed_gpu_check_shows_in_the_exit_status(tmp_path):
     """With an update that is wrong, the checks of parity fail, and so does the command."""
     wrong = (
-        "import sys, runpy, torch; from cyclic_optim.updates import capturable; "
-        "original = capturable.PortableUpdate.__call__; "
-        "capturable.PortableUpdate.__call__ = lambda self, grads, *rest: original(self, [-g for g in grads], *rest); "
+        "import sys, runpy, torch; from cyclic_optim.device import portable; "
+        "original = portable.PortableUpdate.__call__; "
+        "portable.PortableUpdate.__call__ = lambda self, grads, *rest: original(self, [-g for g in grads], *rest); "
         f"sys.path.insert(0, {str(FOLDER)!r}); sys.argv = ['gpu_check.py', '--dry-run', '--out', {str(tmp_path)!r}]; "
         f"runpy.run_path({str(FOLDER / 'gpu_check.py')!r}, run_name='__main__')"
     )

@@ -25,8 +25,8 @@ from cyclic_optim import (
     Plateau,
     Triangular,
     lr_range_test,
-    updates,
 )
+from cyclic_optim.device import sgd as device_sgd
 
 SHOWN = ("lr", "momentum", "max_lr", "schedule_step")
 
@@ -219,12 +219,12 @@ def test_an_unusable_triton_is_no_error(error, monkeypatch):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(updates, "import_module", fail)
+    monkeypatch.setattr(device_sgd, "import_module", fail)
     with FakeTensorMode():  # tensors that say they are on CUDA, without one
         values = torch.empty((), device="cuda"), torch.empty((), device="cuda")
-        row = updates.DeviceRow(torch.empty(3, device="cuda"), None, None, *values, 0.0, 0.0, False, False)
+        row = device_sgd.DeviceRow(torch.empty(3, device="cuda"), None, None, *values, 0.0, 0.0, False, False)
         assert row.param.is_cuda
-        assert isinstance(updates.choose_device_update([row]), updates.PortableUpdate)
+        assert isinstance(device_sgd.choose_device_update([row]), device_sgd.PortableUpdate)
 
 
 # --- no question to the host
@@ -684,7 +684,7 @@ def test_nothing_is_set_up_while_a_graph_is_captured(monkeypatch):
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
         with pytest.raises(RuntimeError, match="need nothing to be set up while a CUDA graph is captured"):
             optimizer.step()
-        optimizer.param_groups[0]["lr"] = optimizer._device.clock.lr[0]
+        optimizer.param_groups[0]["lr"] = optimizer._schedules.clock.lr[0]
         optimizer.state[param].clear()
         with pytest.raises(RuntimeError, match="has no buffer yet"):
             optimizer.step()
@@ -699,9 +699,9 @@ def test_an_update_chosen_in_a_capture_is_that_graphs_alone(monkeypatch):
 
     def choose(rows):
         chosen.append(rows)
-        return updates.PortableUpdate(rows)
+        return device_sgd.PortableUpdate(rows)
 
-    monkeypatch.setattr("cyclic_optim.capturable.choose_device_update", choose)
+    monkeypatch.setattr("cyclic_optim.device.sgd.choose_device_update", choose)
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
@@ -762,14 +762,14 @@ def test_a_counter_that_cannot_be_set_changes_nothing():
     """Where the policy has no answer from there on, neither counter nor table nor any other edit is taken over."""
     policy = LambdaPolicy(lambda step: 1.0 if step < 10 else -1.0)
     param, optimizer = one_param(policy, horizon=5)
-    group, table = optimizer.param_groups[0], optimizer._device.clock.table.clone()
+    group, table = optimizer.param_groups[0], optimizer._schedules.clock.table.clone()
     group["max_lr"], group["schedule_step"] = 0.5, 8
     with pytest.raises(ValueError, match=r"need fn\(10\) to be a finite number"):
         optimizer.step()
     assert torch.equal(param.detach(), torch.ones(3))
-    assert optimizer._device.clock.step.item() == 0
-    assert optimizer._device.clock.max_lr[0].item() == 1.0
-    assert_same(optimizer._device.clock.table, table)
+    assert optimizer._schedules.clock.step.item() == 0
+    assert optimizer._schedules.clock.max_lr[0].item() == 1.0
+    assert_same(optimizer._schedules.clock.table, table)
 
 
 @pytest.mark.parametrize("failure", ["number", "device"])
@@ -783,7 +783,7 @@ def test_a_group_that_cannot_join_leaves_no_trace(failure, monkeypatch):
             patch.setattr(torch, "zeros_like", lambda *args, **options: torch.empty(-1))
         with pytest.raises((ValueError, RuntimeError)):
             optimizer.add_param_group(group)
-    clock = optimizer._device.clock
+    clock = optimizer._schedules.clock
     assert [*map(len, (optimizer.param_groups, clock.lr, clock.momentum, clock.max_lr))] == [2] * 4
     assert len(optimizer.state_dict()["param_groups"]) == 2
     optimizer.add_param_group({"params": [late], "lr": 0.25})

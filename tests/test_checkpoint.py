@@ -107,7 +107,7 @@ def test_a_pending_edit_survives():
     optimizer.step()
     optimizer.param_groups[0]["lr"] = 0.123
     optimizer.param_groups[0]["max_lr"] = 2.0
-    _, resumed = one_param(lr=1.0, policy=Triangular(step_size_up=4))
+    _, resumed = one_param(lr=2.0, policy=Triangular(step_size_up=4))
     resumed.load_state_dict(through_a_file(optimizer.state_dict()))
     assert resumed.param_groups[0]["lr"] == 0.123
     resumed.step()
@@ -281,7 +281,9 @@ def test_a_peak_that_a_checkpoint_lacks_is_the_codes():
     saved = optimizer.state_dict()
     del saved["param_groups"][0]["max_lr"]
     _, resumed = one_param(lr=0.5, policy=policy)
-    resumed.load_state_dict(saved)
+    with pytest.warns(UserWarning, match=r"has lr=0\.325, .* and its schedule lr=0\.1625, .* at its step 1"):
+        resumed.load_state_dict(saved)
+    assert resumed.param_groups[0]["lr"] == 0.1625
     resumed.step()
     (group,) = resumed.param_groups
     assert (group["max_lr"], group["lr"], group["schedule_step"]) == (0.5, 0.5 * policy.at(2).lr_factor, 2)
@@ -310,12 +312,11 @@ MALFORMED = {
     "a fractional counter": break_group("schedule_step", 1.5),
     "a negative counter": break_group("schedule_step", -1),
     "no counter in one group": lambda saved: saved["param_groups"][1].pop("schedule_step"),
-    "counters that differ": break_group("schedule_step", 7),
+    "a counter that leaves no room": break_group("schedule_step", 2**62),
     "a nan peak": break_group("max_lr", float("nan")),
     "a peak of text": break_group("max_lr", "1"),
     "a nan rate": break_group("lr", float("nan")),
     "a momentum of text": break_group("momentum", "much"),
-    "policies that differ": break_group("policy", '{"name": "Constant", "fields": {}}'),
     "a buffer of another shape": break_state({"momentum_buffer": torch.ones(7)}),
     "a buffer that is none": break_state({"momentum_buffer": "none"}),
     "state that is no dict": break_state([1, 2]),
@@ -348,7 +349,7 @@ def test_malformed_checkpoints_are_refused(malformed):
     ("key", "value", "message"),
     [
         ("max_lr", -1.0, "need max_lr to be a finite number >= 0, got max_lr=-1.0"),
-        ("schedule_step", 1, "need one schedule_step, an int >= 0 and < 2**62, in all param groups, got [0, 1]"),
+        ("schedule_step", -1, "need schedule_step to be an int >= 0 and < 2**62, got schedule_step=-1"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_policy_is_changed(key, value, message):
@@ -453,7 +454,7 @@ def test_an_error_in_a_users_hook_rolls_back():
 
     optimizer.register_load_state_dict_post_hook(interrupt)
     saved = one_param(lr=0.5, policy=Constant())[1].state_dict()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.warns(UserWarning, match="the peak in the checkpoint is kept"), pytest.raises(KeyboardInterrupt):
         optimizer.load_state_dict(saved)
     assert snapshot(optimizer) == before
 

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cyclic_optim import Constant, CyclicSGD, native
-from cyclic_optim.schedule import Schedule
 
 
 def test_the_compiled_part_is_there_wherever_it_can_be():
@@ -60,24 +59,30 @@ numbers = st.sampled_from([0.0, 1.0, 0.25, 1e300, -1.0, math.inf, math.nan, 1, 3
 def test_values_are_checked_and_written_as_python_does(peaks, lrs, answer):
     """Whatever a policy says and the groups hold, the groups end up the same, or the same error is raised."""
 
+    said = []
+
     class Says(Constant):
         def at(self, step):
-            return answer
+            return said[0] if said and step > 0 else Constant().at(step)
 
     ends = []
     for compiled in (native.compiled, None):
-        groups = [
-            {"max_lr": peak, "lr": copy.copy(lr), "momentum": 0.9, "schedule_step": 3}
-            for peak, lr in zip(peaks, lrs, strict=False)
-        ]
+        pairs = list(zip(peaks, lrs, strict=False))
+        params = [torch.nn.Parameter(torch.ones(1)) for _ in pairs]
+        optimizer = CyclicSGD([{"params": [param]} for param in params], momentum=0.9, policy=Says())
+        seen = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(native, "compiled", compiled)
-            schedule = Schedule(Says())
+            for group, (peak, lr) in zip(optimizer.param_groups, pairs, strict=True):
+                group["max_lr"], group["lr"] = peak, copy.copy(lr)
+            said.append(answer)
             try:
-                schedule.write(groups, schedule.upcoming(groups))
+                optimizer.step()
             except (TypeError, ValueError) as error:
-                groups.append({"error": str(error)})
-        ends.append(repr(groups))
+                seen.append(str(error))
+            said.clear()
+        shown = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+        ends.append(repr((seen, shown)))
     assert ends[0] == ends[1]
 
 

@@ -10,7 +10,7 @@ from reference import reference_step
 from strategies import sgd_options
 
 from cyclic_optim import Constant, CyclicSGD, LambdaPolicy, Policy, Triangular, Values
-from cyclic_optim.updates import fused
+from cyclic_optim.host import fused
 
 pytestmark = pytest.mark.usefixtures("part")
 

@@ -35,7 +35,7 @@ from cyclic_optim import (
     lr_range_test,
     native,
 )
-from cyclic_optim.updates import fused
+from cyclic_optim.host import fused
 
 # -- killed and resumed
 

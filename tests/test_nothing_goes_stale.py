@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cyclic_optim import Constant, CyclicSGD
-from cyclic_optim.updates import fused
+from cyclic_optim.host import fused
 
 #: Alike, unlike, of one element, and one large enough for threads.
 SHAPES = [(2, 3, 2, 2), (2, 3, 2, 2), (4, 5), (4, 5), (1,), (1,), (130, 130)]

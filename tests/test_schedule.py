@@ -28,7 +28,7 @@ from cyclic_optim import (
     Values,
     native,
 )
-from cyclic_optim.schedule import Schedule
+from cyclic_optim.schedule import enrol, plan
 
 TOLERANCE = {torch.float64: {"rtol": 1e-11, "atol": 1e-12}, torch.float32: {"rtol": 1e-4, "atol": 1e-5}}
 
@@ -393,6 +393,7 @@ def test_a_dry_run_creates_state_and_moves_nothing():
     """A step before which every lr was set to 0 from outside leaves weights and schedule alone."""
     param, optimizer = one_param(lr=1.0, weight_decay=0.1, policy=Triangular(step_size_up=4))
     group = optimizer.param_groups[0]
+    param.grad.zero_()
     group["lr"] = 0.0
     optimizer.step()
     assert torch.equal(param, torch.ones_like(param))
@@ -401,24 +402,60 @@ def test_a_dry_run_creates_state_and_moves_nothing():
 
 
 def test_after_a_dry_run_the_rates_are_the_policys_again():
-    """An edit of lr to 0 holds for one step like any other: it does not stop the training for ever."""
+    """The zeros of a dry run are gone after it, also where nobody puts the old rates back."""
     param, optimizer = one_param(lr=1.0, policy=Constant())
     optimizer.param_groups[0]["lr"] = 0.0
+    param.grad.zero_()
     optimizer.step()
-    assert torch.equal(param, torch.ones_like(param))
+    assert optimizer.param_groups[0]["lr"] == 1.0
+    param.grad.fill_(0.5)
     optimizer.step()
     assert torch.equal(param, torch.full_like(param, 0.5))
     assert optimizer.param_groups[0]["schedule_step"] == 1
 
 
-def test_a_tensor_lr_of_0_makes_a_dry_run_too():
-    """A tensor lr that was set to 0 in place leaves the weights alone, and holds the policy's rate afterwards."""
+def test_a_tensor_lr_that_is_replaced_by_0_makes_a_dry_run_too():
+    """As distributed checkpointing does it: the weights are left alone, and the policy's tensor is back afterwards."""
     param, optimizer = one_param(lr=torch.tensor(1.0), policy=Constant())
-    group = optimizer.param_groups[0]
-    group["lr"].zero_()
+    group, ours = optimizer.param_groups[0], optimizer.param_groups[0]["lr"]
+    group["lr"] = torch.tensor(0.0)
+    param.grad.zero_()
     optimizer.step()
     assert torch.equal(param, torch.ones_like(param))
-    assert (group["schedule_step"], group["lr"].item()) == (0, 1.0)
+    assert (group["schedule_step"], group["lr"]) == (0, ours)
+    assert ours.item() == 1.0
+
+
+@pytest.mark.parametrize("lr", [1.0, torch.tensor(1.0)], ids=str)
+def test_a_rate_of_0_by_hand_is_a_rate_like_any_other(lr):
+    """A user's own warm-up from 0: with real gradients the step counts, and momentum gathers as in SGD."""
+    param, optimizer = one_param(lr=lr, momentum=0.9, weight_decay=0.1, policy=Constant())
+    twin = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    reference = SGD([twin], lr=1.0, momentum=0.9, weight_decay=0.1)
+    for rate in (0.0, 0.5, 1.0):
+        if isinstance(lr, torch.Tensor):
+            optimizer.param_groups[0]["lr"].fill_(rate)
+        else:
+            optimizer.param_groups[0]["lr"] = rate
+        reference.param_groups[0]["lr"] = rate
+        param.grad, twin.grad = torch.full_like(param, 0.5), torch.full_like(twin, 0.5)
+        optimizer.step()
+        reference.step()
+        torch.testing.assert_close(param, twin)
+    assert optimizer.param_groups[0]["schedule_step"] == 3
+
+
+def test_the_dry_run_of_a_policy_that_has_reached_0_counts_nothing():
+    """Without momentum there is never any state: the hidden step comes again and again, and moves no clock."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    model = torch.nn.Linear(3, 2)
+    optimizer = CyclicSGD(model.parameters(), lr=1.0, policy=LinearRamp(2, start_factor=1.0, end_factor=0.0))
+    for _ in range(4):
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    assert [get_optimizer_state_dict(model, optimizer)["param_groups"][0]["schedule_step"] for _ in range(3)] == [4] * 3
 
 
 def test_an_empty_parameter_makes_no_dry_run():
@@ -576,10 +613,10 @@ def test_a_group_without_parameters_holds_what_floats_do():
 
 def test_a_schedule_needs_groups_with_lr_alone():
     """Of param groups a schedule asks for nothing but lr: neither parameters nor momentum."""
-    group, schedule = {"lr": 1e300}, Schedule(StepDecay(step_size=1, gamma=0.5))
-    schedule.enrol(group, [])
-    schedule.write([group], schedule.upcoming([group]))
-    assert (group["schedule_step"], group["lr"]) == (1, 5e299)
+    group = {"lr": 1e300}
+    enrol(group, StepDecay(step_size=1, gamma=0.5), [], None)
+    assert (group["schedule_step"], group["lr"], group["max_lr"]) == (0, 1e300, 1e300)
+    assert plan(group, 1, None).lr == 5e299
 
 
 def test_an_invalid_peak_is_refused_before_the_update():

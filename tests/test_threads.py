@@ -16,7 +16,7 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, Dataset
 
 from cyclic_optim import Constant, CyclicSGD, OneCycle, Triangular, native
-from cyclic_optim.updates import fused
+from cyclic_optim.host import fused
 
 POLICY = Triangular(step_size_up=7)
 

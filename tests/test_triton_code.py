@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cyclic_optim.updates import triton_sgd
+from cyclic_optim.device import triton_sgd
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 POINTERS = {"tensors": "*i64", "numbers": "*fp32", "blocks": "*i32", "grads": "*i64"}

@@ -17,8 +17,9 @@ from strategies import sgd_options
 from triton.runtime.interpreter import TensorHandle
 
 from cyclic_optim import CyclicSGD, Triangular
-from cyclic_optim.updates import capturable, choose_device_update
-from cyclic_optim.updates.capturable import DeviceRow, PortableUpdate
+from cyclic_optim.device import portable
+from cyclic_optim.device.portable import DeviceRow, PortableUpdate
+from cyclic_optim.device.sgd import choose_device_update
 
 # A requirement of the tests: where it is missing, this file fails. Imported before anything is interpreted, or its own
 # functions would be.
@@ -27,8 +28,8 @@ assert triton.jit
 
 def _interpreted():
     """A copy of the module whose kernels run on the CPU; everything else keeps the one that compiles."""
-    path = os.path.join(os.path.dirname(capturable.__file__), "triton_sgd.py")
-    spec = importlib.util.spec_from_file_location("cyclic_optim.updates.triton_sgd_interpreted", path)
+    path = os.path.join(os.path.dirname(portable.__file__), "triton_sgd.py")
+    spec = importlib.util.spec_from_file_location("cyclic_optim.device.triton_sgd_interpreted", path)
     module = importlib.util.module_from_spec(spec)
     # Triton reads it where a kernel is decorated.
     with patch.dict(os.environ, {"TRITON_INTERPRET": "1"}):
@@ -507,7 +508,7 @@ def test_optimizer_on_the_kernel_equals_the_optimizer_on_the_host(options, data)
         built.append(rows)
         return TritonUpdate(rows, block=BLOCK)
 
-    with patch("cyclic_optim.capturable.choose_device_update", build):
+    with patch("cyclic_optim.device.sgd.choose_device_update", build):
         for step in range(data.draw(st.integers(1, 6), label="steps")):
             late = data.draw(st.sets(st.integers(1, len(params) - 1)), label="without gradient")
             skipped = data.draw(st.sampled_from([0.0, 0.0, 1.0, 2.0]), label="found_inf")
@@ -529,7 +530,7 @@ def test_portable_update_where_triton_is_missing_or_of_no_use(monkeypatch):
         is_cuda = True
 
     rows = [row_of((3,))._replace(param=torch.ones(3).as_subclass(OnCuda))]
-    name = "cyclic_optim.updates.triton_sgd"
+    name = "cyclic_optim.device.triton_sgd"
     monkeypatch.setitem(sys.modules, name, interpreted)
     assert isinstance(choose_device_update(rows), PortableUpdate)  # no plain tensor
     monkeypatch.setattr(interpreted, "supports", lambda _: True)
@@ -559,6 +560,6 @@ def test_reference_is_sgd():
 
 def test_kernels_are_interpreted_here_and_nowhere_else():
     """Or nothing above would have tested them; a program that imports the module gets the one that compiles."""
-    compiled = importlib.import_module("cyclic_optim.updates.triton_sgd")
+    compiled = importlib.import_module("cyclic_optim.device.triton_sgd")
     assert type(interpreted.sgd_kernel).__name__ == "InterpretedFunction"
     assert type(compiled.sgd_kernel).__name__ == "JITFunction"

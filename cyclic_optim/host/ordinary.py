@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import native
+from ..torch_private import dispatch_modes_active, increment_version
 from .fused import SMALL, Group, Rows, State, by_op
-
-_somebody_watches = torch._C._len_torch_dispatch_stack
-_increment_version = torch._C._increment_version
 
 
 def update_ordinary(groups: list[Group], state: State, grad_scale: Tensor | None) -> Rows:
@@ -18,11 +15,11 @@ def update_ordinary(groups: list[Group], state: State, grad_scale: Tensor | None
     Beside a loss scale, which torch's op takes off the gradients, nothing but that op computes. A dispatch mode wants
     to see operations: then nothing is done here.
     """
-    if native.compiled is None or _somebody_watches():
+    if native.compiled is None or dispatch_modes_active():
         return [(group, group["params"]) for group in groups]
     done, calls, rest = native.compiled.update(groups, state, SMALL, grad_scale is not None)
     if done:
-        _increment_version(done)  # as torch's op does not, either
+        increment_version(done)  # as torch's op does not, either
     for group, is_small, params, grads, buffers in calls:
         by_op(groups[group], params, grads, buffers, serial=is_small, grad_scale=grad_scale)
     return [(groups[group], params) for group, params in rest]

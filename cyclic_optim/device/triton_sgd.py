@@ -13,6 +13,7 @@ gets a table of its own, which later calls leave alone.
 from __future__ import annotations
 
 import weakref
+from array import array
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -23,7 +24,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 
-from .capturable import DeviceRow, PortableUpdate
+from ..torch_private import is_zero_tensor
+from .portable import DeviceRow, PortableUpdate
 
 #: Elements per program, and its warps: 8 elements of each tensor per thread.
 BLOCK, WARPS = 1024, 4
@@ -221,28 +223,34 @@ class TritonUpdate:
         self._zero = torch.zeros((), dtype=torch.float32, device=self._device)
         self._tables = _tables([rows[i] for i in self._indices], self._block, self._device)
         self._flags = _flags([rows[i] for i in fitting], self._device)
-        self._addresses = [0] * len(self._indices)
+        self._addresses = bytes(8 * len(self._indices))
         self._grads = torch.zeros(len(self._indices), dtype=torch.int64, device=self._device)
-        self._captured: dict[tuple[int, ...], Spare] = {}
+        self._captured: dict[bytes, Spare] = {}
         self._spares: list[Spare] = []
         self._lay_in_spares()
         with self._on_device():
             self._launch(self._grads, self._one, found_inf=self._one)
 
-    def __call__(self, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def __call__(
+        self,
+        grads: list[Tensor],
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+        addresses: bytes | None = None,
+    ) -> None:
         """Update every row from the gradient of the same index, unless ``found_inf`` is other than 0."""
-        if _layout(self._kept) != self._layout:  # somebody assigned to a parameter's data
+        if addresses is None and _layout(self._kept) != self._layout:  # somebody assigned to a parameter's data
             self._build()
         with self._on_device():
-            ours, addresses = self._as_laid_out([grads[i] for i in self._indices])
+            ours, at = self._laid_out(grads, addresses)
             if self._is_capturing():
-                table = self._captured_table(tuple(addresses))
+                table = self._captured_table(at)
                 if table is None:
                     PortableUpdate(self._rows)(grads, grad_scale, found_inf)
                     return
             else:
                 self._lay_in_spares()
-                self._upload(addresses)
+                self._upload(at)
                 table = self._grads
             self._launch(table, self._as_number(grad_scale, self._one), self._as_number(found_inf, self._zero))
             del ours  # copies among them: the allocator knows that the kernel comes before the next user
@@ -273,34 +281,38 @@ class TritonUpdate:
 
     # -- gradients ----------------------------------------------------------------------------------
 
-    def _as_laid_out(self, grads: list[Tensor]) -> tuple[list[Tensor], list[int]]:
-        """The gradients, laid out as their parameters are, and their addresses."""
-        if not (
+    def _laid_out(self, grads: list[Tensor], addresses: bytes | None) -> tuple[list[Tensor], bytes]:
+        """The gradients laid out as their parameters are, and their packed addresses."""
+        if addresses is not None and len(self._indices) == len(self._rows):
+            return grads, addresses
+        ours = [grads[i] for i in self._indices]
+        if addresses is None and not self._are_laid_out(ours):
+            ours = [*map(_laid_out, ours, self._params)]
+        return ours, array("q", map(Tensor.data_ptr, ours)).tobytes()
+
+    def _are_laid_out(self, grads: list[Tensor]) -> bool:
+        return (
             _PLAIN.issuperset(map(type, grads))
             and [*map(Tensor.stride, grads)] == self._strides
             and [grad.dtype for grad in grads] == self._dtypes
             and not any(map(Tensor.is_neg, grads))
-            and not any(map(Tensor._is_zerotensor, grads))
-        ):
-            grads = [*map(_laid_out, grads, self._params)]
-        return grads, [*map(Tensor.data_ptr, grads)]
+            and not any(map(is_zero_tensor, grads))
+        )
 
-    def _upload(self, addresses: list[int]) -> None:
+    def _upload(self, addresses: bytes) -> None:
         if addresses != self._addresses:
             # The allocator of pinned memory gives this piece to nobody before the copy is done.
-            self._grads.copy_(
-                _pinned(torch.tensor(addresses, dtype=torch.int64, device="cpu"), self._device), non_blocking=True
-            )
+            self._grads.copy_(_pinned(_unpacked(addresses), self._device), non_blocking=True)
             self._addresses = addresses
 
-    def _captured_table(self, addresses: tuple[int, ...]) -> Tensor | None:
+    def _captured_table(self, addresses: bytes) -> Tensor | None:
         """A table filled by the graph itself, which may be replayed after others, or first of all."""
         spare = self._captured.get(addresses)
         if spare is None:
             if not self._spares:
                 return None
             spare = self._captured[addresses] = self._spares.pop()
-            spare.pinned.copy_(torch.tensor(addresses, dtype=torch.int64, device="cpu"))
+            spare.pinned.copy_(_unpacked(addresses))
             # A graph is of use only while the rates live that it reads. Until then, this must.
             kept = self._tables, self._flags, self._one, self._zero, spare
             weakref.finalize(self._rows[0].lr, _drop, kept).atexit = False
@@ -313,6 +325,10 @@ class TritonUpdate:
             pinned = torch.empty(shape, dtype=torch.int64, device="cpu", pin_memory=self._device.type == "cuda")
             grads = torch.zeros(shape, dtype=torch.int64, device=self._device)
             self._spares += map(Spare, pinned.unbind(), grads.unbind())
+
+
+def _unpacked(addresses: bytes) -> Tensor:
+    return torch.tensor(array("q", addresses).tolist(), dtype=torch.int64, device="cpu")
 
 
 def _layout(tensors: list[Tensor]) -> tuple[list[Any], ...]:
@@ -334,7 +350,7 @@ def _is_like(tensor: Tensor, param: Tensor) -> bool:
     """Whether elements that belong together lie at the same offset."""
     if type(tensor) not in _PLAIN or tensor.dtype is not param.dtype or tensor.shape != param.shape:
         return False
-    if tensor.is_neg() or tensor._is_zerotensor():
+    if tensor.is_neg() or is_zero_tensor(tensor):
         return False
     # Strides of dimensions of size 1 may differ without meaning anything.
     strides = zip(param.shape, param.stride(), tensor.stride(), strict=True)

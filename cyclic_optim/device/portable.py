@@ -25,11 +25,21 @@ class DeviceRow(NamedTuple):
 
 
 class Update(Protocol):
-    """Built before anything is captured; called with the gradients of its rows."""
+    """Built before anything is captured; called with the gradients of its rows.
+
+    ``addresses`` are theirs, as packed int64, where it is known that every tensor is as it was when the update was
+    built, and every gradient laid out like its parameter.
+    """
 
     def __init__(self, rows: list[DeviceRow]) -> None: ...
 
-    def __call__(self, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> None: ...
+    def __call__(
+        self,
+        grads: list[Tensor],
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+        addresses: bytes | None = None,
+    ) -> None: ...
 
 
 class PortableUpdate:
@@ -47,7 +57,13 @@ class PortableUpdate:
             kind = (id(row.lr), row.param.dtype, row.buffer is None, row.started is None, *options)
             self._alike.setdefault(kind, []).append(i)
 
-    def __call__(self, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def __call__(
+        self,
+        grads: list[Tensor],
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+        addresses: bytes | None = None,
+    ) -> None:
         for indices in self._alike.values():
             _update_alike([self.rows[i] for i in indices], [grads[i] for i in indices], grad_scale, found_inf)
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.sgd import sgd
-from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
+from ..torch_private import fused_devices, fused_sgd, increment_version, is_zero_tensor
 from .threads import on_one_thread
 
 Group = dict[str, Any]
@@ -89,7 +89,7 @@ def fused_update(rows: Rows, state: State, grad_scale: Tensor | None, found_inf:
 def _sort(rows: Rows, state: State) -> tuple[list[Call], Tensors]:
     """The calls that update every parameter that has a gradient, and the tensors in their order."""
     kinds: dict[Kind, list[tuple[Any, Any, Any]]] = {}
-    devices = {*_get_fused_kernels_supported_devices()}
+    devices = {*fused_devices()}
     for index, (group, given) in enumerate(rows):
         with_buffers = group["momentum"] != 0
         params, grads = [], []
@@ -120,7 +120,7 @@ def _is_right_for_op(param: Tensor, grad: Tensor, buffer: Tensor | None) -> bool
     for t in tensors:
         if t.dtype is not dtype or t.device != device or t.shape != shape:
             return False
-        if type(t) not in _PLAIN or t.layout is not torch.strided or t.is_neg() or t._is_zerotensor():
+        if type(t) not in _PLAIN or t.layout is not torch.strided or t.is_neg() or is_zero_tensor(t):
             return False
     # Strides of dimensions of size 1 may differ without meaning anything; contiguity looks past them.
     if param.is_contiguous():
@@ -192,7 +192,7 @@ def by_op(
     lr, momentum, dampening, weight_decay, nesterov, maximize = _hyperparameters(group)
     device = params[0].device
     update = partial(
-        torch._fused_sgd_,
+        fused_sgd,
         params,
         grads,
         buffers if momentum != 0 else [],
@@ -211,7 +211,7 @@ def by_op(
     else:
         update()
     # The op does not, and autograd would not notice that what it saved was overwritten.
-    torch._C._increment_version(params)
+    increment_version(params)
 
 
 def _by_loop(group: Group, tensors: Tensors, part: slice, grad_scale: Tensor | None) -> None:
@@ -244,3 +244,14 @@ def unscale(grads: list[Tensor], grad_scale: Tensor | None) -> None:
     if grad_scale is not None:
         for grad in grads:
             grad.div_(grad_scale.to(grad.device))
+
+
+def takes_fused(group: Group, scheduled: bool) -> bool:
+    """Whether a group with its flags goes through the fused update or through torch's own ``sgd``.
+
+    Flags that were set are honoured. Unset, they mean torch's default for plain SGD, whose results
+    must be torch's to the bit, and the fused update beside a policy.
+    """
+    if group["foreach"] or group["differentiable"]:
+        return False
+    return bool(group["fused"]) if group["fused"] is not None else scheduled and group["foreach"] is None

@@ -1,0 +1,389 @@
+"""Schedules whose values are tensors on the device: a step that never synchronizes with the host.
+
+The param groups show views of the clock's tensors. Rules of schedules stay where they are (:mod:`..schedule`): they
+see param groups of plain numbers, made from the tensors and written back into them. That synchronizes with the
+device, and happens when a checkpoint is made or loaded, a metric reported, a group added or rescheduled; never in a
+step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import BY_HAND, fill
+from ..groups import check_groups, check_policy
+from ..host.schedules import gradients_are_zero, is_zero, warn_of_scheduler
+from ..native import ABSENT, holds
+from ..policies.asked import values_at
+from ..rules import finite
+from ..schedule import Changes, check_step, plan, reported, values_of
+from ..schedules import Closure, Schedules
+from ..slots import Group, Slot
+from ..torch_private import SUPPORTS_AMP_SCALING, set_grad_enabled
+from .capture import is_capturing, refuse_in_capture
+from .clock import DeviceClock, Stand
+from .update import BaseUpdate
+
+_LARGEST = torch.finfo(torch.float32).max
+
+
+class DeviceSchedules:
+    """See :class:`..schedules.Schedules`."""
+
+    is_traced = True
+
+    def __init__(self, optimizer: Any, horizon: int | None) -> None:
+        groups = optimizer.param_groups
+        params = [param for group in groups for param in group["params"]]
+        self.clock = DeviceClock(params[0].device if params else torch.device("cpu"), horizon)
+        self.update: BaseUpdate = optimizer._device_update()
+        self._slot: Slot | None = optimizer._slot
+        # Numbers as they were given, before float32 rounded them; None where a tensor was.
+        self._given: list[Group] = []
+        self._keys: tuple[str, ...] = ()
+        self._columns: tuple[list[Any], ...] = ()  # what the groups show: other objects there are edits
+        self._warned_of_scheduler = False
+        self.with_momentum: tuple[bool, ...] = ()
+        for group in groups:
+            self.update.check(group, self.clock.device)
+            self.clock.join()
+            self._given.append({})
+        self._put(groups, [dict(group) for group in groups], range(len(groups)))
+        for i, group in enumerate(groups):
+            self.update.create(self, i, group, optimizer.state)
+
+    # -- tensors and numbers ------------------------------------------------------------------------------------------
+
+    def _own(self, i: int) -> dict[str, Tensor]:
+        """The tensors that group i shows, by key; momentum by that name, wherever it lives."""
+        clock = self.clock
+        own = {"lr": clock.lr[i]}
+        if clock.parts[i].policy is not None:
+            own |= {"max_lr": clock.max_lr[i], "schedule_step": clock.steps[i]}
+        if self._slot is not None and self.update.shows_momentum(clock.parts[i]):
+            own["momentum"] = clock.momentum[i]
+        return own
+
+    def _read(self, group: Group, key: str) -> Any:
+        return self._slot.read(group) if key == "momentum" and self._slot is not None else group[key]
+
+    def has_momentum(self, i: int) -> bool:
+        """Whether group i ever has a momentum other than 0."""
+        return self.with_momentum[i]
+
+    def _show(self, groups: list[Group]) -> None:
+        """Let all groups show their tensors, and remember what they show."""
+        self.with_momentum = tuple(
+            part.cycles_momentum or given.get("momentum", 0) != 0
+            for part, given in zip(self.clock.parts, self._given, strict=True)
+        )
+        for i, group in enumerate(groups):
+            for key, own in self._own(i).items():
+                if key != "momentum":
+                    group[key] = own
+                elif self._read(group, key) is not own:
+                    assert self._slot is not None
+                    group[self._slot.key] = self.update.stored_momentum(self._slot, group, own)
+        self._keys = ("policy", "lr", "max_lr", "schedule_step", *([self._slot.key] if self._slot is not None else []))
+        self._columns = tuple([group.get(key, ABSENT) for group in groups] for key in self._keys)
+
+    def _put(self, groups: list[Group], plain: list[Group], indices: Iterable[int], restarts: bool = True) -> None:
+        """Go on from plain numbers in these groups, in the tensors that there are."""
+        indices = [*indices]
+        stands = [self._stand(group, restarts and i in indices) for i, group in enumerate(plain)]
+        for i in indices:
+            self.update.check(plain[i], self.clock.device)
+        parts = self.clock.parts_for(stands)
+        for i in indices:
+            self._check_held(plain[i], parts[i].highest_factor)
+        self.clock.fill(parts, [stand.step for stand in stands])
+        for i in indices:
+            self._put_one(i, groups[i], plain[i])
+        self.clock.settle()
+        self._show(groups)
+
+    def _stand(self, group: Group, restarts: bool) -> Stand:
+        if group.get("policy") is None:
+            return Stand()
+        return Stand(group["policy"], group.get("policy_state"), int(group["schedule_step"]), restarts)
+
+    def _check_held(self, group: Group, highest_factor: float) -> None:
+        momentum = self._slot.read(group) if self._slot is not None else 0.0
+        highest = max(group.get("max_lr", 0.0) * highest_factor, group["lr"], momentum)
+        if highest > _LARGEST:
+            raise ValueError(f"need rates and momenta that float32 can hold with capturable=True, got up to {highest}")
+
+    def _put_one(self, i: int, group: Group, plain: Group) -> None:
+        for key in ("policy", "policy_state"):
+            group.pop(key, None)
+            if key in plain:
+                group[key] = plain[key]
+        if self._slot is not None:
+            group[self._slot.key] = plain[self._slot.key]
+        for key, own in self._own(i).items():
+            value = self._read(plain, key)
+            own.fill_(value.reshape(()) if isinstance(value, Tensor) else value)
+            self._given[i][key] = value
+        self._given[i]["stored"] = plain.get(self._slot.key) if self._slot is not None else None
+
+    def plain(self, groups: list[Group]) -> list[Group]:
+        if not groups:
+            return []
+        clock, n = self.clock, len(groups)
+        steps = clock.step[:n].tolist()
+        held = torch.cat([clock.values[:n].double(), clock.scale[:n, :1], clock.seen[:n, :1]], dim=1).tolist()
+        return [self._plain(i, group, steps[i], *held[i]) for i, group in enumerate(groups[: len(clock.parts)])]
+
+    def _plain(self, i: int, group: Group, step: int, lr: float, momentum: float, peak: float, seen: float) -> Group:
+        """A group in numbers: in full precision where float32 holds what the policy or the user said."""
+        made, part, given = dict(group), self.clock.parts[i], self._given[i]
+        assigned = {key: value for key, value in self._assigned(i, group)}
+        if self._slot is not None and self.update.shows_momentum(part):
+            made[self._slot.key] = self._slot.stored({self._slot.key: given["stored"]}, momentum)
+        if part.policy is None:
+            made["lr"] = float(assigned.get("lr", unrounded(lr, given["lr"])))
+            return made
+        factor, cycled = values_at(part.policy, part.held(step), part.state)
+        peak = float(assigned.get("max_lr", peak))
+        follows = lr == rounded(seen * factor)  # nobody edited the rate
+        lr = peak * factor if follows else unrounded(lr, given["lr"])
+        if "lr" in assigned:
+            lr, follows = float(assigned["lr"]), False
+        made.update(lr=lr, max_lr=peak, schedule_step=int(assigned.get("schedule_step", step)))
+        if self._slot is not None and self.update.shows_momentum(part):
+            momentum = float(assigned.get("momentum", unrounded(momentum, cycled, given["momentum"])))
+            made[self._slot.key] = self._slot.stored(made, momentum)
+        if "schedule_step" in assigned or group["policy"] is not part.policy:
+            made.update(values_of(plan(made, made["schedule_step"], self._slot), made, self._slot))
+        elif not follows:
+            made[BY_HAND] = True
+        return made
+
+    # -- edits --------------------------------------------------------------------------------------------------------
+
+    def _assigned(self, i: int, group: Group) -> list[tuple[str, Any]]:
+        """What was assigned to a group in place of its tensors."""
+        shown = ((key, own, self._read(group, key)) for key, own in self._own(i).items())
+        return [(key, value) for key, own, value in shown if value is not own]
+
+    def _take_edits(self, groups: list[Group]) -> None:
+        """Write what was assigned since the last step into the tensors."""
+        edits = [(i, key, value) for i, group in enumerate(groups) for key, value in self._assigned(i, group)]
+        moved = {i for i, group in enumerate(groups) if group["policy"] is not self.clock.parts[i].policy}
+        if not edits and not moved:
+            self._show(groups)
+            return
+        refuse_in_capture("lr, momentum, max_lr, schedule_step or policy was assigned to since the last step")
+        for _, key, value in edits:
+            _check_edit(key, value)
+        # Copies, as one group may have been given the very tensor of another that is written to, too.
+        values = [value.detach().clone() if isinstance(value, Tensor) else value for _, _, value in edits]
+        steps = {
+            i: check_step(int(value))
+            for (i, key, _), value in zip(edits, values, strict=True)
+            if key == "schedule_step"
+        }
+        if moved := moved | steps.keys():
+            self._move(groups, moved, steps)  # the only one that can fail comes first
+        for (i, key, _), value in zip(edits, values, strict=True):
+            self._fill(i, key, value)
+        self._show(groups)
+
+    def _move(self, groups: list[Group], moved: set[int], steps: dict[int, int]) -> None:
+        """Follow edited clocks and policies."""
+        now = self.clock.step[: len(groups)].tolist()
+        plain = []
+        for i, group in enumerate(groups):
+            check_policy(group["policy"])
+            after = {**group, "max_lr": self.clock.max_lr[i].item(), "lr": 0.0, "schedule_step": steps.get(i, now[i])}
+            plain.append(after)
+        stands = [self._stand(group, i in moved) for i, group in enumerate(plain)]
+        parts = self.clock.parts_for(stands)
+        self.clock.fill(parts, [stand.step for stand in stands])
+        for i in moved:
+            if plain[i]["policy"] is not None:
+                planned = plan(plain[i], plain[i]["schedule_step"], self._slot)
+                self._fill(i, "lr", planned.lr)
+                if planned.momentum is not None and self.update.shows_momentum(parts[i]):
+                    self._fill(i, "momentum", planned.momentum)
+        self.clock.settle()
+
+    def _fill(self, i: int, key: str, value: Any) -> None:
+        own = self._own(i)[key]
+        if isinstance(value, Tensor):
+            own.copy_(value.reshape(()))
+        else:
+            own.fill_(value)
+        self._given[i][key] = None if isinstance(value, Tensor) else value
+
+    # -- the step -----------------------------------------------------------------------------------------------------
+
+    def step(self, optimizer: Any, closure: Closure | None) -> Any:
+        enabled = torch.is_grad_enabled()
+        try:
+            set_grad_enabled(False)
+            return self._step(optimizer, closure, holds)
+        finally:
+            set_grad_enabled(enabled)
+
+    def compiled_step(self, optimizer: Any, closure: Closure | None) -> Any:
+        with torch.no_grad():
+            return self._step(optimizer, closure, _holds_traced)
+
+    def _step(self, optimizer: Any, closure: Closure | None, holds: Callable[..., bool]) -> Any:
+        groups, own = optimizer.param_groups, optimizer.__dict__
+        if "step" in own and not torch.compiler.is_compiling():
+            self._warned_of_scheduler = self._warned_of_scheduler or warn_of_scheduler(optimizer, False)
+        if not holds(groups, self._keys, self._columns):
+            check_groups(groups)
+            if self._is_dry_run(optimizer):
+                optimizer._create_state()
+                self._show(groups)
+                return None
+            self._take_edits(groups)
+        if torch.compiler.is_compiling() or is_capturing() or self.clock.is_edited_in_place():
+            self.clock.follow_edits()
+        found_inf = own.get("found_inf")
+        loss = self.update.apply(self, optimizer, closure, own.get("grad_scale"), found_inf)
+        self.clock.tick(found_inf)
+        return loss
+
+    def _is_dry_run(self, optimizer: Any) -> bool:
+        """See the host's; a rate set to 0 inside its tensor is a rate like others, and is not read."""
+        groups = optimizer.param_groups
+        for i, group in enumerate(groups):
+            if i >= len(self._given) or group["lr"] is self.clock.lr[i] or not is_zero(group["lr"]):
+                return False
+        return not any(optimizer.state.values()) and gradients_are_zero(groups)
+
+    # -- between steps ------------------------------------------------------------------------------------------------
+
+    def for_groups(self, optimizer: Any, groups: list[Group]) -> Schedules:
+        for group in groups:
+            group.setdefault("policy", None)
+        return self
+
+    def join(self, optimizer: Any) -> None:
+        groups = optimizer.param_groups
+        i, group = len(groups) - 1, groups[-1]
+        self.update.check(group, self.clock.device)
+        undo = self.remember()
+        try:
+            plain = [*self.plain(groups[:-1]), dict(group)]
+            self.clock.join()
+            self._given.append({})
+            self._put(groups, plain, [i])
+            self.update.create(self, i, group, optimizer.state)
+        except BaseException:
+            undo()
+            self._show(groups[:-1])
+            for param in group["params"]:
+                optimizer.state.pop(param, None)
+            raise
+
+    def report(self, optimizer: Any, metric: float) -> None:
+        groups = optimizer.param_groups
+        plain = self.plain(groups)
+        new = reported(plain, metric)
+        for i, state in new.items():
+            group, before = (
+                plain[i],
+                values_at(plain[i]["policy"], plain[i]["schedule_step"], plain[i].get("policy_state")),
+            )
+            group["policy_state"] = dict(state)
+            if values_at(group["policy"], group["schedule_step"], state) != before:
+                group.update(values_of(plan(group, group["schedule_step"], self._slot), group, self._slot))
+        self._replace(groups, plain, new)
+
+    def reschedule(self, optimizer: Any, changes: Changes) -> None:
+        groups = optimizer.param_groups
+        plain = self.plain(groups)
+        for i, values in changes.values(plain, self._slot).items():
+            plain[i].update(values)
+            plain[i] = {key: value for key, value in plain[i].items() if value is not ABSENT}
+        self._replace(groups, plain, changes.indices, restarts=True)
+
+    def _replace(self, groups: list[Group], plain: list[Group], indices: Iterable[int], restarts: bool = False) -> None:
+        """Write plain numbers into these groups, or nothing where that fails."""
+        undo = self.remember()
+        before = [dict(group) for group in groups]
+        try:
+            self._put(groups, plain, indices, restarts)
+        except BaseException:
+            undo()
+            for group, old in zip(groups, before, strict=True):
+                group.clear()
+                group.update(old)
+            raise
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def saved(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        self.update.saved(state_dict["state"])
+        return state_dict
+
+    def for_loading(self, groups: list[Group]) -> list[Group]:
+        check_groups(groups)
+        return self.plain(groups)
+
+    def remember(self) -> Callable[[], None]:
+        clock, ours = dict(vars(self.clock)), dict(vars(self))
+        given = [dict(numbers) for numbers in self._given]
+        parts = list(self.clock.parts)
+        tensors = self.clock.tensors
+        values = [tensor.clone() for tensor in tensors]
+
+        def undo() -> None:
+            vars(self).update(ours, _given=given)
+            vars(self.clock).update(clock, parts=parts)
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.copy_(value)
+            self.clock.settled()
+
+        return undo
+
+    def fill(self, groups: list[Group], previous: list[Group], keys: Iterable[str]) -> None:
+        fill(groups, previous, keys)
+
+    def adopted(self, groups: list[Group], by_hand: set[int]) -> None:
+        """Nothing: loaded numbers go into tensors when nothing else can fail."""
+
+    def loaded(self, optimizer: Any, previous: Any) -> None:
+        groups = optimizer.param_groups
+        self._put(groups, [dict(group) for group in groups], range(len(groups)))
+        self.update.load(self, groups, optimizer.state, previous)
+
+    def unpickled(self, optimizer: Any) -> None:
+        setattr(optimizer, SUPPORTS_AMP_SCALING, True)  # torch forgets it on unpickling
+
+
+def _holds_traced(groups: list[Group], keys: tuple[str, ...], columns: tuple[list[Any], ...]) -> bool:
+    """``holds`` for torch.compile."""
+    for i, group in enumerate(groups):
+        for key, column in zip(keys, columns, strict=True):
+            if column[i] is not ABSENT and group[key] is not column[i]:
+                return False
+    return True
+
+
+def _check_edit(name: str, value: Any) -> None:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"need {name} to be a number or a tensor of one, got {name}={value!r}")
+    elif name == "schedule_step":
+        check_step(value)
+    elif finite(name, value, minimum=0) > _LARGEST:
+        raise ValueError(f"need {name} to be a number that float32 can hold, got {name}={value!r}")
+
+
+def rounded(number: float) -> float:
+    return torch.tensor(number, dtype=torch.float32, device="cpu").item()
+
+
+def unrounded(held: float, *candidates: float | None) -> float:
+    """The float64 original of a float32 value: the first candidate that rounds to it; ``held`` itself if none does."""
+    return next((number for number in candidates if number is not None and rounded(number) == held), held)

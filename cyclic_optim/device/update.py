@@ -1,0 +1,78 @@
+"""What updates parameters where the schedules are on the device: the base class itself, or SGD's own update."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..slots import BETA1, Group, Slot
+from ..torch_private import innermost
+from .clock import Part
+
+State = dict[Any, dict[str, Any]]
+
+
+class BaseUpdate:
+    """The base class's own step; it must be capturable."""
+
+    def __init__(self, base: type) -> None:
+        self._base = base
+
+    def check(self, group: Group, device: torch.device) -> None:
+        """Refuse a group of plain numbers that cannot be updated on the device."""
+        for param in group["params"]:
+            if param.device != device:
+                raise ValueError(
+                    f"need all parameters on one device with capturable=True, got {device} and {param.device}"
+                )
+
+    def shows_momentum(self, part: Part) -> bool:
+        """Whether a group shows its momentum as a tensor.
+
+        Raises:
+            ValueError: the policy cycles momentum, and the base class takes no tensor for it.
+        """
+        if part.cycles_momentum and not _takes_tensor_betas(self._base):
+            raise ValueError(
+                f"need cycle_momentum=False with capturable=True and {self._base.__name__}, which takes momentum as a "
+                f"number only, got {part.policy!r}"
+            )
+        return part.cycles_momentum
+
+    def stored_momentum(self, slot: Slot, group: Group, own: Tensor) -> Any:
+        """What a group stores to show this momentum: Adam takes all betas as tensors, or none."""
+        if slot is not BETA1:
+            return own
+        others = group["betas"][1:]
+        return (own, *(torch.as_tensor(beta, dtype=own.dtype, device=own.device) for beta in others))
+
+    def create(self, schedules: Any, i: int, group: Group, state: State) -> None:
+        """Create the state of a group: the base class creates its own, in its first step."""
+
+    def apply(self, schedules: Any, optimizer: Any, closure: Any, grad_scale: Any, found_inf: Any) -> Any:
+        """Make one update; returns the closure's loss."""
+        if not torch.compiler.is_compiling():
+            return optimizer._base_step(closure)
+        # Below torch's wrappers, which would break the graph.
+        return innermost(self._base.step)(optimizer, closure)
+
+    def saved(self, state: State) -> None:
+        """Remove from a state dict what is not for it."""
+
+    def load(self, schedules: Any, groups: list[Group], state: State, previous: State) -> None:
+        """Copy the loaded state into the tensors of the previous one, which captured graphs read."""
+        for param, entries in state.items():
+            held = previous.get(param, {})
+            for key, value in entries.items():
+                old = held.get(key)
+                if isinstance(old, Tensor) and isinstance(value, Tensor) and old.shape == value.shape:
+                    entries[key] = old.copy_(value)
+
+
+def _takes_tensor_betas(base: type) -> bool:
+    """Whether the class says that it takes betas as tensors, as Adam and AdamW do."""
+    betas = inspect.signature(base).parameters.get("betas")
+    return betas is not None and "Tensor" in str(betas.annotation)

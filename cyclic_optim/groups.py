@@ -1,0 +1,154 @@
+"""What a param group may hold: rules for values that users, checkpoints and other optimizers put there."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import sys
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .policies import Policy
+from .rules import finite, shown
+from .slots import Group
+
+#: Our keys in a param group; the rest of the library writes no others.
+OURS = ("policy", "schedule_step", "max_lr", "policy_state")
+
+#: float16's largest number, the lowest among the floating-point dtypes that torch's updates take. Higher rates are
+#: checked against each parameter's dtype.
+HELD_BY_ALL = torch.finfo(torch.float16).max
+
+
+class Kinds(NamedTuple):
+    """Which keys of an optimizer's groups are numbers, and which are flags; the others are the base class's concern."""
+
+    numbers: tuple[str, ...] = ("lr",)
+    flags: tuple[str, ...] = ()
+    optional_flags: tuple[str, ...] = ()  # may be None
+    nested_state: bool = True  # whether a parameter's state may hold lists and dicts
+
+    def check(self, group: Group) -> None:
+        """Refuse what a checkpoint may not hold, whether or not there is a policy: kinds, whatever the values."""
+        for key in self.numbers:
+            if not isinstance(group[key], (numbers.Real, Tensor)):
+                raise TypeError(f"need {key} to be a number, got {key}={shown(group[key])}")
+        for key in (*self.flags, *self.optional_flags):
+            if not isinstance(group[key], (numbers.Real, type(None))):
+                raise TypeError(f"need {key} to be a bool, got {key}={shown(group[key])}")
+
+    def check_scheduled(self, group: Group) -> None:
+        """Refuse what a group with a policy may not hold."""
+        check_rate(group["lr"])
+        given = {key: group[key] for key in (*self.numbers, "max_lr") if key in group}
+        check_numbers(**given)
+        highest = highest_held(group)
+        for name, value in given.items():
+            _check_value(name, value, highest, learned=bool(group.get("differentiable")))
+        for key in (*self.flags, *self.optional_flags):
+            if not isinstance(group[key], bool) and not (group[key] is None and key in self.optional_flags):
+                raise TypeError(f"need {key} to be a bool, got {key}={shown(group[key])}")
+        if group.get("fused") and group.get("foreach"):
+            raise ValueError("need at most one of fused and foreach, got both")
+
+
+def _check_value(name: str, value: Any, highest: float, *, learned: bool) -> None:
+    if isinstance(value, Tensor):
+        if name != "lr" and (value.dim() > 0 or (value.requires_grad and not learned)):
+            raise ValueError(f"need {name} to be a number, or a tensor that holds one, got {name}={shown(value)}")
+    elif not _is_taken_by_torch(value):
+        raise TypeError(f"need {name} to be a float, or an int of 64 bits, got {name}={shown(value)}")
+    if abs(value) > highest:
+        raise ValueError(f"need {name} to be a number that the parameters can hold (up to {highest}), got {value}")
+
+
+def _is_taken_by_torch(number: Any) -> bool:
+    """Whether torch's operations take this real number: no fraction, and no int of more than 64 bits."""
+    if isinstance(number, numbers.Integral):
+        return -(2**63) <= int(number) < 2**63
+    return not isinstance(number, numbers.Rational)
+
+
+def check_numbers(**given: Any) -> None:
+    """Refuse what plain SGD accepts (NaN, inf) and what would spoil a schedule for good."""
+    for name, value in given.items():
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ValueError(f"need {name} as a number or a Tensor of 1 element, got shape {tuple(value.shape)}")
+            value = value.item() if value.device.type != "meta" else value
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            raise TypeError(f"need {name} to be a number, got {name}={shown(value)}")
+        finite(name, value, minimum=-math.inf if name == "dampening" else 0)
+
+
+def check_policy(policy: object) -> None:
+    """Refuse what is neither a policy nor None, with the way out for common mistakes."""
+    if policy is None or isinstance(policy, Policy):
+        return
+    hint = ""
+    if isinstance(policy, type) and issubclass(policy, Policy):
+        hint = f": pass an instance, {policy.__name__}(...)"
+    elif callable(policy):
+        hint = ": wrap a function of the step in LambdaPolicy"
+    raise TypeError(f"need policy to be a Policy or None, got {policy=}{hint}")
+
+
+def check_rate(lr: Any) -> None:
+    """Refuse a tensor that a policy cannot write rates into; a number is checked where it is used."""
+    if type(lr) is float or not isinstance(lr, Tensor):
+        return
+    if lr.numel() != 1 or lr.layout is not torch.strided or lr.device.type == "meta":
+        raise ValueError(f"need lr as a number, or a dense tensor with one element, got lr={shown(lr)}")
+    if lr.requires_grad:
+        raise ValueError("need lr without requires_grad beside a policy, which overwrites it")
+    if not lr.is_floating_point():
+        raise ValueError(f"need lr as a floating-point tensor beside a policy, got lr={lr!r}")
+
+
+def highest_held(group: Group) -> float:
+    """The largest number that a group's rate, and the dtypes of all of its parameters, can hold."""
+    dtypes = {tensor.dtype for tensor in (group["lr"], *group.get("params", ())) if isinstance(tensor, Tensor)}
+    floating = (torch.finfo(dtype).max for dtype in dtypes if dtype.is_floating_point or dtype.is_complex)
+    return min(floating, default=sys.float_info.max)
+
+
+def check_groups(groups: list[Group]) -> None:
+    """Refuse an optimizer that has lost its groups: the clocks are in them."""
+    if not groups:
+        raise ValueError("need at least one param group beside a policy, whose counter they keep, got none")
+
+
+#: Keys that torch's schedulers leave in param groups beside ``initial_lr``.
+_LEFT_BY_SCHEDULERS = {"min_lr", "base_momentum", "max_momentum"}
+#: Arguments that are given to the optimizer, or a policy, and mean nothing in a group.
+_ELSEWHERE = {
+    "capturable": "an argument of the optimizer",
+    "horizon": "an argument of the optimizer",
+    "policies": "a policy per group is 'policy'",
+    "scheduler": "a policy per group is 'policy'",
+    "schedule": "a policy per group is 'policy'",
+    **dict.fromkeys(
+        sorted(_LEFT_BY_SCHEDULERS), "an argument of the policy: {'policy': OneCycle(..., max_momentum=0.95)}"
+    ),
+}
+
+
+def check_keys(group: Group, defaults: Iterable[str]) -> None:
+    """Refuse a key that looks like an argument of ours and is none; users' own labels are theirs.
+
+    ``min_lr``, ``base_momentum`` and ``max_momentum`` are accepted beside ``initial_lr``: then a torch scheduler
+    left them there, and they have no effect.
+    """
+    known = {*defaults, *OURS}
+    for key in group:
+        if not isinstance(key, str) or key in known or (key in _LEFT_BY_SCHEDULERS and "initial_lr" in group):
+            continue
+        looks_like_ours = any(word in key for word in ("policy", "schedule_"))
+        if key in _ELSEWHERE or looks_like_ours:
+            what = _ELSEWHERE.get(key, f"the keys of a group are {', '.join(OURS)}")
+            raise ValueError(
+                f"need a param group without {key!r}, which has no effect there, got {key}={shown(group[key])}: {what}"
+            )

@@ -1,0 +1,308 @@
+"""Schedules whose values are numbers in the param groups: planned and checked before an update, written after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..groups import HELD_BY_ALL, check_groups, check_policy, check_rate
+from ..native import ABSENT, holds, put
+from ..policies.asked import values_at
+from ..checkpoint import BY_HAND, fill
+from ..schedule import Changes, as_held, at_once, check_step, plan, rate, reported, values_of, warn, writing
+from ..slots import Group, Slot, check_momentum
+from ..torch_private import uncompiled, wrapped_by_scheduler
+from ..schedules import Closure, Schedules
+from .written import Lane, Written
+
+_BOTH_WRITE = (
+    "an LR scheduler is attached to an optimizer that has a policy: both write lr, and the last to do so before a "
+    "step wins. Remove the scheduler, or the policy."
+)
+
+#: The next step's values of all groups: steps, rates, momenta (None: nobody's changes), calls that fill tensor rates.
+Upcoming = tuple[list[Any], list[Any], "list[Any] | None", "list[partial[Any]]"]
+
+
+class HostSchedules:
+    """See :class:`..schedules.Schedules`."""
+
+    is_traced = False
+
+    def __init__(self, slot: Slot | None) -> None:
+        self._slot = slot
+        self._written = Written([], slot)
+        self._warned_of_scheduler = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_written": self._written.as_data()}
+
+    # -- the step -----------------------------------------------------------------------------------------------
+
+    def step(self, optimizer: Any, closure: Closure | None) -> Any:
+        groups, own, written = optimizer.param_groups, optimizer.__dict__, self._written
+        if "step" in own or not holds(groups, written.keys, written.columns):
+            check_groups(groups)
+            if self._is_dry_run(optimizer):
+                return self._dry_run(optimizer)
+            self._take_edits(optimizer)
+            written = self._written
+        found_inf = own.get("found_inf")  # GradScaler sets it where the step does its own unscaling
+        if found_inf is not None and found_inf.item() != 0:
+            return None if closure is None else torch.enable_grad()(closure)()
+        upcoming = self._upcoming(groups)  # before the update: if a policy has no valid answer, nothing has moved
+        loss = optimizer._apply(closure)
+        if self._written is not written:  # the closure reported or rescheduled
+            upcoming = self._upcoming(groups)
+        self._write(groups, upcoming)
+        return loss
+
+    def compiled_step(self, optimizer: Any, closure: Closure | None) -> Any:
+        return _uncompiled_step(self, optimizer, closure)
+
+    def _upcoming(self, groups: list[Group]) -> Upcoming:
+        written, n = self._written, len(groups)
+        fills: list[partial[Any]] = []
+        if written.single:
+            step, rates, momentum = self._next(groups, written.lanes[0], fills)
+            return [step] * n, rates, None if momentum is None else [momentum] * n, fills
+        steps, lrs, momenta = [ABSENT] * n, [ABSENT] * n, [ABSENT] * n
+        for lane in written.lanes:
+            step, rates, momentum = self._next(groups, lane, fills)
+            for i, lr in zip(lane.indices, rates, strict=True):
+                steps[i], lrs[i] = step, lr
+                if momentum is not None:
+                    momenta[i] = momentum
+        return steps, lrs, None if self._slot is None else momenta, fills
+
+    def _next(self, groups: list[Group], lane: Lane, fills: list[partial[Any]]) -> tuple[int, list[Any], float | None]:
+        """A lane's next step, rates and momentum, checked; ``fills`` gets the calls for rates that are tensors."""
+        step = lane.step + 1
+        lr_factor, momentum = values_at(lane.policy, step, lane.state)
+        if momentum is not None:
+            check_momentum(self._slot, momentum, lane.policy)
+        if lane.highest * lr_factor > HELD_BY_ALL:
+            for i in lane.indices:
+                rate(groups[i], lr_factor, step)
+        rates: list[Any] = lane.rates(lr_factor)
+        for n, tensor in lane.tensors:
+            check_rate(tensor)
+            fills.append(partial(tensor.fill_, rates[n]))
+            rates[n] = tensor
+        return step, rates, momentum
+
+    def _write(self, groups: list[Group], upcoming: Upcoming) -> None:
+        """Write the values in all groups or, where an interrupt comes first, in none."""
+        steps, lrs, momenta, fills = upcoming
+        if momenta is None or self._slot is None:
+            keys, columns = _CLOCK_AND_RATE, (steps, lrs)
+        else:
+            keys, columns = (*_CLOCK_AND_RATE, self._slot.key), (steps, lrs, self._slot.column(groups, momenta))
+        if fills:
+            at_once([*fills, partial(put_all, groups, keys, columns)])
+        else:
+            put_all(groups, keys, columns)
+        self._written.moved(steps, lrs, momenta)
+
+    # -- edits ----------------------------------------------------------------------------------------------------
+
+    def _take_edits(self, optimizer: Any) -> None:
+        """Write what follows from edits of policies, clocks and peaks since the last write; an edited lr stays."""
+        self._watch_for_scheduler(optimizer)
+        groups = optimizer.param_groups
+        edits = [self._edited(i, group) for i, group in enumerate(groups)]
+        self._store(groups, {i: values for i, (values, _) in enumerate(edits)})
+        self._written = Written(groups, self._slot, [i for i, (_, by_hand) in enumerate(edits) if by_hand])
+
+    def _store(self, groups: list[Group], values: dict[int, Group]) -> None:
+        at_once(chain.from_iterable([writing(groups[i], each) for i, each in values.items()]))
+
+    def _edited(self, i: int, group: Group) -> tuple[Group, bool]:
+        """What follows from a group's edits, to be stored; and whether its lr is the user's."""
+        row = self._written.row(i)
+        if "policy" not in group:
+            raise ValueError("need 'policy' in every param group beside a schedule: add groups with add_param_group")
+        check_policy(group["policy"])
+        if group["policy"] is None:
+            return {}, False
+        by_hand = i in self._written.by_hand or self._rate_is_edited(group, row)
+        changed = {key for key in (*row, "policy_state") if group.get(key, ABSENT) is not row.get(key, ABSENT)}
+        if not changed - {"lr"}:
+            check_rate(group["lr"])
+            return {}, by_hand
+        return self._follow(i, group, changed, by_hand), by_hand
+
+    def _follow(self, i: int, group: Group, changed: set[str], by_hand: bool) -> Group:
+        """What follows from changed keys of a group."""
+        if not {"schedule_step", "max_lr"} <= group.keys():
+            raise ValueError("need schedule_step and max_lr beside policy in a param group: use reschedule(policy=...)")
+        values: Group = {}
+        if "policy" in changed and "policy_state" not in changed:  # the old one's memory
+            state = group["policy"].initial_state()
+            values["policy_state"] = ABSENT if state is None else dict(state)
+        after = {key: value for key, value in {**group, **values}.items() if value is not ABSENT}
+        values |= values_of(plan(after, check_step(group["schedule_step"]), self._slot), after, self._slot)
+        if by_hand:
+            del values["lr"]
+        slot = self._slot
+        if slot is not None and (changed <= {"max_lr", "lr"} or slot.read(group) is not self._momentum_written(i)):
+            values.pop(slot.key, None)
+        return values
+
+    def _momentum_written(self, i: int) -> Any:
+        momenta = self._written.momenta
+        return momenta[i] if i < len(momenta) else None
+
+    def _rate_is_edited(self, group: Group, row: Group) -> bool:
+        lr = group["lr"]
+        if lr is not row.get("lr", ABSENT) or not isinstance(lr, Tensor):
+            return lr is not row.get("lr", ABSENT)
+        before = {key: value for key, value in {**group, **row}.items() if value is not ABSENT}
+        return bool(lr != as_held(lr, plan(before, before["schedule_step"], self._slot).lr))
+
+    def _watch_for_scheduler(self, optimizer: Any) -> None:
+        if not self._warned_of_scheduler:
+            # Unpickled, or wrapped again by somebody else, a scheduler shows by what it writes.
+            writes_lr = any(
+                "initial_lr" in group and self._rate_is_edited(group, self._written.row(i))
+                for i, group in enumerate(optimizer.param_groups)
+            )
+            self._warned_of_scheduler = warn_of_scheduler(optimizer, writes_lr)
+
+    # -- distributed checkpointing's dry run --------------------------------------------------------------------------
+
+    def _is_dry_run(self, optimizer: Any) -> bool:
+        """Whether this step is to create state and move nothing.
+
+        Distributed checkpointing sets every rate to 0, every gradient to 0, and steps an optimizer without state. A
+        zero rate alone proves nothing, nor do zero gradients: below a zero-initialized head there are no others.
+        """
+        groups = optimizer.param_groups
+        for i, group in enumerate(groups):
+            if group["lr"] is self._written.row(i).get("lr") or not is_zero(group["lr"]):
+                return False
+        return not any(optimizer.state.values()) and gradients_are_zero(groups)
+
+    def _dry_run(self, optimizer: Any) -> None:
+        optimizer._create_state()
+        groups, written = optimizer.param_groups, self._written
+        if len(written.momenta) == len(groups):
+            put_all(groups, ("lr",), (written.columns[3],))
+
+    # -- between steps --------------------------------------------------------------------------------------------
+
+    def for_groups(self, optimizer: Any, groups: list[Group]) -> Schedules:
+        for group in groups:
+            group.setdefault("policy", None)
+        return self
+
+    def join(self, optimizer: Any) -> None:
+        groups = optimizer.param_groups
+        peers = [self._edited(i, group) for i, group in enumerate(groups[: len(self._written.momenta)])]
+        self._store(groups, {i: values for i, (values, _) in enumerate(peers)})
+        self._written = Written(groups, self._slot, [i for i, (_, by_hand) in enumerate(peers) if by_hand])
+
+    def report(self, optimizer: Any, metric: float) -> None:
+        groups = optimizer.param_groups
+        changed: dict[int, Group] = {}
+        for i, state in reported(groups, metric).items():
+            changed[i] = {"policy_state": dict(state), **self._reported(groups[i], state)}
+        self._change(optimizer, changed, {i for i, values in changed.items() if "lr" in values})
+
+    def _reported(self, group: Group, state: Group) -> Group:
+        """The values that follow from a report; none where it changes nothing."""
+        step, after = group["schedule_step"], {**group, "policy_state": state}
+        before = values_at(group["policy"], step, group.get("policy_state"))
+        if values_at(group["policy"], step, state) == before:
+            return {}
+        return values_of(plan(after, step, self._slot), after, self._slot)
+
+    def reschedule(self, optimizer: Any, changes: Changes) -> None:
+        values = changes.values(optimizer.param_groups, self._slot)
+        self._change(optimizer, values, set(values))
+
+    def _change(self, optimizer: Any, values: dict[int, Group], rewritten: set[int]) -> None:
+        """Store values of the current step, beside what follows from edits."""
+        groups = optimizer.param_groups
+        edits = [self._edited(i, group) for i, group in enumerate(groups)]
+        merged = {i: {**edited, **values.get(i, {})} for i, (edited, _) in enumerate(edits)}
+        self._store(groups, merged)
+        by_hand = {i for i, (_, by_hand) in enumerate(edits) if by_hand} - rewritten
+        self._written = Written(groups, self._slot, by_hand)
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def plain(self, groups: list[Group]) -> list[Group]:
+        copies = []
+        for i, group in enumerate(groups):
+            values, by_hand = self._edited(i, group)
+            if "lr" in values and isinstance(group["lr"], Tensor):
+                values["lr"] = torch.full_like(group["lr"], values["lr"])
+            after = {key: value for key, value in {**group, **values}.items() if value is not ABSENT}
+            copies.append({**after, BY_HAND: True} if by_hand else after)
+        return copies
+
+    def saved(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        return state_dict
+
+    def for_loading(self, groups: list[Group]) -> list[Group]:
+        check_groups(groups)
+        return groups
+
+    def remember(self) -> Callable[[], None]:
+        return partial(setattr, self, "_written", self._written)
+
+    def fill(self, groups: list[Group], previous: list[Group], keys: Iterable[str]) -> None:
+        fill(groups, previous, keys)
+
+    def adopted(self, groups: list[Group], by_hand: set[int]) -> None:
+        self._written = Written(groups, self._slot, by_hand)
+
+    def loaded(self, optimizer: Any, previous: Any) -> None:
+        """Nothing: numbers were adopted as they came."""
+
+    def unpickled(self, optimizer: Any) -> None:
+        data: Any = self._written  # see __getstate__
+        self._written = Written.from_data(data, optimizer.param_groups, self._slot)
+
+
+_CLOCK_AND_RATE = ("schedule_step", "lr")
+# Run uncompiled: a float that changes on every step would trigger a recompile per step.
+_uncompiled_step = uncompiled(HostSchedules.step)
+
+
+def is_zero(lr: Any) -> bool:
+    """Whether a rate is known to be 0. One on a device is not read, as the host would have to synchronize."""
+    if not isinstance(lr, Tensor):
+        return bool(lr == 0)
+    readable = lr.device.type == "cpu" and lr.layout is torch.strided and lr.numel() == 1
+    return readable and bool(lr == 0)
+
+
+def gradients_are_zero(groups: list[Group]) -> bool:
+    """Whether there are gradients, and all of them are 0."""
+    grads = [param.grad for group in groups for param in group["params"] if param.grad is not None]
+    return bool(grads) and not any(grad.any() for grad in grads if grad.numel() > 0)
+
+
+def put_all(groups: list[Group], keys: tuple[str, ...], columns: tuple[list[Any], ...]) -> None:
+    """``put``, also into groups and lists of other types, which are written to by their own methods."""
+    try:
+        put(groups, keys, columns)
+    except TypeError:  # before anything was written
+        rows = [dict(zip(keys, items, strict=True)) for items in zip(*columns, strict=True)]
+        rows = [{key: item for key, item in row.items() if item is not ABSENT} for row in rows]
+        at_once([partial(group.update, row) for group, row in zip(groups, rows, strict=True)])
+
+
+def warn_of_scheduler(optimizer: Any, writes_lr: bool) -> bool:
+    """Warn where an LR scheduler is attached, or shows by writing lr; whether it did."""
+    if not wrapped_by_scheduler(optimizer) and not writes_lr:
+        return False
+    warn(_BOTH_WRITE)
+    return True

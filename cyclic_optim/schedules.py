@@ -1,0 +1,62 @@
+"""What an optimizer asks of its schedules, wherever their values live."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from .schedule import Changes
+from .slots import Group
+
+Closure = Callable[[], Any]
+
+
+class Schedules(Protocol):
+    """The schedules of all groups of one optimizer: on the host, on the device, or none.
+
+    An optimizer chooses one when its groups change. ``optimizer`` is the :class:`.scheduled.Scheduled` that asks.
+    """
+
+    is_traced: bool  # whether torch.compile looks into its step
+
+    def step(self, optimizer: Any, closure: Closure | None) -> Any:
+        """Make one update with the current values, then write the next step's; returns the closure's loss."""
+
+    def compiled_step(self, optimizer: Any, closure: Closure | None) -> Any:
+        """``step`` where torch.compile traces it, or watches."""
+
+    def for_groups(self, optimizer: Any, groups: list[Group]) -> Schedules:
+        """The schedules for these groups, the optimizer's or about to be: these, or others."""
+
+    def join(self, optimizer: Any) -> None:
+        """Take in the last param group, which has just been given its schedule, as plain numbers."""
+
+    def report(self, optimizer: Any, metric: float) -> None:
+        """Tell every policy that listens, and write the values that follow."""
+
+    def reschedule(self, optimizer: Any, changes: Changes) -> None:
+        """Make these changes, and write the values that follow."""
+
+    def plain(self, groups: list[Group]) -> list[Group]:
+        """Copies of the groups in plain numbers, with the values that the next step will use."""
+
+    def saved(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """What torch made of state and plain groups, as it is to be saved."""
+
+    def for_loading(self, groups: list[Group]) -> list[Group]:
+        """The groups as loading is to find them, in plain numbers."""
+
+    def remember(self) -> Callable[[], None]:
+        """Returns a function that undoes everything that loading may write before it fails."""
+
+    def fill(self, groups: list[Group], previous: list[Group], keys: Iterable[str]) -> None:
+        """Complete loaded groups before torch does, which would fall back on slower paths."""
+
+    def adopted(self, groups: list[Group], by_hand: set[int]) -> None:
+        """Go on from loaded groups; in those of ``by_hand`` the lr is the user's."""
+
+    def loaded(self, optimizer: Any, previous: Any) -> None:
+        """Loading has succeeded; ``previous`` is the state before it."""
+
+    def unpickled(self, optimizer: Any) -> None:
+        """Go on after pickling or copying."""

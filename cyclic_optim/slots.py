@@ -1,0 +1,74 @@
+"""Where a policy's momentum lives in a param group: ``momentum``, ``betas[0]``, or nowhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from .native import ABSENT
+
+Group = dict[str, Any]
+
+
+class Slot(NamedTuple):
+    """One place for momentum: how it is read, and what to store under ``key`` to change it."""
+
+    key: str
+    read: Callable[[Group], Any]
+    stored: Callable[[Group, Any], Any]
+    column: Callable[[list[Group], list[Any]], list[Any]]  # ``stored`` for all groups; what is ABSENT stays so
+    below: float  # momentum must be less than this
+    where: str  # its name in errors
+
+
+def _momentum(group: Group) -> Any:
+    return group["momentum"]
+
+
+def _itself(group: Group, value: Any) -> Any:
+    return value
+
+
+def _themselves(groups: list[Group], momenta: list[Any]) -> list[Any]:
+    return momenta
+
+
+def _beta1(group: Group) -> Any:
+    return group["betas"][0]
+
+
+def _betas(group: Group, value: Any) -> tuple[Any, ...]:
+    return (value, *group["betas"][1:])
+
+
+def _column_of_betas(groups: list[Group], momenta: list[Any]) -> list[Any]:
+    return [
+        ABSENT if momentum is ABSENT else _betas(group, momentum)
+        for group, momentum in zip(groups, momenta, strict=True)
+    ]
+
+
+MOMENTUM = Slot("momentum", _momentum, _itself, _themselves, math.inf, "momentum")
+#: Adam divides by ``1 - beta1**step``.
+BETA1 = Slot("betas", _beta1, _betas, _column_of_betas, 1.0, "betas[0]")
+
+
+def momentum_slot(options: Mapping[str, Any]) -> Slot | None:
+    """The slot of an optimizer with these defaults; betas come first, as in torch's CyclicLR and OneCycleLR."""
+    if "betas" in options:
+        return BETA1
+    return MOMENTUM if "momentum" in options else None
+
+
+def check_momentum(slot: Slot | None, momentum: float | None, policy: object) -> None:
+    """Refuse a momentum that this optimizer has no place for, or that its place cannot hold."""
+    if momentum is None:
+        return
+    if slot is None:
+        raise ValueError(
+            "need an optimizer with momentum or betas beside a policy that cycles momentum, got neither and "
+            f"{policy!r}: pass cycle_momentum=False to the policy"
+        )
+    if not momentum < slot.below:
+        raise ValueError(f"need momentum < {slot.below:g} in {slot.where}, got {momentum=} from {policy!r}")

@@ -1,0 +1,174 @@
+"""Every private name of torch that is used: what each one buys, and what happens without it.
+
+A name that a torch version may lack has a fallback here. The others exist in every supported torch (2.6 and newer);
+without them importing this package fails, which the tests of a new torch version show first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    _device_dtype_check_for_fused,
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+    _use_grad_for_differentiable,
+)
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
+
+# -- operations ---------------------------------------------------------------------------------------------------
+
+
+#: torch's fused SGD. It buys memory-bound updates of large tensors; without it they would take torch's loops.
+#: Looked up in each call: tests and profilers replace it.
+def fused_sgd(*args: Any, **options: Any) -> None:
+    torch._fused_sgd_(*args, **options)
+
+
+#: The device types of the fused update. Without it every device would take torch's loops.
+fused_devices: Callable[[], list[str]] = _get_fused_kernels_supported_devices
+
+#: torch's own error for parameters that fused=True cannot take. Without it: the fused op's error, in the middle of it.
+check_fused_param: Callable[[Tensor], None] = _device_dtype_check_for_fused
+
+#: Autograd notices that a saved tensor was overwritten. Without it a backward pass would use wrong values silently.
+increment_version: Callable[[Any], None] = torch._C._increment_version
+
+
+def is_zero_tensor(tensor: Tensor) -> bool:
+    """Whether it is torch's symbolic zero. It has no memory to read: without this, a crash in the fused op."""
+    return bool(tensor._is_zerotensor())
+
+
+# -- the step -----------------------------------------------------------------------------------------------------
+
+#: Gradient mode of a step as torch.optim sets it; visible to torch.compile. Without it: torch.no_grad().
+use_grad_for_differentiable: Callable[[Any], Any] = _use_grad_for_differentiable
+
+#: Half the cost of ``with torch.no_grad()``, on every step. Without it: that context manager.
+set_grad_enabled: Callable[[bool], Any] = torch._C._set_grad_enabled
+
+#: Whether a profiler records; then torch's wrapper of ``step`` runs. Without it that wrapper would run on every step.
+profiler_enabled: Callable[[], bool] = torch._C._autograd._profiler_enabled
+
+#: The number of active dispatch modes (make_fx, FLOP counters). Without it they would miss the native update's work.
+dispatch_modes_active: Callable[[], int] = torch._C._len_torch_dispatch_stack
+
+#: Keeps torch.compile out of a function. Without it, a float that changes on every step triggers a recompile per step.
+uncompiled: Callable[[Callable[..., Any]], Callable[..., Any]] = torch._disable_dynamo  # type: ignore[attr-defined]
+
+_eval_frame_callback = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: "unknown")
+
+
+def compiler_is_near() -> bool:
+    """Whether torch.compile traces this call, or watches which functions are called.
+
+    Without the callback (an older torch) the answer is always yes: torch's wrapper then runs on every step.
+    """
+    return torch.compiler.is_compiling() or _eval_frame_callback() is not None
+
+
+def hooks_of_step(optimizer: Any) -> bool:
+    """Whether any step hook is registered, here or globally. Without it torch's wrapper would run on every step."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+    )
+
+
+def without_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that torch wrapped in hooks and profiling. Without it hooks would run twice in one step."""
+    return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]
+
+
+def innermost(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The function below all of torch's wrappers, which break a compiled graph. Without it: three graphs per step."""
+    while hasattr(step, "__wrapped__"):
+        step = step.__wrapped__
+    return step
+
+
+# -- state of an optimizer ----------------------------------------------------------------------------------------
+
+#: The dicts of hooks that stay behind when a run is taken over. Without them hooks would be lost silently.
+HOOKS = (
+    "_optimizer_step_pre_hooks",
+    "_optimizer_step_post_hooks",
+    "_optimizer_state_dict_pre_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+)
+
+
+def state_dict_hooks(optimizer: Any) -> tuple[Iterable[Any], Iterable[Any]]:
+    """The hooks before and after ``state_dict()``. Without them a consistent copy could not leave them to the end."""
+    pre, post = optimizer._optimizer_state_dict_pre_hooks, optimizer._optimizer_state_dict_post_hooks
+    return list(pre.values()), list(post.values())
+
+
+#: For the twin whose ``state_dict()`` is torch's, without its hooks.
+NO_STATE_DICT_HOOKS: dict[str, Any] = {"_optimizer_state_dict_pre_hooks": {}, "_optimizer_state_dict_post_hooks": {}}
+
+
+def load_is_hooked(optimizer: Any) -> bool:
+    """Whether a hook may turn anything into a state dict. Without it such dicts would be refused too early."""
+    return bool(optimizer._optimizer_load_state_dict_pre_hooks)
+
+
+#: GradScaler leaves unscaling and skipping to a step that says so. Without it: one more pass over all gradients.
+SUPPORTS_AMP_SCALING = "_step_supports_amp_scaling"
+#: torch's flag for its check of fused parameters, read and written by SGD itself.
+NEEDS_FUSED_CHECK = "_need_device_dtype_check_for_fused"
+
+
+def wrapped_by_scheduler(optimizer: Any) -> bool:
+    """Whether an LR scheduler counts this optimizer's steps. Without it two schedules would fight silently."""
+    return bool(getattr(optimizer.__dict__.get("step"), "_wrapped_by_lr_sched", False))
+
+
+def was_stepped(optimizer: Optimizer) -> bool:
+    """Whether a scheduler saw a step. Without it a first step before ``scheduler.step()`` would go unnoticed."""
+    return bool(getattr(optimizer, "_opt_called", False))
+
+
+# -- schedulers that are taken over: each of these readers serves from_torch alone -----------------------------------
+
+
+def last_rates(scheduler: Any) -> list[Any]:
+    """The rates of its last step: how many groups it knows, and a plateau's peaks."""
+    rates: list[Any] = scheduler._last_lr
+    return rates
+
+
+def sequence_of(scheduler: Any) -> tuple[list[Any], list[int]]:
+    """The parts and milestones of a SequentialLR."""
+    return scheduler._schedulers, scheduler._milestones
+
+
+def chain_of(scheduler: Any) -> list[Any]:
+    """The parts of a ChainedScheduler."""
+    parts: list[Any] = list(scheduler._schedulers)
+    return parts
+
+
+def phases_of(scheduler: Any) -> tuple[list[dict[str, Any]], str]:
+    """The phases and the annealing of a OneCycleLR."""
+    return scheduler._schedule_phases, scheduler._anneal_func_type
+
+
+def scale_function_of(scheduler: Any) -> Callable[[int], float] | None:
+    """The function that a CyclicLR was given; None for its built-in modes."""
+    function: Callable[[int], float] | None = scheduler._scale_fn_custom
+    return function
+
+
+def writes_to(tensor: Tensor) -> int:
+    """How often a tensor was written to. Without it nobody could tell how often a scheduler was stepped."""
+    return 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,70 @@
+"""No schedules: ``policy=None``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .host import HostSchedules
+from .schedule import Changes
+from .schedules import Closure, Schedules
+from .slots import Group
+
+
+class Unscheduled:
+    """The optimizer is its base class, literally. See :class:`.schedules.Schedules`."""
+
+    is_traced = False
+
+    def step(self, optimizer: Any, closure: Closure | None) -> Any:
+        return optimizer._plain_step(closure)
+
+    def compiled_step(self, optimizer: Any, closure: Closure | None) -> Any:
+        return optimizer._compiled_plain_step(closure)
+
+    def for_groups(self, optimizer: Any, groups: list[Group]) -> Schedules:
+        if all(group.get("policy") is None for group in groups):
+            for group in groups:
+                group.pop("policy", None)
+            return self
+        return HostSchedules(optimizer._slot).for_groups(optimizer, groups)
+
+    def join(self, optimizer: Any) -> None:
+        """Nothing: no group has a schedule."""
+
+    def report(self, optimizer: Any, metric: float) -> None:
+        raise TypeError("need a policy that listens to a metric (Plateau), got policy=None")
+
+    def reschedule(self, optimizer: Any, changes: Changes) -> None:
+        groups = optimizer.param_groups
+        changes.values(groups, optimizer._slot)  # raises before anything is changed
+        for group in groups:
+            group["policy"] = None
+        schedules = HostSchedules(optimizer._slot)
+        schedules.adopted(groups, set())
+        schedules.reschedule(optimizer, changes)
+        optimizer._schedules = schedules
+
+    def plain(self, groups: list[Group]) -> list[Group]:
+        return list(map(dict, groups))
+
+    def saved(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        return state_dict
+
+    def for_loading(self, groups: list[Group]) -> list[Group]:
+        return groups
+
+    def remember(self) -> Callable[[], None]:
+        return lambda: None
+
+    def fill(self, groups: list[Group], previous: list[Group], keys: Iterable[str]) -> None:
+        """Nothing: torch completes its own groups."""
+
+    def adopted(self, groups: list[Group], by_hand: set[int]) -> None:
+        """Nothing: no group has a schedule."""
+
+    def loaded(self, optimizer: Any, previous: Any) -> None:
+        """Nothing: no group has a schedule."""
+
+    def unpickled(self, optimizer: Any) -> None:
+        """Nothing: no group has a schedule."""
