@@ -52,20 +52,19 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
     def __getattr__(name: str) -> Any:
         """Import on first use: what needs torch, as the command line needs none, and what takes long to import."""
         if name == "CyclicSGD":
-            from .sgd import CyclicSGD
-
-            return CyclicSGD
-        if name in _RANGE_TEST:
+            from .sgd import CyclicSGD as value
+        elif name in _RANGE_TEST:
             from . import range_test
 
-            return getattr(range_test, name)
-        if name == "plot_policy":
-            from .plotting import plot_policy
-
-            return plot_policy
-        if name in _POLICIES:
-            return _POLICIES[name]
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            value = getattr(range_test, name)
+        elif name == "plot_policy":
+            from .plotting import plot_policy as value
+        elif name in _POLICIES:
+            value = _POLICIES[name]
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
