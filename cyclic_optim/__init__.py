@@ -12,7 +12,6 @@ from .policies import POLICIES as _POLICIES
 from .policies import Policy, Values
 
 if TYPE_CHECKING:
-    from .sgd import CyclicSGD as CyclicSGD
     from .plotting import plot_policy as plot_policy
     from .policies.compose import LambdaPolicy as LambdaPolicy
     from .policies.compose import Scaled as Scaled
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from .range_test import NoSuggestionError as NoSuggestionError
     from .range_test import lr_range_test as lr_range_test
     from .range_test import supervised_step as supervised_step
+    from .sgd import CyclicSGD as CyclicSGD
 
 __version__ = "0.1.0"
 

@@ -136,7 +136,7 @@ copyreg.pickle(_Made, _reduced)  # type: ignore[arg-type]
 
 
 def _make(cls: type[Optimizer]) -> type[Scheduled]:
-    def __init__(self: Any, *args: Any, policy: Policy | None = None, **options: Any) -> None:  # noqa: N807
+    def __init__(self: Any, *args: Any, policy: Policy | None = None, **options: Any) -> None:
         self._begin(policy)
         super(made, self).__init__(*args, **options)
         self._ready(bool(self.defaults.get("capturable", False)))

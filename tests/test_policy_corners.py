@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from cyclic_optim.device_clock import _extent
 
 from cyclic_optim import (
     Constant,
@@ -22,7 +23,6 @@ from cyclic_optim import (
     Staircase,
     Triangular,
 )
-from cyclic_optim.device_clock import _extent
 from cyclic_optim.policies import POLICIES, describe, rebuild
 from cyclic_optim.policies.cyclic import cycle_of
 

@@ -141,7 +141,7 @@ class DeviceSchedules:
     def _plain(self, i: int, group: Group, step: int, lr: float, momentum: float, peak: float, seen: float) -> Group:
         """A group in numbers: in full precision where float32 holds what the policy or the user said."""
         made, part, given = dict(group), self.clock.parts[i], self._given[i]
-        assigned = {key: value for key, value in self._assigned(i, group)}
+        assigned = dict(self._assigned(i, group))
         if self._slot is not None and self.update.shows_momentum(part):
             made[self._slot.key] = self._slot.stored({self._slot.key: given["stored"]}, momentum)
         if part.policy is None:
@@ -159,7 +159,7 @@ class DeviceSchedules:
             made[self._slot.key] = self._slot.stored(made, momentum)
         if "schedule_step" in assigned or group["policy"] is not part.policy:
             made.update(values_of(plan(made, made["schedule_step"], self._slot), made, self._slot))
-        elif not follows:
+        elif not follows or part.held(step) != step:  # a table that has ended is begun anew on loading
             made[BY_HAND] = True
         return made
 
@@ -359,6 +359,16 @@ class DeviceSchedules:
 
     def unpickled(self, optimizer: Any) -> None:
         setattr(optimizer, SUPPORTS_AMP_SCALING, True)  # torch forgets it on unpickling
+        groups = optimizer.param_groups
+        edits = [
+            (i, key, group[key])
+            for key, column in zip(self._keys, self._columns, strict=True)
+            for i, group in enumerate(groups)
+            if key in group and not _is_same(group[key], column[i])
+        ]
+        self._show(groups)
+        for i, key, value in edits:
+            groups[i][key] = value
 
 
 def _holds_traced(groups: list[Group], keys: tuple[str, ...], columns: tuple[list[Any], ...]) -> bool:
@@ -368,6 +378,15 @@ def _holds_traced(groups: list[Group], keys: tuple[str, ...], columns: tuple[lis
             if column[i] is not ABSENT and group[key] is not column[i]:
                 return False
     return True
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether pickling made two objects of one."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return type(one) is type(other) and torch.equal(one, other)
+    return bool(one is other or one == other)
 
 
 def _check_edit(name: str, value: Any) -> None:
