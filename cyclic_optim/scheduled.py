@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .checkpoint import adopt, check_state_dict, cloned_state, encoded, fill
+from .checkpoint import adopt, check_state_dict, cloned_state, fill, policy_of
 from .device import BaseUpdate, DeviceSchedules
 from .groups import Kinds, check_groups, check_keys, check_policy
 from .passive import PassiveScheduler
 from .pickling import Guard
 from .policies import Policy
 from .rules import shown
-from .schedule import changes_of, enrol
+from .schedule import Known, changes_of, enrol
 from .schedules import Closure, Schedules
 from .slots import Group, Slot, momentum_slot
 from .torch_private import (
@@ -45,6 +45,7 @@ class Scheduled(Optimizer):
 
     _kinds: ClassVar[Kinds] = Kinds()
     _policy: Policy | None
+    _known: Known
     _schedules: Schedules
 
     # -- building ---------------------------------------------------------------------------------------------------
@@ -52,6 +53,7 @@ class Scheduled(Optimizer):
     def _begin(self, policy: Policy | None) -> None:
         check_policy(policy)
         self._policy = policy
+        self._known = Known()
         self._schedules = Unscheduled()
         # The outermost `step` wrapper now running, so that `super().step()` does not fire hooks twice; a closure's own
         # step is a new one. In a list: the compiler of some torch (2.11) has no way to set an optimizer's attribute.
@@ -141,15 +143,17 @@ class Scheduled(Optimizer):
     @property
     def policies(self) -> list[Policy | None]:
         """The policy of each param group; None where nobody moves its values."""
-        return [group.get("policy") for group in self.param_groups]
+        return [self._known.policy(group.get("policy")) for group in self.param_groups]
 
     def __repr__(self) -> str:
         if self.policies.count(None) == len(self.param_groups):
             return super().__repr__()
         lines = [f"{type(self).__name__} (", f"policy: {self.policy!r}"]
-        for i, group in enumerate(self.param_groups):
-            hidden = {"params", "policy"} if group["policy"] is self._policy else {"params"}
-            lines += [f"Parameter Group {i}", *(f"    {key}: {group[key]}" for key in sorted(group.keys() - hidden))]
+        for i, (group, policy) in enumerate(zip(self.param_groups, self.policies, strict=True)):
+            shown = {key: value for key, value in group.items() if key not in ("params", "policy")}
+            if policy is not self._policy:
+                shown["policy"] = policy
+            lines += [f"Parameter Group {i}", *(f"    {key}: {shown[key]!s}" for key in sorted(shown))]
         return "\n".join([*lines, ")"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -176,14 +180,28 @@ class Scheduled(Optimizer):
 
     def _join(self, group: Group, peers: list[Group]) -> None:
         check_keys(group, self.defaults)
-        policy = group.pop("policy", self._policy)
-        check_policy(policy)
+        policy = self._policy_for(group)
         if policy is not None:
             self._kinds.check_scheduled(group)
-            enrol(group, policy, self._schedules.plain(peers), self._slot)
+            enrol(group, policy, self._known.resolved(self._schedules.plain(peers)), self._slot)
+            group["policy"] = self._known.text(policy)
         self._schedules = self._schedules.for_groups(self, [*peers, group])
         self._schedules.join(self)
         self._to_device()
+
+    def _policy_for(self, group: Group) -> Policy | None:
+        """The policy that a new group names, or the optimizer's."""
+        named = group.pop("policy", self._policy)
+        if isinstance(named, str):  # a group of another optimizer, or a copy of one of these
+            if named in self._known:
+                return self._known.policy(named)
+            if self._policy is None:
+                return policy_of(named)
+            group.pop("schedule_step", None)
+            group.pop("policy_state", None)
+            return self._policy
+        check_policy(named)
+        return named
 
     def report(self, metric: float | Tensor) -> None:
         """Tell every policy that listens a metric, commonly the validation loss once per epoch.
@@ -360,7 +378,7 @@ class Scheduled(Optimizer):
             groups = list(map(dict, self.param_groups))
             if len({_lag(*pair) for pair in zip(groups, self.param_groups, strict=True)}) <= 1:
                 break
-        now = {"param_groups": encoded(self._schedules.plain(groups)), "state": dict(self.state)}
+        now = {"param_groups": self._schedules.plain(groups), "state": dict(self.state)}
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__, **now, **NO_STATE_DICT_HOOKS)
         return self._schedules.saved(super(Scheduled, twin).state_dict())
@@ -397,7 +415,7 @@ class Scheduled(Optimizer):
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        ours = {key: self.__dict__[key] for key in ("_policy", "_schedules", "_capturable", "_horizon")}
+        ours = {key: self.__dict__[key] for key in ("_policy", "_known", "_schedules", "_capturable", "_horizon")}
         return {"_guard": Guard(self.policies), **super().__getstate__(), **ours}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -422,11 +440,11 @@ class Scheduled(Optimizer):
         for group in groups:
             self._kinds.check(group)
         self.state.update(cloned_state(self.state, groups))
-        by_hand = adopt(groups, previous, self._slot, self._kinds)
+        by_hand = adopt(groups, previous, self._known, self._slot, self._kinds)
         self._schedules = self._schedules.for_groups(self, groups)
         self._schedules.adopted(groups, by_hand)
-        if self._policy is None and groups and all(one.get("policy") is groups[0].get("policy") for one in groups):
-            self._policy = groups[0].get("policy")
+        if self._policy is None and len(texts := {group.get("policy") for group in groups}) == 1:
+            self._policy = self._known.policy(texts.pop())
 
 
 def _lag(copied: Group, live: Group) -> Any:
