@@ -648,17 +648,19 @@ def test_each_group_gets_the_policy_of_its_own_arguments(case):
 
 def test_groups_of_equal_schedules_share_one_policy():
     """Ratios that differ by rounding alone are one schedule, and a group that stands still takes another's."""
-    for rates in ((0.1, 0.3, 0.7), (0.0, 0.1, 0.07), (0.1, 0.0, 0.0)):
+    for rates in ((0.1, 0.13, 0.45), (0.0, 0.1, 0.13), (0.1, 0.0, 0.0)):
         for build in (
-            lambda o: torch_schedules.OneCycleLR(
-                o, [group["lr"] for group in o.param_groups], 20
-            ),  # 25 and 25 + 2**-48
+            lambda o: torch_schedules.OneCycleLR(o, [group["lr"] for group in o.param_groups], 20),
             lambda o: torch_schedules.CosineAnnealingLR(o, 7),
             lambda o: torch_schedules.ReduceLROnPlateau(o, min_lr=[g["lr"] * 0.3 for g in o.param_groups], eps=0),
         ):
             optimizer = two_groups(*rates)
             taken = CyclicSGD.from_torch(optimizer, build(optimizer))
             assert {id(policy) for policy in taken.policies} == {id(taken.policy)}
+    assert 0.1 / (0.1 / 25) != 0.13 / (0.13 / 25)
+    optimizer = two_groups(0.1, 0.0)
+    taken = CyclicSGD.from_torch(optimizer, torch_schedules.ReduceLROnPlateau(optimizer, min_lr=0.01))
+    assert taken.policy == Plateau(min_factor=0.01 / 0.1, eps=1e-8 / 0.1)
     optimizer = two_groups(0.1, 0.1, 0.2)
     scheduler = torch_schedules.LambdaLR(optimizer, [Inverse(0.1), sawtooth, Inverse(0.1)])
     policies = CyclicSGD.from_torch(optimizer, scheduler).policies
@@ -798,9 +800,10 @@ def test_an_option_that_is_named_like_a_schedulers_key_is_kept():
         def __init__(self, params, lr=0.1, min_lr=0.0):
             super().__init__(params, {"lr": lr, "min_lr": min_lr})
 
-    optimizer = of_base(Bounded, min_lr=0.001)
+    optimizer = of_base(Bounded)
+    optimizer.param_groups[0]["min_lr"] = 0.001
     taken = cyclic_class(Bounded).from_torch(optimizer, torch_schedules.StepLR(optimizer, 3))
-    assert taken.param_groups[0]["min_lr"] == taken.defaults["min_lr"] == 0.001
+    assert taken.param_groups[0]["min_lr"] == 0.001
 
 
 # --- what is taken over, and what stays
@@ -949,10 +952,11 @@ def test_a_tensor_rate_is_taken_over_as_a_tensor_of_its_own(dtype):
 
 
 def test_a_cyclic_sgd_without_a_policy_is_taken_over_like_sgd():
-    """A CyclicSGD that an outside scheduler drives moves over to a policy of its own."""
-    optimizer = CyclicSGD([torch.nn.Parameter(torch.ones(2))], lr=0.1, momentum=0.9)
-    taken = CyclicSGD.from_torch(optimizer, torch_schedules.StepLR(optimizer, 5))
+    """A CyclicSGD that an outside scheduler drives moves over to a policy of its own, its updates counted."""
+    optimizer = of_base(CyclicSGD, momentum=0.9)
+    taken = CyclicSGD.from_torch(optimizer, after(3, optimizer, lambda o: torch_schedules.StepLR(o, 5)))
     assert taken.policy == StepDecay(5)
+    assert taken.param_groups[0]["schedule_step"] == 3
     assert optimizer.policy is None
 
 
