@@ -96,27 +96,31 @@ class Scheduled(Optimizer):
         """Take over a run of the torch optimizer and its scheduler, in mid-training.
 
         Returns the optimizer that goes on where they stand: the same param groups with the same options, the same
-        state (the very tensors, as the parameters are: of the two optimizers use only the new one from
-        then on), the clock at the scheduler's position, and the same learning rate and momentum at every later
-        step that torch defines, to 1e-10 relative. The optimizer and the scheduler given are left as they are.
-        Call it where an iteration ends, after ``scheduler.step()``.
+        state (the very tensors, as the parameters are: from then on use only the new optimizer), the clock at the
+        scheduler's position, and the same learning rate and momentum at every later step that torch defines, to 1e-10
+        relative. The optimizer and the scheduler given are left as they are. Call it where an iteration ends, after
+        ``scheduler.step()``.
+
+        Every param group gets a policy and a peak of its own: lists of arguments and absolute rates (``eta_min``,
+        ``min_lr``, ``eps``) are those of each group. Groups with equal schedules share one policy; if all do, groups
+        that are added later have it, too.
 
         A ``ReduceLROnPlateau`` goes on with the reports it has had; ``report(metric)`` then does what
-        ``scheduler.step(metric)`` did, and the rate it has reached becomes the peak. Without a scheduler there is no
-        policy, and the rates stay where they are.
+        ``scheduler.step(metric)`` did, and the rate that each group has reached becomes its peak. Without a scheduler
+        there is no policy, and the rates stay where they are.
 
         Args:
-            optimizer: an instance of the base class (``torch.optim.SGD`` for CyclicSGD), or of this one without a
-                policy; no subclass.
+            optimizer: an instance of the base class itself (``torch.optim.SGD`` for CyclicSGD), or of this one without
+                a policy; no other subclass.
             scheduler: its scheduler: a CyclicLR, OneCycleLR, CosineAnnealingLR, CosineAnnealingWarmRestarts, StepLR,
                 MultiStepLR, ExponentialLR, PolynomialLR, LinearLR, ConstantLR, LambdaLR, a SequentialLR of these, or
                 a ReduceLROnPlateau.
-            steps_per_epoch: optimizer steps for each step of the scheduler; 1 if it was stepped after every update. To
-                be left out only where the momentum buffers tell the latter: where nothing but updates has written to
-                them since they were made. With ``fused=True``, after loading a checkpoint, and without momentum they
-                do not.
-            steps_into_epoch: updates since the scheduler's last step, less than ``steps_per_epoch``; the scheduler
-                of a run that is taken over at the end of an epoch has just been stepped, which is 0.
+            steps_per_epoch: optimizer steps for each step of the scheduler; 1 if it was stepped after every update. May
+                be left out only where the optimizer's state shows the latter. Adam and most others count their
+                updates. SGD's updates are counted by the writes to its momentum buffers, unless there is no momentum,
+                ``fused=True``, or the run was resumed from a checkpoint.
+            steps_into_epoch: updates since the scheduler's last step, less than ``steps_per_epoch``; 0 at the end of
+                an epoch, after ``scheduler.step()``.
 
         Raises:
             TypeError: another optimizer, or a scheduler (ChainedScheduler, MultiplicativeLR, a subclass) that no policy
@@ -124,6 +128,16 @@ class Scheduled(Optimizer):
             ValueError: what cannot be taken over exactly, with the reason: rates edited by hand, a scheduler that was,
                 or may have been, stepped once per epoch without ``steps_per_epoch``, the scheduler of another
                 optimizer, hooks, arguments that a policy refuses.
+
+        Example:
+            >>> import torch
+            >>> from cyclic_optim import CyclicSGD
+            >>> groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.1, 0.2)]
+            >>> optimizer = torch.optim.SGD(groups, momentum=0.9)
+            >>> scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100, eta_min=0.05)
+            >>> optimizer = CyclicSGD.from_torch(optimizer, scheduler)
+            >>> optimizer.policies
+            [CosineWave(t_max=100, min_factor=0.5), CosineWave(t_max=100, min_factor=0.25)]
         """
         from .interop import from_torch  # which imports every policy there is
 
