@@ -194,7 +194,7 @@ def adopt(groups: list[Group], previous: list[Group], known: Known, slot: Slot |
     for i, (group, old) in enumerate(zip(groups, previous, strict=True)):
         if "schedule_step" in group:
             is_by_hand = group.pop(BY_HAND, False) is True
-            changed |= _adopt_group(group, old, slot)
+            changed |= _adopt_group(group, old, slot, kinds)
             difference = _difference(i, group, slot)  # asks the policy, also where the answer is not needed
             if is_by_hand:
                 by_hand.add(i)
@@ -202,7 +202,8 @@ def adopt(groups: list[Group], previous: list[Group], known: Known, slot: Slot |
                 differing.append(difference)
         elif old["policy"] is not None:
             _start(group, old, groups[:i], slot)
-    _complete(groups, kinds)
+            kinds.check_scheduled(group)
+    _complete(groups)
     for message in changed:
         warn(message)
     _warn_of_values(groups, differing, slot)
@@ -212,24 +213,27 @@ def adopt(groups: list[Group], previous: list[Group], known: Known, slot: Slot |
     return by_hand
 
 
-def _complete(groups: list[Group], kinds: Kinds) -> None:
+def _complete(groups: list[Group]) -> None:
+    """Say of every group that has no policy that it has none, beside others that have one."""
     if any(group.get("policy") is not None for group in groups):
         for group in groups:
-            if group.setdefault("policy", None) is not None:
-                kinds.check_scheduled(group)
+            group.setdefault("policy", None)
 
 
 def _check_presence(groups: list[Group]) -> None:
     """A clock belongs to every group that has a policy, and ours say so where there is none."""
     scheduled = ["schedule_step" in group for group in groups]
-    if any(scheduled) and not all("policy" in group or here for group, here in zip(groups, scheduled, strict=True)):
-        raise ValueError("need schedule_step in every param group of the checkpoint or in none")
-    for group, here in zip(groups, scheduled, strict=True):
-        if not here and group.get("policy") is not None:
-            raise ValueError(f"need schedule_step beside policy in a param group, got {shown(group['policy'])}")
+    without = [group.get("policy", group) for group, here in zip(groups, scheduled, strict=True) if not here]
+    if any(scheduled) and any(policy is not None for policy in without):
+        raise ValueError(
+            "need schedule_step in every param group of the checkpoint that has a policy, or in none; a group without "
+            "a policy says policy=None"
+        )
+    if not any(scheduled) and any(isinstance(policy, str) for policy in without):
+        raise ValueError("need schedule_step beside policy in a param group of the checkpoint, got policy alone")
 
 
-def _adopt_group(group: Group, old: Group, slot: Slot | None) -> dict[str, None]:
+def _adopt_group(group: Group, old: Group, slot: Slot | None, kinds: Kinds) -> dict[str, None]:
     """Give a group its policy; returns the warning, if that is another than the checkpoint's."""
     ours: Policy | None = old["policy"]
     if ours is not None:
@@ -239,6 +243,7 @@ def _adopt_group(group: Group, old: Group, slot: Slot | None) -> dict[str, None]
     _check_clock(group)
     saved = group["policy"]
     policy = group["policy"] = ours if ours is not None else policy_of(saved)
+    kinds.check_scheduled(group)
     if isinstance(saved, str) and saved.rstrip() == encode(policy):
         _take_reports(policy, group)
         return {}

@@ -34,7 +34,8 @@ class PassiveScheduler(LRScheduler):
 
     def _look(self) -> None:
         """Remember the current rates, and at which step."""
-        rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._groups = self.optimizer.param_groups  # another list after loading
+        rates = [group["lr"] for group in self._groups]
         # A copy of a tensor synchronizes with nothing.
         self._rates = [rate.clone() if isinstance(rate, torch.Tensor) else rate for rate in rates]
         self._seen_at = self.last_epoch
@@ -56,7 +57,9 @@ class PassiveScheduler(LRScheduler):
 
     def get_last_lr(self) -> list[float]:  # type: ignore[override]
         """The rate of each param group: of the step just made, or the next step's once :meth:`step` was called."""
-        groups, made = self.optimizer.param_groups, self.last_epoch - self._seen_at
+        if self.optimizer.param_groups is not self._groups:
+            self._look()
+        groups, made = self._groups, self.last_epoch - self._seen_at
         if made == 0:
             return [float(group["lr"]) for group in groups]
         if made == 1 and len(self._rates) == len(groups):

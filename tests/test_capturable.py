@@ -500,7 +500,7 @@ def test_loading_writes_into_the_tensors_that_there_are():
     for _ in range(5):
         other.step()
     saved = copy.deepcopy(other.state_dict())
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="under the policy OneCycle|max_lr=") as caught:
         optimizer.load_state_dict(saved)
     assert ["under the policy OneCycle" in str(one.message) for one in caught] == [True, False]
     assert "max_lr=[0.5], in the code [1.0]" in str(caught[1].message)

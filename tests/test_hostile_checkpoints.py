@@ -144,14 +144,11 @@ def everything(optimizer):
 def trains(optimizer, params):
     """Some steps, with the counter going on, and a checkpoint that loads again."""
     before = [int(group["schedule_step"]) for group in optimizer.param_groups if "schedule_step" in group]
-    # Rates of 0 in all groups, which no policy wrote, make a dry run of the first step.
-    fewest = 2 if all(group["lr"] == 0 for group in optimizer.param_groups) else 3
     for _ in range(3):
         set_grads(params)
         optimizer.step()
     after = [int(group["schedule_step"]) for group in optimizer.param_groups if "schedule_step" in group]
-    assert len(set(after)) <= 1
-    assert all(old + fewest <= new <= old + 3 for old, new in zip(before, after, strict=True))
+    assert after == [step + 3 for step in before]
     saved = optimizer.state_dict()
     repr(optimizer)
     optimizer.load_state_dict(saved)
@@ -465,11 +462,11 @@ def test_numbers_that_the_parameters_cannot_hold_are_refused(key, kind):
         assert not loads_or_refuses(KINDS[kind], saved, value)
 
 
-def test_reports_that_differ_between_groups_are_refused():
-    """What a policy remembers of reports is one thing: a second group that remembers another is refused."""
+def test_reports_may_differ_between_groups():
+    """What each group's policy remembers of reports is its own: a second group may remember another."""
     for key, value in {"num_bad_reports": 5, "best": 0.25, "lr_factor": 0.5, "cooldown_counter": 1}.items():
         saved = put(checkpoint(KINDS["host, reports"]), ("param_groups", 1, "policy_state", key), value)
-        assert not loads_or_refuses(KINDS["host, reports"], saved, key)
+        assert loads_or_refuses(KINDS["host, reports"], saved, key)
 
 
 @pytest.mark.parametrize("late", ["weight_decay", "nesterov"])

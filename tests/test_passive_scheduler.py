@@ -30,16 +30,57 @@ def train(optimizer, steps):
 
 
 @given(policies(), st.integers(0, 30))
-def test_it_reports_the_rates_in_force(policy, steps):
-    """After any number of updates, ``get_last_lr`` is what the groups hold and ``last_epoch`` counts the updates."""
+def test_it_reports_rates_when_torchs_schedulers_do(policy, steps):
+    """As torch's: after an update ``get_last_lr`` is the rate it used, and once stepped the next one's."""
     optimizer = two_groups(policy)
     scheduler = optimizer.passive_scheduler()
     train(optimizer, steps)
+    used = [peak * policy.at(max(0, steps - 1)).lr_factor for peak in (0.1, 0.5)]
+    assert scheduler.get_last_lr() == scheduler.get_lr() == used
+    scheduler.step()
     rates = [group["lr"] for group in optimizer.param_groups]
     assert scheduler.get_last_lr() == scheduler.get_lr() == rates
     assert scheduler.last_epoch == steps
     assert scheduler.base_lrs == [0.1, 0.5]
     assert scheduler.state_dict() == {"last_epoch": steps, "_last_lr": rates}
+
+
+def test_a_rate_edited_by_hand_is_the_rate_that_was_used():
+    """What a logger reads right after ``optimizer.step()`` is the rate of that step, whoever chose it."""
+    optimizer = two_groups()
+    scheduler = optimizer.passive_scheduler()
+    for rate in (0.3, 0.7):
+        optimizer.param_groups[0]["lr"] = rate
+        scheduler.step()
+        train(optimizer, 1)
+        assert scheduler.get_last_lr()[0] == rate
+
+
+@pytest.mark.parametrize("lr", [1.0, torch.tensor(1.0)], ids=str)
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_loop_that_logs_after_the_step_logs_what_torch_logs(lr, capturable):
+    """Trainer's order: step, log, scheduler.step; the log is that of SGD with torch's own scheduler."""
+    logs = []
+    for ours in (True, False):
+        param = torch.nn.Parameter(torch.ones(2))
+        if ours:
+            options = {"capturable": True, "horizon": 9} if capturable else {}
+            optimizer = CyclicSGD([param], lr=copy.copy(lr), policy=LambdaPolicy(halving), **options)
+            scheduler = optimizer.passive_scheduler()
+        else:
+            optimizer = torch.optim.SGD([param], lr=1.0)
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, halving)
+        logs.append([])
+        for _ in range(5):
+            param.grad = torch.ones(2)
+            optimizer.step()
+            logs[-1].append(scheduler.get_last_lr())
+            scheduler.step()
+    assert logs[0] == logs[1]
+
+
+def halving(step):
+    return 0.5**step
 
 
 def test_it_is_a_scheduler_to_those_who_ask():
@@ -128,5 +169,5 @@ def test_without_a_policy_it_reports_the_constant_rate():
 
 def test_it_needs_an_optimizer_that_moves_its_own_rates():
     """Over any other optimizer nothing would ever move."""
-    with pytest.raises(TypeError, match=r"need a CyclicSGD, which moves its own rates, got SGD"):
+    with pytest.raises(TypeError, match=r"need an optimizer that owns its schedule, like CyclicSGD, got SGD"):
         PassiveScheduler(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]))

@@ -294,6 +294,7 @@ class DeviceSchedules:
 
     def report(self, optimizer: Any, metric: float) -> None:
         groups = optimizer.param_groups
+        check_groups(groups)
         plain = self._known.resolved(self.plain(groups))
         new = reported(plain, metric)
         for i, state in new.items():

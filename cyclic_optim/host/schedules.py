@@ -104,7 +104,7 @@ class HostSchedules:
         else:
             keys, columns = (*_CLOCK_AND_RATE, self._slot.key), (steps, lrs, self._slot.column(groups, momenta))
         if fills:
-            at_once([*fills, partial(put_all, groups, keys, columns)])
+            at_once([*fills, *_updates(groups, keys, columns)])
         else:
             put_all(groups, keys, columns)
         self._written.moved(steps, lrs, momenta)
@@ -134,32 +134,31 @@ class HostSchedules:
             raise ValueError("need 'policy' in every param group beside a schedule: add groups with add_param_group")
         if group["policy"] is None:
             return {}, False
-        by_hand = i in self._written.by_hand or self._rate_is_edited(group, row)
         changed = {key for key in (*row, "policy_state") if group.get(key, ABSENT) is not row.get(key, ABSENT)}
-        if not changed - {"lr"}:
-            check_rate(group["lr"])
-            return {}, by_hand
-        (resolved,) = self._known.resolved([group])
-        return self._follow(i, resolved, changed, by_hand), by_hand
-
-    def _follow(self, i: int, group: Group, changed: set[str], by_hand: bool) -> Group:
-        """What follows from changed keys of a resolved group."""
+        is_edited, was_by_hand = self._rate_is_edited(group, row), i in self._written.by_hand
+        if not changed and not is_edited:
+            return {}, was_by_hand
         if not {"schedule_step", "max_lr"} <= group.keys():
             raise ValueError("need schedule_step and max_lr beside policy in a param group: use reschedule(policy=...)")
-        values: Group = {}
-        if "policy" in changed:
-            values["policy"] = group["policy"]
-            if "policy_state" not in changed:  # the old one's memory
-                state = group["policy"].initial_state()
-                values["policy_state"] = ABSENT if state is None else dict(state)
-        after = {key: value for key, value in {**group, **values}.items() if value is not ABSENT}
-        values |= values_of(plan(after, check_step(group["schedule_step"]), self._slot), after, self._slot)
-        if by_hand:
-            del values["lr"]
+        (resolved,) = self._known.resolved([group])
+        values = _policy_values(resolved) if "policy" in changed and "policy_state" not in changed else {}
+        after = {key: value for key, value in {**resolved, **values}.items() if value is not ABSENT}
+        planned = plan(after, check_step(group["schedule_step"]), self._slot)
+        # An interrupt, or somebody who put old values back, leaves other objects of the same value.
+        by_hand = was_by_hand or (is_edited and not is_rate(group["lr"], planned.lr))
+        if changed <= {"lr"}:
+            return {}, by_hand
+        values |= values_of(planned, after, self._slot)
+        return {
+            key: value for key, value in values.items() if not self._stays(key, i, group, changed, by_hand)
+        }, by_hand
+
+    def _stays(self, key: str, i: int, group: Group, changed: set[str], by_hand: bool) -> bool:
+        """Whether a value stays as it is: an edited lr, an edited momentum, and momentum where only the peak was."""
         slot = self._slot
-        if slot is not None and (changed <= {"max_lr", "lr"} or slot.read(group) is not self._momentum_written(i)):
-            values.pop(slot.key, None)
-        return values
+        if slot is not None and key == slot.key:
+            return changed <= {"max_lr", "lr"} or slot.read(group) is not self._momentum_written(i)
+        return key == "lr" and by_hand
 
     def _momentum_written(self, i: int) -> Any:
         momenta = self._written.momenta
@@ -172,7 +171,7 @@ class HostSchedules:
         (before,) = self._known.resolved(
             [{key: value for key, value in {**group, **row}.items() if value is not ABSENT}]
         )
-        return bool(lr != as_held(lr, plan(before, before["schedule_step"], self._slot).lr))
+        return not is_rate(lr, plan(before, before["schedule_step"], self._slot).lr)
 
     def _watch_for_scheduler(self, optimizer: Any) -> None:
         if not self._warned_of_scheduler:
@@ -217,6 +216,7 @@ class HostSchedules:
 
     def report(self, optimizer: Any, metric: float) -> None:
         groups = optimizer.param_groups
+        check_groups(groups)
         resolved = self._known.resolved(groups)
         changed: dict[int, Group] = {}
         for i, state in reported(resolved, metric).items():
@@ -279,6 +279,17 @@ _CLOCK_AND_RATE = ("schedule_step", "lr")
 _uncompiled_step = uncompiled(HostSchedules.step)
 
 
+def _policy_values(group: Group) -> Group:
+    """What goes with the policy of a resolved group: the policy, and its memory of no reports."""
+    state = group["policy"].initial_state()
+    return {"policy": group["policy"], "policy_state": ABSENT if state is None else dict(state)}
+
+
+def is_rate(lr: Any, rate: float) -> bool:
+    """Whether an lr is this rate, as far as it can hold it."""
+    return bool(lr == (as_held(lr, rate) if isinstance(lr, Tensor) else rate))
+
+
 def is_zero(lr: Any) -> bool:
     """Whether a rate is known to be 0. One on a device is not read, as the host would have to synchronize."""
     if not isinstance(lr, Tensor):
@@ -299,9 +310,13 @@ def put_all(groups: list[Group], keys: tuple[str, ...], columns: tuple[list[Any]
     try:
         put(groups, keys, columns)
     except TypeError:  # before anything was written
-        rows = [dict(zip(keys, items, strict=True)) for items in zip(*columns, strict=True)]
-        rows = [{key: item for key, item in row.items() if item is not ABSENT} for row in rows]
-        at_once([partial(group.update, row) for group, row in zip(groups, rows, strict=True)])
+        at_once(_updates(groups, keys, columns))
+
+
+def _updates(groups: list[Group], keys: tuple[str, ...], columns: tuple[list[Any], ...]) -> list[partial[Any]]:
+    rows = [dict(zip(keys, items, strict=True)) for items in zip(*columns, strict=True)]
+    rows = [{key: item for key, item in row.items() if item is not ABSENT} for row in rows]
+    return [partial(group.update, row) for group, row in zip(groups, rows, strict=True)]
 
 
 def warn_of_scheduler(optimizer: Any, writes_lr: bool) -> bool:

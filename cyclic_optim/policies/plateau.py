@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..rules import UNIT, one_of, real, shown, step_index, whole
+from ..rules import MOST_STEPS, UNIT, one_of, real, shown, step_index, whole
 from .base import Policy, Values
 
 _NOT_NEGATIVE = real("0 <= {}", lambda value: value >= 0)
@@ -97,8 +97,8 @@ class Plateau(Policy):
         if type(state["mode"]) is not str or state["mode"] != self.mode:
             raise ValueError(f"need reports to be compared by mode={self.mode!r}, got mode={shown(state['mode'])}")
         for key in ("num_bad_reports", "cooldown_counter"):
-            if type(state[key]) is not int or state[key] < 0:
-                raise ValueError(f"need {key} to be an int >= 0, got {key}={shown(state[key])}")
+            if type(state[key]) is not int or not 0 <= state[key] < MOST_STEPS:
+                raise ValueError(f"need {key} to be an int >= 0 and < 2**63, got {key}={shown(state[key])}")
         for key in ("best", "lr_factor"):
             if not isinstance(state[key], float) or math.isnan(state[key]):
                 raise ValueError(f"need {key} to be a float, and not NaN, got {key}={shown(state[key])}")
