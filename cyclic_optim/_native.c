@@ -120,7 +120,7 @@ static struct {
 } torch;
 
 static struct {
-    PyObject *params, *lr, *momentum, *dampening, *weight_decay, *nesterov, *maximize, *max_lr, *schedule_step;
+    PyObject *params, *lr, *momentum, *dampening, *weight_decay, *nesterov, *maximize;
     PyObject *foreach, *differentiable, *fused, *momentum_buffer, *grad;
 } name;
 
@@ -551,76 +551,6 @@ static PyObject *update(PyObject *Py_UNUSED(module), PyObject *const *args, Py_s
     return found;
 }
 
-/* -- the schedule ----------------------------------------------------------------------------------------------- */
-
-/* Whether it is a finite float >= 0; false for NaN. */
-static int is_ordinary_number(PyObject *number)
-{
-    return number != NULL && PyFloat_CheckExact(number) && PyFloat_AS_DOUBLE(number) >= 0 &&
-           PyFloat_AS_DOUBLE(number) < Py_HUGE_VAL;
-}
-
-/* Every floating-point dtype can hold this. Higher rates are checked in Python against each parameter's dtype. */
-#define HELD_BY_ALL 65504.0
-
-/* Whether all groups hold their rates as floats, and the policy's values give valid new ones. */
-static int are_ordinary(PyObject *groups, PyObject *lr_factor, PyObject *momentum)
-{
-    if (!PyList_Check(groups) || !is_ordinary_number(lr_factor) ||
-        !(momentum == Py_None || is_ordinary_number(momentum)))
-        return 0;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups); i++) {
-        PyObject *group = PyList_GET_ITEM(groups, i);
-        PyObject *peak = PyDict_Check(group) ? PyDict_GetItemWithError(group, name.max_lr) : NULL;
-        PyObject *lr = peak == NULL ? NULL : PyDict_GetItemWithError(group, name.lr);
-        if (!is_ordinary_number(peak) || lr == NULL || !PyFloat_CheckExact(lr) ||
-            PyFloat_AS_DOUBLE(peak) * PyFloat_AS_DOUBLE(lr_factor) > HELD_BY_ALL)
-            return 0;
-    }
-    return 1;
-}
-
-PyDoc_STRVAR(check_doc, "check(param_groups, values) -> whether write() can write these values of a policy");
-
-static PyObject *check(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
-{
-    if (n_args != 2) {
-        PyErr_SetString(PyExc_TypeError, "need check(param_groups, values)");
-        return NULL;
-    }
-    const int ordinary = PyTuple_Check(args[1]) && PyTuple_GET_SIZE(args[1]) == 2 &&
-                         are_ordinary(args[0], PyTuple_GET_ITEM(args[1], 0), PyTuple_GET_ITEM(args[1], 1));
-    return PyErr_Occurred() ? NULL : PyBool_FromLong(ordinary);
-}
-
-PyDoc_STRVAR(write_doc,
-             "write(param_groups, schedule_step, lr_factor, momentum) -> bool\n\n"
-             "Write a step's values into the groups, momentum unless it is None. False, and nothing is written,\n"
-             "where a group's rates are not floats. No interrupt can come in between.");
-
-static PyObject *write_values(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
-{
-    if (n_args != 4) {
-        PyErr_SetString(PyExc_TypeError, "need write(param_groups, schedule_step, lr_factor, momentum)");
-        return NULL;
-    }
-    PyObject *groups = args[0], *step = args[1], *lr_factor = args[2], *momentum = args[3];
-    if (!are_ordinary(groups, lr_factor, momentum))
-        return PyErr_Occurred() ? NULL : Py_NewRef(Py_False);
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups); i++) {
-        PyObject *group = PyList_GET_ITEM(groups, i);
-        const double peak = PyFloat_AS_DOUBLE(PyDict_GetItemWithError(group, name.max_lr));
-        PyObject *lr = PyFloat_FromDouble(peak * PyFloat_AS_DOUBLE(lr_factor));
-        const int failed = lr == NULL || PyDict_SetItem(group, name.schedule_step, step) < 0 ||
-                           PyDict_SetItem(group, name.lr, lr) < 0 ||
-                           (momentum != Py_None && PyDict_SetItem(group, name.momentum, momentum) < 0);
-        Py_XDECREF(lr);
-        if (failed)
-            return NULL;
-    }
-    return Py_NewRef(Py_True);
-}
-
 /* -- values in param groups ------------------------------------------------------------------------------------- */
 
 /* The three arguments of holds and put: keys[k] and columns[k][i] belong to groups[i]. */
@@ -657,6 +587,22 @@ static int are_keys_and_columns(PyObject *keys, PyObject *columns)
            need_n(PyTuple_GET_SIZE(columns), "as many columns as keys", PyTuple_GET_SIZE(keys));
 }
 
+/* Whether an item of a column stands for this value; a weak reference stands for what it refers to. */
+static int stands_for(PyObject *item, PyObject *value)
+{
+    if (item == NULL || !PyWeakref_CheckRefExact(item))
+        return value == item;
+#if PY_VERSION_HEX >= 0x030D0000
+    PyObject *referent = NULL;
+    const int alive = PyWeakref_GetRef(item, &referent);
+    const int is_value = alive > 0 && referent == value;
+    Py_XDECREF(referent); /* the group owns the value, too */
+    return is_value;
+#else
+    return PyWeakref_GET_OBJECT(item) == value;
+#endif
+}
+
 /* 1 or 0; -1: an error. The group is owned, as comparing strange keys of a dict may run Python code. */
 static int group_holds(PyObject *group, Py_ssize_t i, PyObject *keys, PyObject *columns)
 {
@@ -666,7 +612,7 @@ static int group_holds(PyObject *group, Py_ssize_t i, PyObject *keys, PyObject *
             return -1;
         PyObject *column = PyTuple_GET_ITEM(columns, k);
         PyObject *item = i < PyList_GET_SIZE(column) ? PyList_GET_ITEM(column, i) : NULL;
-        if (value == NULL ? item != Py_Ellipsis : value != item || item == Py_Ellipsis)
+        if (value == NULL ? item != Py_Ellipsis : !stands_for(item, value) || item == Py_Ellipsis)
             return 0;
     }
     return 1;
@@ -685,7 +631,7 @@ static int have_n_items(PyObject *columns, Py_ssize_t n)
 PyDoc_STRVAR(holds_doc,
              "holds(groups, keys, columns) -> bool\n\n"
              "Whether ``groups[i][keys[k]] is columns[k][i]`` everywhere; ``...`` in a column stands for an absent\n"
-             "key. False for columns of other lengths, and for anything that is no list or dict.");
+             "key, a weak reference for what it refers to. False for columns of other lengths, and for anything that is no list or dict.");
 
 static PyObject *holds(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
 {
@@ -1017,8 +963,6 @@ static PyObject *use(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
 
 static PyMethodDef methods[] = {
     {"update", (PyCFunction)(void (*)(void))update, METH_FASTCALL, update_doc},
-    {"check", (PyCFunction)(void (*)(void))check, METH_FASTCALL, check_doc},
-    {"write", (PyCFunction)(void (*)(void))write_values, METH_FASTCALL, write_doc},
     {"holds", (PyCFunction)(void (*)(void))holds, METH_FASTCALL, holds_doc},
     {"put", (PyCFunction)(void (*)(void))put, METH_FASTCALL, put_doc},
     {"scaled", (PyCFunction)(void (*)(void))scaled, METH_FASTCALL, scaled_doc},
@@ -1044,8 +988,6 @@ PyMODINIT_FUNC PyInit__native(void)
         {&name.weight_decay, "weight_decay"},
         {&name.nesterov, "nesterov"},
         {&name.maximize, "maximize"},
-        {&name.max_lr, "max_lr"},
-        {&name.schedule_step, "schedule_step"},
         {&name.foreach, "foreach"},
         {&name.differentiable, "differentiable"},
         {&name.fused, "fused"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import weakref
 from collections import deque
 from collections.abc import Mapping
 from functools import reduce
@@ -87,9 +88,10 @@ except (ImportError, AttributeError, TypeError):  # not built; an older torch; a
 
 
 def holds(groups: list[Group], keys: tuple[str, ...], columns: Columns) -> bool:
-    """Whether ``groups[i][keys[k]] is columns[k][i]`` everywhere; ``...`` in a column stands for an absent key.
+    """Whether ``groups[i][keys[k]] is columns[k][i]`` everywhere.
 
-    False for columns of other lengths, and for anything that is no list or dict.
+    ``...`` in a column stands for an absent key, a weak reference for what it refers to. False for columns of other
+    lengths, and for anything that is no list or dict.
     """
     if compiled is not None:
         held: bool = compiled.holds(groups, keys, columns)
@@ -100,13 +102,19 @@ def holds(groups: list[Group], keys: tuple[str, ...], columns: Columns) -> bool:
     if not all(isinstance(group, dict) for group in groups):
         return False
     return all(
-        dict.get(group, key, _NOTHING) is (_NOTHING if item is ABSENT else item)
+        dict.get(group, key, _NOTHING) is _meant(item)
         for key, column in zip(keys, columns, strict=True)
         for group, item in zip(groups, column, strict=True)
     )
 
 
 _NOTHING = object()
+
+
+def _meant(item: Any) -> Any:
+    if item is ABSENT:
+        return _NOTHING
+    return item() if type(item) is weakref.ref else item
 
 
 def put(groups: list[Group], keys: tuple[str, ...], columns: Columns) -> None:

@@ -179,6 +179,18 @@ def test_put_writes_all_or_nothing(drawn):
 
 
 @pytest.mark.usefixtures("part")
+def test_a_weak_reference_stands_for_what_it_refers_to():
+    """A column may hold a tensor weakly: it holds while that very tensor is there."""
+    tensor = torch.ones(1)
+    columns = ([weakref.ref(tensor)],)
+    for compiled in (native.compiled, None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "compiled", compiled)
+            assert native.holds([{"lr": tensor}], ("lr",), columns)
+            assert not native.holds([{"lr": tensor.clone()}], ("lr",), columns)
+            assert not native.holds([{}], ("lr",), columns)
+
+
 def test_put_then_holds():
     """What was put is held, also in an OrderedDict whose keys were there before."""
     groups = [{"lr": 1.0, "momentum": 0.5}, OrderedDict(lr=2.0, momentum=0.5)]

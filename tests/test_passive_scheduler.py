@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import policies
 from torch.optim.lr_scheduler import LRScheduler
 
-from cyclic_optim import CyclicSGD, OneCycle, Plateau
+from cyclic_optim import CyclicSGD, LambdaPolicy, OneCycle, Plateau
 from cyclic_optim.passive import PassiveScheduler
 
 POLICY = OneCycle(total_steps=20)

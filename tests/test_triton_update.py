@@ -5,6 +5,7 @@ import importlib.util
 import math
 import os
 import sys
+from array import array
 from unittest.mock import patch
 
 import pytest
@@ -272,7 +273,9 @@ def test_gradients_that_lie_as_they_should_are_not_copied():
     grad = torch.empty_strided(param.shape, (3, 1, 3, 3))
     assert interpreted._laid_out(grad, param) is grad
     plain = [torch.ones(200)]
-    assert TritonUpdate([row_of()], block=BLOCK)._as_laid_out(plain)[0] is plain
+    laid_out, addresses = TritonUpdate([row_of()], block=BLOCK)._laid_out(plain, None)
+    assert laid_out[0] is plain[0]
+    assert array("q", addresses).tolist() == [plain[0].data_ptr()]
 
 
 def test_a_buffer_laid_out_unlike_its_parameter():
@@ -430,7 +433,7 @@ def test_a_captured_call_keeps_a_table_of_its_own(capture):
     for grad in captured:
         capture[0] = True
         update([grad], None, None)
-        tables.append(update._captured[grad.data_ptr(),])
+        tables.append(update._captured[array("q", [grad.data_ptr()]).tobytes()])
         capture[0] = False
         update([torch.ones(200)], None, None)
     for grad, table in zip(captured, tables, strict=True):

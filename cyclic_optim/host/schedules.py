@@ -90,10 +90,11 @@ class HostSchedules:
             for i in lane.indices:
                 rate(groups[i], lr_factor, step)
         rates: list[Any] = lane.rates(lr_factor)
-        for n, tensor in lane.tensors:
+        for n in lane.tensors:
+            tensor = groups[lane.indices[n]]["lr"]
             check_rate(tensor)
             fills.append(partial(tensor.fill_, rates[n]))
-            rates[n] = tensor
+            rates[n] = ABSENT
         return step, rates, momentum
 
     def _write(self, groups: list[Group], upcoming: Upcoming) -> None:
@@ -200,7 +201,7 @@ class HostSchedules:
         optimizer._create_state()
         groups, written = optimizer.param_groups, self._written
         if len(written.momenta) == len(groups):
-            put_all(groups, ("lr",), (written.columns[3],))
+            put_all(groups, ("lr",), (written.rates,))
 
     # -- between steps --------------------------------------------------------------------------------------------
 
