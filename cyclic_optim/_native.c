@@ -553,7 +553,14 @@ static PyObject *update(PyObject *Py_UNUSED(module), PyObject *const *args, Py_s
 
 /* -- values in param groups ------------------------------------------------------------------------------------- */
 
-/* The three arguments of holds and put: keys[k] and columns[k][i] belong to groups[i]. */
+/* The three arguments of holds and put: keys[k] and columns[k][i] belong to groups[i]. What is no list stands in the
+   place of a list of it alone: one value for all groups. */
+static PyObject *item_of(PyObject *column, Py_ssize_t i)
+{
+    if (!PyList_Check(column))
+        return column;
+    return i < PyList_GET_SIZE(column) ? PyList_GET_ITEM(column, i) : NULL;
+}
 
 static int need_type(int is_right, const char *rule, PyObject *got)
 {
@@ -610,8 +617,7 @@ static int group_holds(PyObject *group, Py_ssize_t i, PyObject *keys, PyObject *
         PyObject *value = PyDict_GetItemWithError(group, PyTuple_GET_ITEM(keys, k));
         if (value == NULL && PyErr_Occurred())
             return -1;
-        PyObject *column = PyTuple_GET_ITEM(columns, k);
-        PyObject *item = i < PyList_GET_SIZE(column) ? PyList_GET_ITEM(column, i) : NULL;
+        PyObject *item = item_of(PyTuple_GET_ITEM(columns, k), i);
         if (value == NULL ? item != Py_Ellipsis : !stands_for(item, value) || item == Py_Ellipsis)
             return 0;
     }
@@ -622,7 +628,7 @@ static int have_n_items(PyObject *columns, Py_ssize_t n)
 {
     for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(columns); k++) {
         PyObject *column = PyTuple_GET_ITEM(columns, k);
-        if (!PyList_Check(column) || PyList_GET_SIZE(column) != n)
+        if (PyList_Check(column) && PyList_GET_SIZE(column) != n)
             return 0;
     }
     return 1;
@@ -631,7 +637,7 @@ static int have_n_items(PyObject *columns, Py_ssize_t n)
 PyDoc_STRVAR(holds_doc,
              "holds(groups, keys, columns) -> bool\n\n"
              "Whether ``groups[i][keys[k]] is columns[k][i]`` everywhere; ``...`` in a column stands for an absent\n"
-             "key, a weak reference for what it refers to. False for columns of other lengths, and for anything that is no list or dict.");
+             "key, a weak reference for what it refers to, and no list for a value of all groups. False for columns of other lengths, and for anything that is no list or dict.");
 
 static PyObject *holds(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
 {
@@ -670,7 +676,7 @@ static int can_be_put(PyObject *groups, PyObject *keys, PyObject *columns)
             return 0;
     for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(columns); k++) {
         PyObject *column = PyTuple_GET_ITEM(columns, k);
-        if (!need_type(PyList_Check(column), "each column to be a list", column) ||
+        if (PyList_Check(column) &&
             !need_n(PyList_GET_SIZE(column), "one item per group in each column", PyList_GET_SIZE(groups)))
             return 0;
     }
@@ -686,7 +692,7 @@ static int collect_writes(Writes *all, PyObject *groups, PyObject *keys, PyObjec
     }
     for (Py_ssize_t i = 0; i < n_groups; i++)
         for (Py_ssize_t k = 0; k < n_keys; k++) {
-            PyObject *value = PyList_GET_ITEM(PyTuple_GET_ITEM(columns, k), i);
+            PyObject *value = item_of(PyTuple_GET_ITEM(columns, k), i);
             if (value != Py_Ellipsis)
                 all->writes[all->n++] = (Write){.group = Py_NewRef(PyList_GET_ITEM(groups, i)),
                                                 .key = Py_NewRef(PyTuple_GET_ITEM(keys, k)),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 Group: TypeAlias = dict[str, Any]
-Columns: TypeAlias = tuple[list[Any], ...]
+Columns: TypeAlias = tuple[Any, ...]
 
 #: In a column: the key is to be absent, or left alone.
 ABSENT: Any = ...
@@ -90,22 +90,26 @@ except (ImportError, AttributeError, TypeError):  # not built; an older torch; a
 def holds(groups: list[Group], keys: tuple[str, ...], columns: Columns) -> bool:
     """Whether ``groups[i][keys[k]] is columns[k][i]`` everywhere.
 
-    ``...`` in a column stands for an absent key, a weak reference for what it refers to. False for columns of other
-    lengths, and for anything that is no list or dict.
+    ``...`` in a column stands for an absent key, a weak reference for what it refers to; a column that is no list is
+    one value for all groups. False for columns of other lengths, and for groups that are no list of dicts.
     """
     if compiled is not None:
         held: bool = compiled.holds(groups, keys, columns)
         return held
     _check_keys_and_columns(keys, columns)
-    if not all(isinstance(part, list) and len(part) == len(groups) for part in (groups, *columns)):
+    if not isinstance(groups, list) or any(isinstance(one, list) and len(one) != len(groups) for one in columns):
         return False
     if not all(isinstance(group, dict) for group in groups):
         return False
     return all(
         dict.get(group, key, _NOTHING) is _meant(item)
         for key, column in zip(keys, columns, strict=True)
-        for group, item in zip(groups, column, strict=True)
+        for group, item in zip(groups, _items(column, len(groups)), strict=True)
     )
+
+
+def _items(column: Any, n: int) -> list[Any]:
+    return column if isinstance(column, list) else [column] * n
 
 
 _NOTHING = object()
@@ -120,6 +124,8 @@ def _meant(item: Any) -> Any:
 def put(groups: list[Group], keys: tuple[str, ...], columns: Columns) -> None:
     """Set ``groups[i][keys[k]] = columns[k][i]`` everywhere, except where a column has ``...``.
 
+    A column that is no list is one value for all groups.
+
     Everything is checked first: where an argument has a wrong type or length, nothing is written. No signal
     handler runs between the first write and the last. A subclass of dict is written to as a plain dict.
     """
@@ -129,7 +135,7 @@ def put(groups: list[Group], keys: tuple[str, ...], columns: Columns) -> None:
     _check_put(groups, keys, columns)
     rows = [
         {key: item for key, item in zip(keys, items, strict=True) if item is not ABSENT}
-        for items in zip(*columns, strict=True)
+        for items in zip(*(_items(column, len(groups)) for column in columns), strict=True)
     ]
     # Dropping an old value may run its finalizer, any Python code: so all of them are kept until everything is written.
     old = [dict.get(group, key) for group in groups for key in keys]
@@ -193,5 +199,5 @@ def _check_put(groups: list[Group], keys: tuple[str, ...], columns: Columns) -> 
         if not isinstance(group, dict):
             raise _wrong_type("each group to be a dict", group)
     for column in columns:
-        _need_type(list, column, "each column to be a list")
-        _need_n(len(column), "one item per group in each column", len(groups))
+        if isinstance(column, list):
+            _need_n(len(column), "one item per group in each column", len(groups))

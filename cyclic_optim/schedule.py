@@ -55,7 +55,7 @@ class Known:
         while text in self._policies and not _is_same(self._policies[text], policy):
             text += " "
         self._policies.setdefault(text, policy)
-        return text
+        return sys.intern(text)
 
     def __contains__(self, text: object) -> bool:
         return text in self._policies

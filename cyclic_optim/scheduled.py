@@ -314,6 +314,7 @@ class Scheduled(Optimizer):
         torch calls it, not you.
         """
         watched = Optimizer.profile_hook_step(func)
+        is_ours = func is Scheduled.step
 
         @wraps(func)
         def step(self: Scheduled, *args: Any, **kwargs: Any) -> Any:
@@ -326,7 +327,7 @@ class Scheduled(Optimizer):
                 or dispatch_modes_active()
             ):
                 return self._watched_step(step, watched, func, args, kwargs)
-            return func(self)
+            return self._schedules.step(self, None) if is_ours else func(self)
 
         return step
 

@@ -140,7 +140,14 @@ class CyclicSGD(Scheduled, SGD):
     # -- the update -------------------------------------------------------------------------------------------------
 
     def _apply(self, closure: Callable[[], Any] | None) -> Any:
-        return self._in_grad_mode(closure, self._scheduled_update)
+        if closure is not None:
+            return self._in_grad_mode(closure, self._scheduled_update)
+        enabled = torch.is_grad_enabled()
+        try:
+            set_grad_enabled(self.defaults["differentiable"])
+            self._scheduled_update()
+        finally:
+            set_grad_enabled(enabled)
 
     def _plain_step(self, closure: Callable[[], Any] | None) -> Any:
         return self._in_grad_mode(closure, self._plain_update)

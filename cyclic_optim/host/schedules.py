@@ -12,21 +12,24 @@ from torch import Tensor
 
 from ..checkpoint import BY_HAND, fill
 from ..groups import HELD_BY_ALL, check_groups, check_rate
-from ..native import ABSENT, holds, put
+from ..native import ABSENT, holds, put, scaled
 from ..policies.asked import values_at
 from ..schedule import Changes, Known, as_held, at_once, check_step, plan, rate, reported, values_of, warn, writing
 from ..schedules import Closure, Schedules
-from ..slots import Group, Slot, check_momentum
+from ..slots import MOMENTUM, Group, Slot, check_momentum
 from ..torch_private import uncompiled, wrapped_by_scheduler
-from .written import Lane, Written
+from .written import Lane, Written, item_of
 
 _BOTH_WRITE = (
     "an LR scheduler is attached to an optimizer that has a policy: both write lr, and the last to do so before a "
     "step wins. Remove the scheduler, or the policy."
 )
 
-#: The next step's values of all groups: steps, rates, momenta (None: nobody's changes), calls that fill tensor rates.
-Upcoming = tuple[list[Any], list[Any], "list[Any] | None", "list[partial[Any]]"]
+_CLOCK_AND_RATE: tuple[str, ...] = ("schedule_step", "lr")
+
+#: The next step's values, in lists or one for all groups: steps, rates, momenta (None: they all stay), and calls that
+#: fill tensor rates.
+Upcoming = tuple[Any, list[Any], Any, "list[partial[Any]]"]
 
 
 class HostSchedules:
@@ -36,6 +39,7 @@ class HostSchedules:
 
     def __init__(self, slot: Slot | None, known: Known) -> None:
         self._slot, self._known = slot, known
+        self._keys = _CLOCK_AND_RATE if slot is None else (*_CLOCK_AND_RATE, slot.key)
         self._written = Written([], [], slot)
         self._warned_of_scheduler = False
 
@@ -66,44 +70,39 @@ class HostSchedules:
         return _uncompiled_step(self, optimizer, closure)
 
     def _upcoming(self, groups: list[Group]) -> Upcoming:
-        written, n = self._written, len(groups)
+        lane, slot = self._written.single, self._slot
         fills: list[partial[Any]] = []
-        if written.single:
-            step, rates, momentum = self._next(groups, written.lanes[0], fills)
-            return [step] * n, rates, None if momentum is None else [momentum] * n, fills
-        steps, lrs, momenta = [ABSENT] * n, [ABSENT] * n, [ABSENT] * n
-        for lane in written.lanes:
-            step, rates, momentum = self._next(groups, lane, fills)
+        if lane is not None:  # one policy and one clock for all groups
+            step, rates, momentum = self._next(groups, lane)
+            return step, rates, momentum if momentum is None or slot is MOMENTUM else [momentum] * len(groups), fills
+        steps, lrs, momenta = ([ABSENT] * len(groups) for _ in range(3))
+        for lane in self._written.lanes:
+            step, rates, momentum = self._next(groups, lane)
             for i, lr in zip(lane.indices, rates, strict=True):
-                steps[i], lrs[i] = step, lr
-                if momentum is not None:
-                    momenta[i] = momentum
-        return steps, lrs, None if self._slot is None else momenta, fills
+                steps[i], lrs[i], momenta[i] = step, lr, ABSENT if momentum is None else momentum
+            for i in lane.tensors:
+                check_rate(groups[i]["lr"])
+                fills.append(partial(groups[i]["lr"].fill_, lrs[i]))
+                lrs[i] = ABSENT
+        return steps, lrs, None if slot is None else momenta, fills
 
-    def _next(self, groups: list[Group], lane: Lane, fills: list[partial[Any]]) -> tuple[int, list[Any], float | None]:
-        """A lane's next step, rates and momentum, checked; ``fills`` gets the calls for rates that are tensors."""
-        step = lane.step + 1
+    def _next(self, groups: list[Group], lane: Lane) -> tuple[int, list[float], float | None]:
+        """A lane's next step, rates and momentum, checked."""
+        step, slot = lane.step + 1, self._slot
         lr_factor, momentum = values_at(lane.policy, step, lane.state)
-        if momentum is not None:
-            check_momentum(self._slot, momentum, lane.policy)
+        if momentum is not None and (slot is None or momentum >= slot.below):
+            check_momentum(slot, momentum, lane.policy)  # raises
         if lane.highest * lr_factor > HELD_BY_ALL:
             for i in lane.indices:
                 rate(groups[i], lr_factor, step)
-        rates: list[Any] = lane.rates(lr_factor)
-        for n in lane.tensors:
-            tensor = groups[lane.indices[n]]["lr"]
-            check_rate(tensor)
-            fills.append(partial(tensor.fill_, rates[n]))
-            rates[n] = ABSENT
-        return step, rates, momentum
+        return step, scaled(lane.peaks, lr_factor), momentum
 
     def _write(self, groups: list[Group], upcoming: Upcoming) -> None:
         """Write the values in all groups or, where an interrupt comes first, in none."""
         steps, lrs, momenta, fills = upcoming
-        if momenta is None or self._slot is None:
-            keys, columns = _CLOCK_AND_RATE, (steps, lrs)
-        else:
-            keys, columns = (*_CLOCK_AND_RATE, self._slot.key), (steps, lrs, self._slot.column(groups, momenta))
+        keys, columns = _CLOCK_AND_RATE, (steps, lrs)
+        if momenta is not None and self._slot is not None:
+            keys, columns = self._keys, (steps, lrs, self._slot.column(groups, momenta))
         if fills:
             at_once([*fills, *_updates(groups, keys, columns)])
         else:
@@ -158,12 +157,8 @@ class HostSchedules:
         """Whether a value stays as it is: an edited lr, an edited momentum, and momentum where only the peak was."""
         slot = self._slot
         if slot is not None and key == slot.key:
-            return changed <= {"max_lr", "lr"} or slot.read(group) is not self._momentum_written(i)
+            return changed <= {"max_lr", "lr"} or slot.read(group) is not self._written.momentum(i)
         return key == "lr" and by_hand
-
-    def _momentum_written(self, i: int) -> Any:
-        momenta = self._written.momenta
-        return momenta[i] if i < len(momenta) else None
 
     def _rate_is_edited(self, group: Group, row: Group) -> bool:
         lr = group["lr"]
@@ -200,7 +195,7 @@ class HostSchedules:
     def _dry_run(self, optimizer: Any) -> None:
         optimizer._create_state()
         groups, written = optimizer.param_groups, self._written
-        if len(written.momenta) == len(groups):
+        if written.n == len(groups):
             put_all(groups, ("lr",), (written.rates,))
 
     # -- between steps --------------------------------------------------------------------------------------------
@@ -275,7 +270,6 @@ class HostSchedules:
         self._written = Written.from_data(data, groups, self._known.resolved(groups), self._slot)
 
 
-_CLOCK_AND_RATE = ("schedule_step", "lr")
 # Run uncompiled: a float that changes on every step would trigger a recompile per step.
 _uncompiled_step = uncompiled(HostSchedules.step)
 
@@ -306,7 +300,7 @@ def gradients_are_zero(groups: list[Group]) -> bool:
     return bool(grads) and not any(grad.any() for grad in grads)
 
 
-def put_all(groups: list[Group], keys: tuple[str, ...], columns: tuple[list[Any], ...]) -> None:
+def put_all(groups: list[Group], keys: tuple[str, ...], columns: tuple[Any, ...]) -> None:
     """``put``, also into groups and lists of other types, which are written to by their own methods."""
     try:
         put(groups, keys, columns)
@@ -314,10 +308,12 @@ def put_all(groups: list[Group], keys: tuple[str, ...], columns: tuple[list[Any]
         at_once(_updates(groups, keys, columns))
 
 
-def _updates(groups: list[Group], keys: tuple[str, ...], columns: tuple[list[Any], ...]) -> list[partial[Any]]:
-    rows = [dict(zip(keys, items, strict=True)) for items in zip(*columns, strict=True)]
-    rows = [{key: item for key, item in row.items() if item is not ABSENT} for row in rows]
-    return [partial(group.update, row) for group, row in zip(groups, rows, strict=True)]
+def _updates(groups: list[Group], keys: tuple[str, ...], columns: tuple[Any, ...]) -> list[partial[Any]]:
+    calls = []
+    for i, group in enumerate(groups):
+        row = {key: item_of(column, i) for key, column in zip(keys, columns, strict=True)}
+        calls.append(partial(group.update, {key: item for key, item in row.items() if item is not ABSENT}))
+    return calls
 
 
 def warn_of_scheduler(optimizer: Any, writes_lr: bool) -> bool:

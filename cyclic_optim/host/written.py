@@ -9,7 +9,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from ..native import ABSENT, scaled
+from ..native import ABSENT
 from ..schedule import Share, shares
 from ..slots import Group, Slot
 
@@ -26,68 +26,74 @@ class Lane:
         self.policy, self.state, self.step, self.indices = share
         self.peaks: list[float] = [groups[i]["max_lr"] for i in share.indices]
         self.highest = max(self.peaks)
-        #: Places of groups whose rate is a tensor: it is filled, not replaced.
-        self.tensors = [n for n, i in enumerate(share.indices) if isinstance(groups[i]["lr"], Tensor)]
-
-    def rates(self, lr_factor: float) -> list[float]:
-        return scaled(self.peaks, lr_factor)
+        #: Groups whose rate is a tensor: it is filled, not replaced.
+        self.tensors = [i for i in share.indices if isinstance(groups[i]["lr"], Tensor)]
 
 
 class Written:
     """The groups as a schedule left them.
 
-    ======================  ==========================================================
-    ``keys``, ``columns``   what is compared on every step: the values of all groups, by key
-    ``lanes``               the groups that have a schedule, by what they share
-    ``single``              whether one lane holds all groups, in their order
-    ``has_gaps``            whether a step leaves some group's values alone
-    ``momenta``             of each group, to tell an edited one
-    ``by_hand``             the groups whose lr is the user's and not the schedule's
-    ======================  ==========================================================
+    ``keys`` and ``columns`` are what is compared on every step: for each key the values of all groups, or one value
+    that all groups have.
+
+    ================  =================================================================
+    ``lanes``         the groups that have a schedule, by what they share
+    ``single``        the lane of all groups, if there is one and it fills no tensors
+    ``momenta``       of each group, or of all, to tell an edited one
+    ``by_hand``       the groups whose lr is the user's and not the schedule's
+    ================  =================================================================
     """
 
-    __slots__ = ("by_hand", "columns", "has_gaps", "keys", "lanes", "momenta", "single")
+    __slots__ = ("by_hand", "columns", "keys", "lanes", "momenta", "n", "single")
 
     def __init__(
         self, groups: list[Group], resolved: list[Group], slot: Slot | None, by_hand: Collection[int] = ()
     ) -> None:
+        self.n = len(groups)
         listens = any("policy_state" in group for group in groups)
         self.keys = (*WATCHED, "policy_state") if listens else WATCHED
-        self.columns = tuple([_remembered(group.get(key, ABSENT)) for group in groups] for key in self.keys)
+        self.columns: tuple[Any, ...] = tuple(
+            [_remembered(group.get(key, ABSENT)) for group in groups] for key in self.keys
+        )
         self.lanes = [Lane(share, groups) for share in shares(resolved)]
-        self.single = [lane.indices for lane in self.lanes] == [list(range(len(groups)))]
-        self.has_gaps = not self.single or any(lane.tensors for lane in self.lanes)
-        self.momenta = [None if slot is None else slot.read(group) for group in groups]
+        whole = [lane for lane in self.lanes if lane.indices == list(range(self.n)) and not lane.tensors]
+        self.single = whole[0] if whole else None
+        self.momenta: Any = [None if slot is None else slot.read(group) for group in groups]
         self.by_hand = frozenset(by_hand)
 
     def row(self, i: int) -> Group:
         """What group i was left with; empty for a group that is new."""
-        if i >= len(self.momenta):
+        if i >= self.n:
             return {}
-        return {key: _recalled(column[i]) for key, column in zip(self.keys, self.columns, strict=True)}
+        return {key: _recalled(item_of(column, i)) for key, column in zip(self.keys, self.columns, strict=True)}
+
+    def momentum(self, i: int) -> Any:
+        """The momentum that group i was left with; None for a group that is new."""
+        return item_of(self.momenta, i) if i < self.n else None
 
     @property
     def rates(self) -> list[Any]:
         """The lr of every group."""
-        return list(map(_recalled, self.columns[WATCHED.index("lr")]))
+        return [_recalled(item_of(self.columns[3], i)) for i in range(self.n)]
 
-    def moved(self, steps: list[Any], lrs: list[Any], momenta: list[Any] | None) -> None:
-        """One step on: these values were written, where they are not ABSENT."""
+    def moved(self, steps: Any, rates: list[Any], momenta: Any) -> None:
+        """One step on: these values were written, in each group or one in all, where they are not ABSENT."""
         # The clocks first: an interrupt in between leaves columns that do not hold, and then all is read anew.
         for lane in self.lanes:
             lane.step += 1
-        if self.has_gaps:
-            lrs = _over(lrs, self.columns[3])
+        if self.single is None:
+            rates = _over(rates, self.columns[3])
             momenta = momenta and _over(momenta, self.momenta)
         if momenta is not None:
             self.momenta = momenta
         if self.by_hand:
             self.by_hand = frozenset()
-        self.columns = (self.columns[0], steps, self.columns[2], lrs, *self.columns[4:])
+        self.columns = (self.columns[0], steps, self.columns[2], rates, *self.columns[4:])
 
     def as_data(self) -> tuple[Any, ...]:
         """For pickling, which keeps values and no objects."""
-        return self.keys, [list(map(_recalled, column)) for column in self.columns], self.momenta, self.by_hand
+        columns = [[_recalled(item_of(column, i)) for i in range(self.n)] for column in self.columns]
+        return self.keys, columns, [self.momentum(i) for i in range(self.n)], self.by_hand
 
     @classmethod
     def from_data(cls, data: tuple[Any, ...], groups: list[Group], resolved: list[Group], slot: Slot | None) -> Written:
@@ -95,13 +101,18 @@ class Written:
         keys, columns, momenta, by_hand = data
         written = cls(groups, resolved, slot, by_hand)
         if keys == written.keys and len(momenta) == len(groups):
-            old = [_kept(*pair) for pair in zip(columns, written.columns, strict=True)]
-            written.columns, written.momenta = tuple(old), _kept(momenta, written.momenta)
+            written.columns = tuple(_kept(*pair) for pair in zip(columns, written.columns, strict=True))
+            written.momenta = _kept(momenta, written.momenta)
         return written
 
 
-def _over(new: list[Any], old: list[Any]) -> list[Any]:
-    return [before if value is ABSENT else value for value, before in zip(new, old, strict=True)]
+def item_of(column: Any, i: int) -> Any:
+    """What a column has for group i: what is no list is one value for all groups."""
+    return column[i] if isinstance(column, list) else column
+
+
+def _over(new: list[Any], old: Any) -> list[Any]:
+    return [item_of(old, i) if value is ABSENT else value for i, value in enumerate(new)]
 
 
 def _remembered(value: Any) -> Any:
@@ -115,9 +126,8 @@ def _recalled(item: Any) -> Any:
 
 def _kept(old: list[Any], now: list[Any]) -> list[Any]:
     """The present objects where they are equal to the old ones, else the old ones."""
-    return [
-        new if _equal(before, _recalled(new)) else _remembered(before) for before, new in zip(old, now, strict=True)
-    ]
+    pairs = zip(old, now, strict=True)
+    return [new if _equal(before, _recalled(new)) else _remembered(before) for before, new in pairs]
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -6,7 +6,7 @@ from math import inf
 from typing import Any
 
 from ..rules import finite, shown
-from .base import Policy
+from .base import Policy, Values
 
 
 def values_at(policy: Policy, step: int, state: dict[str, Any] | None) -> tuple[float, float | None]:
@@ -16,7 +16,12 @@ def values_at(policy: Policy, step: int, state: dict[str, Any] | None) -> tuple[
         TypeError: the policy did not return two values.
         ValueError: one of them is not a finite number >= 0.
     """
-    return checked(policy.at(step) if state is None else policy.after(state, step), policy, step)
+    answer: Any = policy.at(step) if state is None else policy.after(state, step)
+    if type(answer) is Values:  # asked on every step: the usual answer is checked here
+        lr_factor, momentum = answer
+        if type(lr_factor) is float and 0 <= lr_factor < inf and (momentum is None or is_ordinary(momentum)):
+            return answer
+    return checked(answer, policy, step)
 
 
 def checked(answer: Any, policy: Policy, step: int) -> tuple[float, float | None]:
