@@ -67,7 +67,7 @@ class Scheduled(Optimizer):
         """Move schedules to the device, where the optimizer is capturable and they are not there yet."""
         if self._capturable and not self._schedules.is_traced and any(policy is not None for policy in self.policies):
             self._schedules = DeviceSchedules(self, self._horizon)
-            setattr(self, SUPPORTS_AMP_SCALING, True)
+            self._schedules.unpickled(self)
 
     @property
     def _slot(self) -> Slot | None:

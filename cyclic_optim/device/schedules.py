@@ -85,11 +85,17 @@ class DeviceSchedules:
             for key, own in self._own(i).items():
                 if key != "momentum":
                     group[key] = own
-                elif self._read(group, key) is not own:
-                    assert self._slot is not None
-                    group[self._slot.key] = self.update.stored_momentum(self._slot, group, own)
+                else:
+                    self._show_momentum(i, group, own)
         self._keys = ("policy", "lr", "max_lr", "schedule_step", *([self._slot.key] if self._slot is not None else []))
         self._columns = tuple([group.get(key, ABSENT) for group in groups] for key in self._keys)
+
+    def _show_momentum(self, i: int, group: Group, own: Tensor) -> None:
+        assert self._slot is not None
+        key, found = self._slot.key, group[self._slot.key]
+        group[key] = self.update.stored_momentum(self._slot, i, group, own)
+        if group[key] is not found:
+            self._given[i]["stored"] = found  # for what stands beside the momentum there
 
     def _put(self, groups: list[Group], plain: list[Group], indices: Iterable[int], restarts: bool = True) -> None:
         """Go on from plain numbers in these groups, in the tensors that there are."""
@@ -128,7 +134,6 @@ class DeviceSchedules:
             value = self._read(plain, key)
             own.fill_(value.reshape(()) if isinstance(value, Tensor) else value)
             self._given[i][key] = value
-        self._given[i]["stored"] = plain.get(self._slot.key) if self._slot is not None else None
 
     def plain(self, groups: list[Group]) -> list[Group]:
         if not groups:
@@ -143,7 +148,7 @@ class DeviceSchedules:
         made, part, given = dict(group), self.clock.parts[i], self._given[i]
         assigned = {key: value for key, value in self._assigned(i, group)}
         if self._slot is not None and self.update.shows_momentum(part):
-            made[self._slot.key] = self._slot.stored({self._slot.key: given["stored"]}, momentum)
+            made[self._slot.key] = self._stored(i, group, momentum)
         if part.policy is None:
             made["lr"] = float(assigned.get("lr", unrounded(lr, given["lr"])))
             return made
@@ -156,12 +161,20 @@ class DeviceSchedules:
         made.update(lr=lr, max_lr=peak, schedule_step=int(assigned.get("schedule_step", step)))
         if self._slot is not None and self.update.shows_momentum(part):
             momentum = float(assigned.get("momentum", unrounded(momentum, cycled, given["momentum"])))
-            made[self._slot.key] = self._slot.stored(made, momentum)
+            made[self._slot.key] = self._stored(i, group, momentum)
         if "schedule_step" in assigned or group["policy"] is not part.policy:
             made.update(values_of(plan(made, made["schedule_step"], self._slot), made, self._slot))
         elif not follows:
             made[BY_HAND] = True
         return made
+
+    def _stored(self, i: int, group: Group, momentum: float) -> Any:
+        """What group i stores for this momentum, in numbers."""
+        assert self._slot is not None
+        key = self._slot.key
+        is_edited = group[key] is not self._columns[self._keys.index(key)][i]
+        found = group[key] if is_edited else self._given[i]["stored"]
+        return _numbers(self._slot.stored({key: found}, momentum))
 
     # -- edits --------------------------------------------------------------------------------------------------------
 
@@ -334,7 +347,7 @@ class DeviceSchedules:
         clock, ours = dict(vars(self.clock)), dict(vars(self))
         given = [dict(numbers) for numbers in self._given]
         parts = list(self.clock.parts)
-        tensors = self.clock.tensors
+        tensors = [*self.clock.tensors, *self.update.tensors]
         values = [tensor.clone() for tensor in tensors]
 
         def undo() -> None:
@@ -358,16 +371,24 @@ class DeviceSchedules:
         self.update.load(self, groups, optimizer.state, previous)
 
     def unpickled(self, optimizer: Any) -> None:
-        setattr(optimizer, SUPPORTS_AMP_SCALING, True)  # torch forgets it on unpickling
+        if self.update.unscales:
+            setattr(optimizer, SUPPORTS_AMP_SCALING, True)  # torch forgets it on unpickling
 
 
 def _holds_traced(groups: list[Group], keys: tuple[str, ...], columns: tuple[list[Any], ...]) -> bool:
     """``holds`` for torch.compile."""
     for i, group in enumerate(groups):
         for key, column in zip(keys, columns, strict=True):
-            if column[i] is not ABSENT and group[key] is not column[i]:
+            if column[i] is not ABSENT and not _is_same(group[key], column[i]):
                 return False
     return True
+
+
+def _is_same(value: Any, shown: Any) -> bool:
+    """``is``, which torch.compile cannot trace between tuples: their items then."""
+    if isinstance(shown, tuple):
+        return len(value) == len(shown) and all(_is_same(*pair) for pair in zip(value, shown, strict=True))
+    return value is shown
 
 
 def _check_edit(name: str, value: Any) -> None:
@@ -378,6 +399,13 @@ def _check_edit(name: str, value: Any) -> None:
         check_step(value)
     elif finite(name, value, minimum=0) > _LARGEST:
         raise ValueError(f"need {name} to be a number that float32 can hold, got {name}={value!r}")
+
+
+def _numbers(stored: Any) -> Any:
+    """Betas without tensors."""
+    if not isinstance(stored, tuple):
+        return stored
+    return tuple(value.item() if isinstance(value, Tensor) else value for value in stored)
 
 
 def rounded(number: float) -> float:

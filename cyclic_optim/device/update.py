@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..policies.asked import values_at
 from ..slots import BETA1, Group, Slot
 from ..torch_private import innermost
 from .clock import Part
@@ -18,11 +19,26 @@ State = dict[Any, dict[str, Any]]
 class BaseUpdate:
     """The base class's own step; it must be capturable."""
 
+    #: Whether it divides gradients by a loss scale, and skips a step, in any case; the base class does so if fused.
+    unscales = False
+
     def __init__(self, base: type) -> None:
         self._base = base
+        self._betas: dict[int, tuple[Tensor, ...]] = {}  # what groups show, by their index
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What groups show beside the clock's tensors."""
+        return [beta for betas in self._betas.values() for beta in betas[1:]]
 
     def check(self, group: Group, device: torch.device) -> None:
         """Refuse a group of plain numbers that cannot be updated on the device."""
+        if group.get("fused") and _cycles_momentum(group):
+            raise ValueError(
+                "need fused unset with capturable=True beside a policy that cycles momentum, as the fused update takes "
+                f"momentum as a number only, got fused=True and {group['policy']!r}: pass cycle_momentum=False to "
+                "the policy, or leave fused out"
+            )
         for param in group["params"]:
             if param.device != device:
                 raise ValueError(
@@ -42,12 +58,18 @@ class BaseUpdate:
             )
         return part.cycles_momentum
 
-    def stored_momentum(self, slot: Slot, group: Group, own: Tensor) -> Any:
-        """What a group stores to show this momentum: Adam takes all betas as tensors, or none."""
+    def stored_momentum(self, slot: Slot, i: int, group: Group, own: Tensor) -> Any:
+        """What group i stores to show this momentum: Adam takes all betas as tensors, or none."""
         if slot is not BETA1:
             return own
-        others = group["betas"][1:]
-        return (own, *(torch.as_tensor(beta, dtype=own.dtype, device=own.device) for beta in others))
+        shown, betas = self._betas.get(i, ()), group["betas"]
+        if betas is shown:
+            return shown
+        if not shown or shown[0] is not own or len(shown) != len(betas):
+            shown = self._betas[i] = (own, *(torch.empty_like(own) for _ in betas[1:]))
+        for beta, value in zip(shown[1:], betas[1:], strict=True):
+            beta.copy_(value.reshape(())) if isinstance(value, Tensor) else beta.fill_(value)
+        return shown
 
     def create(self, schedules: Any, i: int, group: Group, state: State) -> None:
         """Create the state of a group: the base class creates its own, in its first step."""
@@ -70,6 +92,11 @@ class BaseUpdate:
                 old = held.get(key)
                 if isinstance(old, Tensor) and isinstance(value, Tensor) and old.shape == value.shape:
                     entries[key] = old.copy_(value)
+
+
+def _cycles_momentum(group: Group) -> bool:
+    policy = group.get("policy")
+    return policy is not None and values_at(policy, group["schedule_step"], group.get("policy_state"))[1] is not None
 
 
 def _takes_tensor_betas(base: type) -> bool:

@@ -267,8 +267,9 @@ class HostSchedules:
         """Nothing: numbers were adopted as they came."""
 
     def unpickled(self, optimizer: Any) -> None:
-        data: Any = self._written  # see __getstate__
-        self._written = Written.from_data(data, optimizer.param_groups, self._slot)
+        data: Any = self._written  # see __getstate__; copy.copy keeps this very object, and the groups
+        if not isinstance(data, Written):
+            self._written = Written.from_data(data, optimizer.param_groups, self._slot)
 
 
 _CLOCK_AND_RATE = ("schedule_step", "lr")
