@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .checkpoint import adopt, check_state_dict, cloned_state, encoded, fill
+from .checkpoint import adopt, check_state_dict, cloned_state, encoded, fill, with_capturable
 from .device import BaseUpdate, DeviceSchedules
-from .groups import Kinds, check_groups, check_keys, check_policy
+from .groups import Kinds, check_capturable, check_groups, check_keys, check_policy
 from .passive import PassiveScheduler
 from .pickling import Guard
 from .policies import Policy
@@ -179,6 +179,7 @@ class Scheduled(Optimizer):
         policy = group.pop("policy", self._policy)
         check_policy(policy)
         if policy is not None:
+            check_capturable(group, self.defaults)
             self._kinds.check_scheduled(group)
             enrol(group, policy, self._schedules.plain(peers), self._slot)
         self._schedules = self._schedules.for_groups(self, [*peers, group])
@@ -386,6 +387,7 @@ class Scheduled(Optimizer):
         """
         if not load_is_hooked(self):
             check_state_dict(state_dict, self.param_groups, self._kinds)
+            state_dict = with_capturable(state_dict, self.param_groups, self._capturable)
         before = (self.state, self.param_groups, self._schedules, self._policy)
         undo = self._schedules.remember()
         try:

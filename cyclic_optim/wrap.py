@@ -104,7 +104,7 @@ def cyclic(cls: type[Optimizer]) -> type[Any]:
         cls: a subclass of ``torch.optim.Optimizer`` whose param groups have an ``lr``.
 
     Raises:
-        TypeError: ``cls`` is no optimizer class, or owns a schedule already.
+        TypeError: ``cls`` is no optimizer class, owns a schedule already, or has an argument ``policy``.
 
     Example:
         >>> import torch
@@ -118,7 +118,9 @@ def cyclic(cls: type[Optimizer]) -> type[Any]:
     if not isinstance(cls, type) or not issubclass(cls, Optimizer) or cls is Optimizer:
         raise TypeError(f"need cls to be an optimizer class, a subclass of torch.optim.Optimizer, got {shown(cls)}")
     if issubclass(cls, Scheduled):
-        raise TypeError(f"need cls to be a class without a schedule of its own, got {shown(cls)}")
+        raise TypeError(f"need cls to be a class without a schedule of its own, got {shown(cls)}: use it as it is")
+    if "policy" in inspect.signature(cls).parameters:
+        raise TypeError(f"need cls to be a class without an argument 'policy', which is the schedule, got {shown(cls)}")
     if cls not in _made:
         _made[cls] = _make(cls)
     return _made[cls]
@@ -135,8 +137,17 @@ def _reduced(cls: type[Any]) -> Any:
 copyreg.pickle(_Made, _reduced)  # type: ignore[arg-type]
 
 
+def _metaclass(cls: type[Any]) -> type[Any]:
+    """``_Made``, beside the metaclass of ``cls`` if it has one."""
+    if issubclass(_Made, type(cls)):
+        return _Made
+    both: type[Any] = type("_Made", (_Made, type(cls)), {})
+    copyreg.pickle(both, _reduced)
+    return both
+
+
 def _make(cls: type[Optimizer]) -> type[Scheduled]:
-    def __init__(self: Any, *args: Any, policy: Policy | None = None, **options: Any) -> None:  # noqa: N807
+    def __init__(self: Any, *args: Any, policy: Policy | None = None, **options: Any) -> None:
         self._begin(policy)
         super(made, self).__init__(*args, **options)
         self._ready(bool(self.defaults.get("capturable", False)))
@@ -146,7 +157,7 @@ def _make(cls: type[Optimizer]) -> type[Scheduled]:
     __init__.__qualname__ = f"{name}.__init__"
     text = f":class:`{cls.__module__}.{cls.__qualname__}` that owns its schedule; see :func:`cyclic`."
     names = {"__module__": __name__, "__qualname__": name, "__doc__": text, "__init__": __init__}
-    made: type[Any] = _Made(name, (Scheduled, cls), names)
+    made: type[Any] = _metaclass(cls)(name, (Scheduled, cls), names)
     return made
 
 

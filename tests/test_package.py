@@ -48,7 +48,7 @@ def test_every_public_name_is_exported():
     from cyclic_optim.policies import POLICIES
 
     others = {"LRRangeTest", "NoSuggestionError", "lr_range_test", "plot_policy", "supervised_step"}
-    assert sorted(cyclic_optim.__all__) == sorted({"CyclicSGD", "Policy", "Values", *POLICIES, *others})
+    assert sorted(cyclic_optim.__all__) == sorted({"CyclicSGD", "CyclicAdamW", "cyclic", "Policy", "Values", *POLICIES, *others})
     assert all(getattr(cyclic_optim, name).__doc__ for name in cyclic_optim.__all__)
 
 
