@@ -13,9 +13,6 @@ from .policies import POLICIES as _POLICIES
 from .policies import Policy, Values
 
 if TYPE_CHECKING:
-    from .sgd import CyclicSGD as CyclicSGD
-    from .wrap import CyclicAdamW as CyclicAdamW
-    from .wrap import cyclic as cyclic
     from .plotting import plot_policy as plot_policy
     from .policies.compose import LambdaPolicy as LambdaPolicy
     from .policies.compose import Scaled as Scaled
@@ -42,6 +39,9 @@ if TYPE_CHECKING:
     from .range_test import NoSuggestionError as NoSuggestionError
     from .range_test import lr_range_test as lr_range_test
     from .range_test import supervised_step as supervised_step
+    from .sgd import CyclicSGD as CyclicSGD
+    from .wrap import CyclicAdamW as CyclicAdamW
+    from .wrap import cyclic as cyclic
 
 __version__ = "0.1.0"
 
@@ -58,18 +58,19 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
         if name in _OPTIMIZERS:
             from . import wrap
 
-            return getattr(wrap, name)
-        if name in _RANGE_TEST:
+            value = getattr(wrap, name)
+        elif name in _RANGE_TEST:
             from . import range_test
 
-            return getattr(range_test, name)
-        if name == "plot_policy":
-            from .plotting import plot_policy
-
-            return plot_policy
-        if name in _POLICIES:
-            return _POLICIES[name]
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            value = getattr(range_test, name)
+        elif name == "plot_policy":
+            from .plotting import plot_policy as value
+        elif name in _POLICIES:
+            value = _POLICIES[name]
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The command line: ``python -m cyclic_optim`` or ``cyclic-optim``. List the policies, look at one."""
+"""The command line, ``python -m cyclic_optim`` or ``cyclic-optim``: list the policies, show one. It needs no torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments (default: those of the process).
 
     Returns:
-        The exit status: 0, or 1 where the request was right and could not be carried out.
+        The exit status: 0, or 1 where the arguments are right but the request failed.
 
     Raises:
         SystemExit: status 2 for wrong arguments, 0 after ``--help`` and ``--version``.
@@ -46,21 +46,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments = command_line().parse_args(argv)
             return int(arguments.run(arguments))
         finally:
-            # Here, and not when Python exits, where a broken pipe could not be caught.
+            # At Python's exit a broken pipe could not be caught.
             sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes once more at its exit: what is left goes nowhere.
+        # Python flushes again at its exit: the rest is discarded.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        return 130  # as shells have it
+        return 130  # the exit status in shells
 
 
-# --- the arguments, made from the policies' fields
+# --- the arguments, from the policies' fields
 
 
 def command_line() -> argparse.ArgumentParser:
-    """The parser, with a command for every policy that options alone can describe."""
+    """The parser, with a command for every policy whose required fields can be given as options."""
     parser = argparse.ArgumentParser(
         prog="cyclic-optim",
         description="Learning-rate and momentum schedules of cyclic_optim.",
@@ -105,21 +105,21 @@ def _add_policy(policies: Any, policy: type[Policy]) -> None:
 def _add_field(group: argparse._ArgumentGroup, field: Field[Any], documented: str) -> None:
     rule: Rule = field.metadata["rule"]
     option = "--" + field.name.replace("_", "-")
-    # The default of each is None, "not given": the policy's own default then holds.
+    # None means "not given": the policy's default is then used.
     common: dict[str, Any] = {"dest": field.name, "help": _escaped(_help(field, rule, documented)), "default": None}
     if rule.kind is bool:
         group.add_argument(option, action=argparse.BooleanOptionalAction, **common)
         return
     common.update(required=_required(field), metavar=METAVARS[rule.kind])
     if rule.kind is tuple:
-        # What is asked of all of them together, the policy checks.
+        # The rule for the whole sequence is checked by the policy.
         group.add_argument(option, nargs="*", type=_number, **common)
     else:
         group.add_argument(option, type=_converted(field.name, rule), **common)
 
 
 def _help(field: Field[Any], rule: Rule, documented: str) -> str:
-    """What the docstring says of a field, and in brackets its rule and its default."""
+    """The docstring's text for a field, and in brackets its rule and its default."""
     notes = [rule.text.format(field.name)] if rule.text else []
     if _required(field):
         notes.append("required")
@@ -129,18 +129,18 @@ def _help(field: Field[Any], rule: Rule, documented: str) -> str:
 
 
 def command_name(policy: type[Policy]) -> str:
-    """The policy's name on the command line: ``OneCycle`` is ``one-cycle``."""
+    """The policy's name on the command line, such as ``one-cycle`` for ``OneCycle``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", policy.__name__).lower()
 
 
 def option_fields(policy: type[Policy]) -> list[Field[Any]]:
-    """The fields that an option can give: those of plain data."""
+    """The fields that can be given as options: those of plain data."""
     rules = [(field, field.metadata.get("rule")) for field in _fields(policy)]
     return [field for field, rule in rules if rule is not None and (rule.kind is bool or rule.kind in METAVARS)]
 
 
 def _code_only(policy: type[Policy]) -> list[str]:
-    """The fields that must be given and that no option can give: functions and policies."""
+    """The required fields that cannot be given as options: functions and policies."""
     offered = option_fields(policy)
     return [field.name for field in _fields(policy) if field not in offered and _required(field)]
 
@@ -154,7 +154,7 @@ def _required(field: Field[Any]) -> bool:
 
 
 def _number(text: str) -> int | float | str:
-    """The number that ``text`` is, or ``text``: what it must be, the policy's own rule says."""
+    """``text`` as a number, or ``text`` where it is none: the rule of the policy decides."""
     with suppress(ValueError):
         return int(text)
     with suppress(ValueError):
@@ -169,7 +169,7 @@ def _file_name(text: str) -> str:
 
 
 def _converted(name: str, rule: Rule | Callable[[str, Any], Any]) -> Callable[[str], Any]:
-    """An argparse type: what ``rule`` makes of the text, its error in argparse's words."""
+    """An argparse type: converts the text by ``rule``, and raises its error as argparse's."""
 
     def convert(text: str) -> Any:
         try:
@@ -181,7 +181,7 @@ def _converted(name: str, rule: Rule | Callable[[str, Any], Any]) -> Callable[[s
     return convert
 
 
-# --- what the docstrings say
+# --- texts from the docstrings
 
 
 def _docstring(policy: type[Policy]) -> str:
@@ -189,7 +189,7 @@ def _docstring(policy: type[Policy]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without the markup of roles and literals."""
+    """The text without the markup of roles and literals."""
     return re.sub(r":\w+:`([^`]*)`", r"\1", text).replace("``", "")
 
 
@@ -202,7 +202,7 @@ def _summary(policy: type[Policy]) -> str:
 
 
 def _documented(policy: type[Policy]) -> dict[str, str]:
-    """Each argument's text in the Args section, and in those of the policies that the docstring refers to."""
+    """Each argument's text in the Args section, and in those of the policies that the docstring names."""
     docstring, documented = _docstring(policy), {}
     for name in re.findall(r":class:`(\w+)`", docstring):
         documented.update(_args_section(_docstring(POLICIES[name])) if name in POLICIES else {})
@@ -247,7 +247,7 @@ def _preview(arguments: argparse.Namespace) -> int:
 
 
 def default_steps(policy: Policy) -> int:
-    """How many steps show what a policy does; ``DEFAULT_STEPS`` says it in words."""
+    """The default number of steps to show; ``DEFAULT_STEPS`` is the rule in words."""
     if policy.end:
         return policy.end + math.ceil(policy.end / 10) + 1
     if policy.period and policy.period > 1:
@@ -268,7 +268,7 @@ def _print_csv(policy: Policy, steps: int, lr: float) -> int:
 def _save(policy: Policy, steps: int, lr: float, path: str) -> int:
     try:
         require_matplotlib()
-        # Not through pyplot, which would look for a screen.
+        # pyplot would look for a screen.
         from matplotlib.figure import Figure
 
         figure = Figure(layout="constrained")
@@ -284,7 +284,7 @@ def _save(policy: Policy, steps: int, lr: float, path: str) -> int:
 
 
 class _Glyphs(NamedTuple):
-    """The characters of a chart: dots in a cell (across, down), what draws them, and the axes."""
+    """The characters of a chart: dots per cell (across, down), the function that draws them, and the axes."""
 
     across: int
     down: int
@@ -296,7 +296,7 @@ class _Glyphs(NamedTuple):
 
 
 _BRAILLE_BITS = {(0, 0): 0x01, (0, 1): 0x02, (0, 2): 0x04, (1, 0): 0x08, (1, 1): 0x10, (1, 2): 0x20}
-_BRAILLE_BITS |= {(0, 3): 0x40, (1, 3): 0x80}  # a later addition to the script, hence the order
+_BRAILLE_BITS |= {(0, 3): 0x40, (1, 3): 0x80}  # added to the script later, hence the order
 BRAILLE = _Glyphs(2, 4, lambda dots: chr(0x2800 + sum(_BRAILLE_BITS[dot] for dot in dots)) if dots else " ", *"│┤└─")
 ASCII = _Glyphs(1, 1, lambda dots: "*" if dots else " ", *"|++-")
 
@@ -351,7 +351,7 @@ def _chart(
     columns: int,
     shown: Callable[[float], float] = lambda level: level,
 ) -> list[str]:
-    """The lines of a chart of these (step, level), ``shown`` saying what to write for a level at the axis."""
+    """The lines of a chart of these (step, level); ``shown`` converts a level to the number at the axis."""
     glyphs = _glyphs()
     levels = (high, (low + high) / 2, low)
     labels = dict(zip((0, rows // 2, rows - 1), _labels([shown(level) for level in levels]), strict=True))
@@ -368,7 +368,7 @@ def _chart(
 
 
 def _labels(levels: Sequence[float]) -> list[str]:
-    """As few digits as tell them apart, at least three."""
+    """The levels with as few digits as make them differ, at least three."""
     for digits in range(3, 18):
         labels = [f"{level:.{digits}g}" for level in levels]
         if len(set(labels)) == len(labels):
@@ -386,7 +386,7 @@ def _step_labels(first: int, last: int, width: int) -> str:
 def _cells(
     points: list[tuple[int, float]], low: float, high: float, rows: int, width: int, glyphs: _Glyphs
 ) -> dict[tuple[int, int], set[tuple[int, int]]]:
-    """The dots of the curve, by the cell they lie in; columns and rows are counted from the upper left."""
+    """The dots of the curve, by their cell; columns and rows are counted from the upper left."""
     first, last = points[0][0], points[-1][0]
     across, down = width * glyphs.across - 1, rows * glyphs.down - 1
     places = [

@@ -225,9 +225,10 @@ def adopt(groups: list[Group], previous: list[Group], slot: Slot | None, kinds: 
         if "schedule_step" in group:
             is_by_hand = group.pop(BY_HAND, False) is True
             changed |= _adopt_group(group, old, rebuilt, slot)
+            difference = _difference(i, group, slot)  # asks the policy, also where the answer is not needed
             if is_by_hand:
                 by_hand.add(i)
-            elif difference := _difference(i, group, slot):
+            elif difference is not None:
                 differing.append(difference)
         elif old.get("policy") is not None:
             _start(group, old, groups[:i], slot)
@@ -388,7 +389,8 @@ def _warn_of_values(groups: list[Group], differing: list[Difference], slot: Slot
         warn(
             f"param group {index} of the checkpoint has {held}, and its schedule {due} at its step {planned.step}: "
             "another optimizer trained on with it, or its clock was edited. Going on with the schedule's values in "
-            f"param groups {[one.index for one in differing]}; call reschedule(step=...) or reschedule(lr=...) for others"
+            f"param groups {[one.index for one in differing]}; call reschedule(step=...) or reschedule(lr=...) for "
+            "others"
         )
 
 

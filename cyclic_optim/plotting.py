@@ -16,13 +16,13 @@ from .rules import finite, whole
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_STEPS = 5000  # drawn at once: several for each pixel of a picture's width
-FEW_STEPS = 50  # so few that each step gets a dot of its own
+MOST_STEPS = 5000  # drawn at most: several for each pixel of a picture's width
+FEW_STEPS = 50  # up to this many, each step gets a dot
 LR_COLOUR, MOMENTUM_COLOUR, RANGE_COLOUR, RANGE_TEXT = "#0072b2", "#d55e00", "#e69f00", "#804d00"
 
 
 class Moment(NamedTuple):
-    """What holds in one step."""
+    """The values of one step."""
 
     step: int
     lr: float
@@ -30,7 +30,7 @@ class Moment(NamedTuple):
 
 
 class RangeTestCurve(Protocol):
-    """What is drawn of a range test; ``suggest`` raises ValueError where the curve suggests nothing."""
+    """What is drawn of a range test. ``suggest`` raises a ValueError where the curve suggests no range."""
 
     @property
     def lrs(self) -> Sequence[float]: ...
@@ -45,11 +45,11 @@ class RangeTestCurve(Protocol):
     def suggest(self) -> tuple[float, float]: ...
 
 
-# --- what both pictures and the command line share
+# --- shared by both pictures and the command line
 
 
 def require_matplotlib() -> None:
-    """Say how to get matplotlib where there is none.
+    """Raise an error that says how to install matplotlib, where it is missing.
 
     Raises:
         ImportError: matplotlib cannot be imported.
@@ -68,7 +68,7 @@ def check_arguments(policy: Policy, steps: int, lr: float) -> tuple[int, float]:
 
 
 def trace(policy: Policy, steps: Iterable[int], lr: float) -> Iterator[Moment]:
-    """The values in force at these steps, by the same arithmetic and checks as in the optimizer."""
+    """The values at these steps, by the same arithmetic and checks as in the optimizer."""
     state = policy.initial_state()
     for step in steps:
         lr_factor, momentum = values_at(policy, step, state)
@@ -78,8 +78,8 @@ def trace(policy: Policy, steps: Iterable[int], lr: float) -> Iterator[Moment]:
 def sampled(steps: int) -> Sequence[int]:
     """The steps 0..steps-1, or at most ``MOST_STEPS`` of them with the first and the last among them.
 
-    One comes from each of equally long stretches, but not from the same place in each: a cycle as
-    long as the stretch would look like a constant.
+    The others are one of each of equally long intervals, at a different place in each: otherwise a cycle as long as
+    the interval would look like a constant.
     """
     if steps <= MOST_STEPS:
         return range(steps)
@@ -89,11 +89,11 @@ def sampled(steps: int) -> Sequence[int]:
 
 
 def needs_log(rates: Sequence[float]) -> bool:
-    """Whether rates are drawn on a log axis: where most of them would lie flat at the foot of a linear one.
+    """Whether rates are drawn on a log axis: where most of them would be indistinguishable from 0 on a linear one.
 
-    That is where none is 0, at least half of them are no higher than an eighth of the highest, and the
-    lowest is below a thirtieth of it. Decays and range tests are; a cycle with a short deep tail
-    (``OneCycle``), one between two rates far apart, and a decay that ends at 0 are not.
+    That is so if none is 0, at least half of them are at most an eighth of the highest, and the lowest is below a
+    thirtieth of it. It holds for most decays and range tests, but not for a cycle with a short deep tail
+    (``OneCycle``), for a cycle between two rates far apart, or for a decay that ends at 0.
     """
     highest = max(rates)
     return 0 < min(rates) < highest / 30 and median(rates) <= highest / 8
@@ -123,14 +123,13 @@ def _brief(value: object) -> str:
 def plot_policy(policy: Policy, steps: int, lr: float = 1.0, ax: Axes | None = None) -> Axes:
     """Draw the learning rate, and momentum where the policy cycles it, over the steps 0..steps-1.
 
-    Momentum has an axis of its own on the right. The rate's axis is logarithmic where most rates would
-    otherwise lie flat at its foot, else linear from 0. Of more than 5000
-    steps at most 5000 are drawn, the first and the last among them and one from each 5000th part: turning points
-    are then off by less than a pixel, and cycles shorter than a pixel fill a band. A ``Plateau`` is drawn
-    as it is before any report.
+    Momentum has a second axis on the right. The rate's axis is logarithmic where most rates could not be told from 0
+    on a linear one; otherwise it is linear and starts at 0. Of more than 5000 steps at most 5000 are drawn, the first
+    and the last among them and one of each 5000th part: turning points are then off by less than a pixel, and cycles
+    shorter than a pixel fill a band. A ``Plateau`` is drawn with its values before any report.
 
     Args:
-        policy: any :class:`Policy`, your own included.
+        policy: any :class:`Policy`, also one that you wrote.
         steps: how many optimizer steps to draw, at least 1.
         lr: the peak rate, by which the policy's factor is multiplied.
         ax: where to draw (default: a new figure). Other axes of its figure are left alone.
@@ -161,7 +160,7 @@ def plot_policy(policy: Policy, steps: int, lr: float = 1.0, ax: Axes | None = N
 
 
 def _axes(ax: Axes | None) -> Axes:
-    """The given axes, or new ones, in the house's looks; no setting of the user's is changed."""
+    """The given axes, or new ones, in the style of both pictures. No global setting is changed."""
     require_matplotlib()
     if ax is None:
         from matplotlib import pyplot
@@ -176,7 +175,7 @@ def _scale_rates(ax: Axes, rates: Sequence[float]) -> None:
     if needs_log(rates):
         ax.set_yscale("log")
     else:
-        # Height is then proportional to the rate; curves already there stay in view.
+        # Height is then proportional to the rate. Curves that were drawn before remain visible.
         ax.update_datalim([(0, 0)], updatex=False)
         ax.autoscale_view(scalex=False)
 
@@ -193,13 +192,13 @@ def _draw_momentum(ax: Axes, steps: Sequence[int], momenta: Sequence[float], mar
     current = figure.gca() if figure else ax
     twin = ax.twinx()
     if figure:
-        # What the caller draws next through pyplot goes where it would have gone.
+        # What the caller draws next through pyplot goes to the same axes as without this call.
         figure.sca(current)
     twin.plot(steps, momenta, color=MOMENTUM_COLOUR, linewidth=1.4, linestyle="--", marker=marker)
     twin.set_ylabel("momentum", color=MOMENTUM_COLOUR)
     twin.ticklabel_format(axis="y", useOffset=False)
     twin.spines["top"].set_visible(False)
-    # The rate is what people look for: it lies above momentum, so the background moves below both.
+    # The rate is drawn above momentum, so the background moves below both.
     twin.patch.set(visible=True, facecolor=ax.get_facecolor())
     ax.patch.set_visible(False)
     ax.set_zorder(twin.get_zorder() + 0.1)
@@ -211,9 +210,9 @@ def _draw_momentum(ax: Axes, steps: Sequence[int], momenta: Sequence[float], mar
 def plot_range_test(result: RangeTestCurve, ax: Axes | None = None) -> Axes:
     """Draw the losses of a range test over the learning rate, and the range it suggests.
 
-    The rate's axis is logarithmic for an exponential test. The losses' axis shows the descent and where the
-    climb after it begins, not how far a diverging loss got. Losses that are not finite are not drawn. Where
-    the curve suggests no range, none is marked, and the title says so and why.
+    The rate's axis is logarithmic for an exponential test. The losses' axis shows the descent and the beginning of
+    the climb after it, not the highest diverging loss. Losses that are not finite are not drawn. Where the curve
+    suggests no range, none is marked, and the title says why.
 
     Args:
         result: what :func:`lr_range_test` returned, or anything with its ``lrs``, ``losses``, ``smoothed``,
@@ -229,7 +228,7 @@ def plot_range_test(result: RangeTestCurve, ax: Axes | None = None) -> Axes:
     ax = _axes(ax)
     losses, smoothed = _finite_or_gap(result.losses), _finite_or_gap(result.smoothed)
     ax.plot(result.lrs, losses, color=LR_COLOUR, alpha=0.35, linewidth=1, label="each step")
-    # The smoothed curve may end early, before a loss that nothing can be averaged with.
+    # The smoothed curve ends before the first loss that is not finite.
     ax.plot(result.lrs[: len(smoothed)], smoothed, color=LR_COLOUR, linewidth=2.2, label="smoothed")
     if result.mode == "exponential":
         ax.set_xscale("log")
@@ -240,7 +239,7 @@ def plot_range_test(result: RangeTestCurve, ax: Axes | None = None) -> Axes:
     except ValueError as error:
         title += "\n" + textwrap.fill(f"no range suggested: {error}", 72)
     else:
-        title += "\n"  # the last line is for the marks' labels
+        title += "\n"  # the labels of the marks are on the last line
         _mark_range(ax, base_lr, max_lr)
     ax.set_title(title, fontsize="medium", parse_math=False)
     ax.set(xlabel="learning rate", ylabel="training loss")
@@ -253,7 +252,7 @@ def _finite_or_gap(losses: Iterable[float]) -> list[float]:
 
 
 def _scale_range_test(ax: Axes, lrs: Sequence[float], losses: Sequence[float], smoothed: Sequence[float]) -> None:
-    # Rates whose losses cannot be drawn were tried all the same.
+    # Rates whose losses cannot be drawn are in view, too: they were tried.
     ax.update_datalim([(lr, 0) for lr in lrs], updatey=False)
     ax.autoscale_view()
     limits = _loss_limits(losses, smoothed)
@@ -262,19 +261,19 @@ def _scale_range_test(ax: Axes, lrs: Sequence[float], losses: Sequence[float], s
 
 
 def _loss_limits(losses: Sequence[float], smoothed: Sequence[float]) -> tuple[float, float] | None:
-    """What to show: from the lowest smoothed loss to the highest of the descent, and the noise around it.
+    """The limits of the losses' axis: the lowest smoothed loss, the highest of the descent, and the noise around them.
 
-    None where the losses leave nothing to choose: the axis then shows all there is.
+    None where there are too few losses, or all are equal: the axis then shows everything.
     """
     known = [loss for loss in smoothed if not math.isnan(loss)]
     if len(known) < 2:
         return None
     low = min(known)
     length = smoothed.index(low) + 1
-    # Where the loss never falls there is no descent to speak of: three quarters of the curve are shown.
+    # Where the loss never falls there is no descent: three quarters of the curve are shown.
     quarters = quantiles(known, n=4, method="inclusive")
     high = max(quarters[2], *(loss for loss in smoothed[:length] if not math.isnan(loss)))
-    # A single wild loss leaves the picture rather than squash it.
+    # A single outlier is cut off, or it would flatten the rest of the picture.
     most = 0.75 * (high - low)
     lowest = max(low - most, min((loss for loss in losses if not math.isnan(loss)), default=low))
     highest = min(high + most, max((loss for loss in losses[:length] if not math.isnan(loss)), default=high))
@@ -285,7 +284,7 @@ def _loss_limits(losses: Sequence[float], smoothed: Sequence[float]) -> tuple[fl
 
 def _mark_range(ax: Axes, base_lr: float, max_lr: float) -> None:
     ax.axvspan(base_lr, max_lr, color=RANGE_COLOUR, alpha=0.15, linewidth=0)
-    # Above the axes, each on its own side of the range: in nobody's way, however narrow the range is.
+    # Above the axes, one label on each side of the range: they do not overlap, however narrow the range is.
     style: dict[str, Any] = {"xycoords": ax.get_xaxis_transform(), "xytext": (0, 4), "textcoords": "offset points"}
     for name, rate, alignment in (("base lr", base_lr, "right"), ("max lr", max_lr, "left")):
         ax.axvline(rate, color=RANGE_TEXT, linestyle="--", linewidth=1.2)

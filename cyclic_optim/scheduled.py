@@ -18,6 +18,7 @@ from .pickling import Guard
 from .policies import Policy
 from .rules import shown
 from .schedule import changes_of, enrol
+from .schedules import Closure, Schedules
 from .slots import Group, Slot, momentum_slot
 from .torch_private import (
     NO_STATE_DICT_HOOKS,
@@ -30,7 +31,6 @@ from .torch_private import (
     state_dict_hooks,
     without_hooks,
 )
-from .schedules import Closure, Schedules
 from .unscheduled import Unscheduled
 
 if TYPE_CHECKING:
@@ -66,8 +66,9 @@ class Scheduled(Optimizer):
     def _to_device(self) -> None:
         """Move schedules to the device, where the optimizer is capturable and they are not there yet."""
         if self._capturable and not self._schedules.is_traced and any(policy is not None for policy in self.policies):
-            self._schedules = DeviceSchedules(self, self._horizon)
-            self._schedules.unpickled(self)
+            schedules = DeviceSchedules(self, self._horizon)
+            schedules.update.claim_scaling(self)
+            self._schedules = schedules
 
     @property
     def _slot(self) -> Slot | None:
@@ -131,7 +132,7 @@ class Scheduled(Optimizer):
 
     @property
     def policy(self) -> Policy | None:
-        """The policy of groups that name none: the constructor's, or what a checkpoint or reschedule put in its place."""
+        """The policy of groups that name none: the constructor's, a checkpoint's, or what ``reschedule`` was given."""
         return self._policy
 
     @policy.setter
@@ -359,9 +360,7 @@ class Scheduled(Optimizer):
             # One call into C, in which no other thread writes: unless a GC run calls back into Python; hence check
             # and retry.
             groups = list(map(dict, self.param_groups))
-            if [group.get("schedule_step") for group in self.param_groups] == [
-                group.get("schedule_step") for group in groups
-            ]:
+            if len({_lag(*pair) for pair in zip(groups, self.param_groups, strict=True)}) <= 1:
                 break
         now = {"param_groups": encoded(self._schedules.plain(groups)), "state": dict(self.state)}
         twin = object.__new__(type(self))
@@ -431,6 +430,12 @@ class Scheduled(Optimizer):
         self._schedules.adopted(groups, by_hand)
         if self._policy is None and groups and all(one.get("policy") is groups[0].get("policy") for one in groups):
             self._policy = groups[0].get("policy")
+
+
+def _lag(copied: Group, live: Group) -> Any:
+    """How far a group has moved on since it was copied; all clocks tick together."""
+    then, now = copied.get("schedule_step"), live.get("schedule_step")
+    return 0 if now is then or now is None or then is None else now - then
 
 
 def _as_float(metric: Any) -> float:

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from strategies import POLICY_STRATEGIES, carries_code
 
 import cyclic_optim
-from cyclic_optim import CosineRestarts, ExponentialDecay, OneCycle, StepDecay, Triangular, Triangular2
+from cyclic_optim import (
+    Constant,
+    CosineRestarts,
+    ExponentialDecay,
+    OneCycle,
+    Plateau,
+    StepDecay,
+    Triangular,
+    Triangular2,
+)
 from cyclic_optim.__main__ import command_name, default_steps, main
 from cyclic_optim.policies import POLICIES
 
@@ -238,6 +247,9 @@ def test_axis_labels_are_told_apart(capsys):
         (StepDecay(30), 180),
         (ExponentialDecay(0.999), 10000),
         (ExponentialDecay(1), 1000),
+        (Plateau(patience=20), 120),
+        (Plateau(patience=0), 1000),
+        (Constant(), 1000),
     ],
 )
 def test_default_steps_show_what_the_policy_does(policy, steps):
@@ -276,6 +288,21 @@ def test_without_matplotlib_out_names_the_cure_and_the_chart_works(tmp_path):
     assert "pip install 'cyclic_optim[plot]'" in result.stderr
     assert result.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_needs_no_torch():
+    """Without torch the list, the chart and the CSV are printed, the same as with it."""
+    requests = ["list"], ["preview", "one-cycle", "--total-steps=9"], ["preview", "plateau", "--steps=3", "--csv"]
+    for request in requests:
+        code = (
+            "import sys; sys.modules['torch'] = None\n"
+            "from cyclic_optim.__main__ import main\n"
+            f"sys.exit(main({request!r}))"
+        )
+        environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "COLUMNS": "80"}
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", env=environment)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout == run(*request, COLUMNS="80").stdout != ""
 
 
 def test_as_a_process():

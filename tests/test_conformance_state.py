@@ -18,6 +18,7 @@ from torch.optim import SGD
 from torch_database import SGD_ENTRY
 
 from cyclic_optim import Constant, CyclicSGD, LambdaPolicy, OneCycle, Plateau, Triangular
+from cyclic_optim.device import DeviceSchedules
 
 pytestmark = pytest.mark.usefixtures("part")
 
@@ -798,7 +799,7 @@ def load_a_dict(optimizer):
     dropped = storages(kept["momentum_buffer"] for kept in saved["state"].values())
     if not isinstance(optimizer, SGD) or type(optimizer) is SGD:
         dropped = []  # torch's own keeps the very tensors of the dict
-    if not getattr(optimizer, "_device", None):
+    if not isinstance(getattr(optimizer, "_schedules", None), DeviceSchedules):
         dropped += storages(buffers_of(optimizer))
     optimizer.load_state_dict(saved)
     return dropped

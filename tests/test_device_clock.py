@@ -18,7 +18,7 @@ from cyclic_optim import (
     Triangular,
     Triangular2,
 )
-from cyclic_optim.device_clock import DeviceClock
+from cyclic_optim.device.clock import DeviceClock, Stand
 
 CPU = torch.device("cpu")
 
@@ -36,8 +36,9 @@ def horizon_for(policy, least=300):
 
 def clock_at(policy, step, peak, momentum=0.5, **options):
     """A clock of one group, as it stands when the values of ``step`` have been put in force."""
-    clock = DeviceClock(policy, policy.at, CPU, step=max(step - 1, 0), **options)
+    clock = DeviceClock(CPU, **options)
     clock.join()
+    fill(clock, policy, max(step - 1, 0))
     clock.max_lr[0].fill_(peak)
     clock.momentum[0].fill_(momentum)
     if step == 0:
@@ -46,9 +47,15 @@ def clock_at(policy, step, peak, momentum=0.5, **options):
     return clock
 
 
+def fill(clock, policy, step):
+    """Tabulate one policy for all groups, from this step on where it has to start somewhere."""
+    stands = [Stand(policy, None, step, restarts=True)] * len(clock.parts)
+    clock.fill(clock.parts_for(stands), [step] * len(stands))
+
+
 def assert_is(clock, policy, step, peak, momentum=0.5):
     factor, held = policy.at(step)
-    assert clock.step.item() == step
+    assert clock.steps[0].item() == step
     assert clock.lr[0].item() == rounded(peak * factor)
     assert clock.momentum[0].item() == rounded(momentum if held is None else held)
 
@@ -88,7 +95,7 @@ def test_a_finite_policy_holds_its_last_row(policy, peak, beyond):
     clock = clock_at(policy, policy.end, peak)
     clock.step.fill_(step)
     clock.tick(None)
-    assert clock.step.item() == step + 1
+    assert clock.steps[0].item() == step + 1
     assert clock.lr[0].item() == rounded(peak * policy.at(policy.end).lr_factor)
 
 
@@ -121,19 +128,19 @@ def test_steps_that_floats_cannot_count_are_told_apart(step):
 def test_an_endless_policy_reaches_its_horizon_and_holds(policy, start):
     """The table reaches ``horizon`` steps from where it was filled; the last of them holds."""
     clock = clock_at(policy, start, 1.0, horizon=10)
-    clock.fill(policy.at, start)
+    fill(clock, policy, start)
     for step in range(start, start + 15):
         clock.step.fill_(step - 1)
         clock.tick(None)
         assert clock.lr[0].item() == rounded(policy.at(min(step, start + 9)).lr_factor)
-        assert clock.held(step) == min(step, start + 9)
+        assert clock.parts[0].held(step) == min(step, start + 9)
 
 
 def test_the_horizon_is_a_hundred_thousand_by_default():
     """Without the user's saying so, an endless decay goes on for 100,000 steps."""
     policy = InverseTimeDecay(1e-3)
     clock = clock_at(policy, 0, 1.0)
-    assert clock.rows == 100_000
+    assert len(clock.parts[0].rows) == 100_000
     clock.step.fill_(99_998)
     clock.tick(None)
     assert_is(clock, policy, 99_999, 1.0)
@@ -152,7 +159,7 @@ def test_a_skipped_step_does_not_count(found_inf, shape):
     if found_inf == 0:
         assert_is(clock, policy, 6, 0.1)
     else:
-        assert (clock.step.item(), clock.lr[0].item()) == (5, 0.25)
+        assert (clock.steps[0].item(), clock.lr[0].item()) == (5, 0.25)
         assert clock.momentum[0].item() == rounded(policy.at(5).momentum)
 
 
@@ -170,7 +177,7 @@ def test_a_skipped_step_does_not_count(found_inf, shape):
 def test_tables_that_cannot_be_are_refused(policy, horizon, error, message):
     """A horizon that is none, one that cuts a period, and a table of a billion rows are errors."""
     with pytest.raises(error, match=message):
-        DeviceClock(policy, policy.at, CPU, horizon=horizon)
+        clock_at(policy, 0, 1.0, horizon=horizon)
 
 
 def test_a_long_policy_can_be_cut():
@@ -187,8 +194,9 @@ def test_a_policy_that_fails_in_between_is_refused_at_once():
 
 
 @pytest.mark.parametrize("overflow", [None, 0.0, 1.0])
-def test_more_groups_take_no_more_operations(overflow):
-    """A tick moves all groups with the operations that it takes for two: each would be a launch on a GPU."""
+def test_more_groups_and_policies_take_no_more_operations(overflow):
+    """A tick moves all groups, each along a policy and from a step of its own, with the operations that it takes for
+    one: each would be a launch on a GPU."""
 
     class Counter(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -196,10 +204,12 @@ def test_more_groups_take_no_more_operations(overflow):
             return func(*args, **(kwargs or {}))
 
     counts = []
-    for groups in (2, 50):
-        clock, called = DeviceClock(OneCycle(100), OneCycle(100).at, CPU), []
+    for groups in (1, 50):
+        clock, called = DeviceClock(CPU), []
         for _ in range(groups):
             clock.join()
+        stands = [Stand(OneCycle(100 + i), None, i) for i in range(groups)]
+        clock.fill(clock.parts_for(stands), range(groups))
         with Counter():
             clock.tick(None if overflow is None else torch.tensor(overflow))
         counts.append(len(called))
@@ -212,7 +222,7 @@ def test_the_default_device_is_of_no_concern():
     with torch.device("meta"):  # where nothing has a value
         clock = clock_at(policy, 5, 0.1)
         clock.tick(None)
-    tensors = [clock.table, clock.start, clock.step, *clock.lr, *clock.momentum, *clock.max_lr]
+    tensors = [*clock.tensors, *clock.lr, *clock.momentum, *clock.max_lr, *clock.steps]
     assert {tensor.device for tensor in tensors} == {CPU}
     assert_is(clock, policy, 6, 0.1)
 
@@ -227,8 +237,9 @@ def test_an_overflow_found_on_another_device_is_brought_over(shape):
             return func(*args, **(kwargs or {}))
 
     policy, found_inf, seen = OneCycle(20), torch.zeros(shape), []
-    clock = DeviceClock(policy, policy.at, torch.device("meta"))
+    clock = DeviceClock(torch.device("meta"))
     clock.join()
+    fill(clock, policy, 0)
     with Devices():
         clock.tick(found_inf)
     assert [func for func, devices in seen if devices != {"meta"}] == ["aten._to_copy.default"]

@@ -31,6 +31,7 @@ from cyclic_optim import (
     StepDecay,
     Triangular,
 )
+from cyclic_optim.device import DeviceSchedules
 from cyclic_optim.policies import POLICIES, describe, rebuild
 
 DRAWN = 10_000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 300
@@ -128,8 +129,11 @@ def frozen(value):
 
 def everything(optimizer):
     """All that loading might touch: groups, buffers and weights, the device's clock, and which tensors they are."""
-    clock = None if optimizer._device is None else vars(optimizer._device.clock)
-    given = None if optimizer._device is None else (optimizer._device._given, optimizer._device._reports)
+    device = optimizer._schedules if isinstance(optimizer._schedules, DeviceSchedules) else None
+    clock = (
+        None if device is None else {key: value for key, value in vars(device.clock).items() if key != "_known_scale"}
+    )
+    given = None if device is None else device._given
     which = [id(param) for group in optimizer.param_groups for param in group["params"]]
     which += [id(value) for group in optimizer.param_groups for value in group.values() if torch.is_tensor(value)]
     which += [id(kept.get("momentum_buffer")) for kept in optimizer.state.values()]

@@ -118,7 +118,10 @@ def uses(optimizer):
     """Everything that may ask a policy, by name; a step asks only where the device has not asked in advance."""
     late = {"params": [torch.nn.Parameter(torch.ones(2))], "lr": 0.3}
     saved = copy.deepcopy(optimizer.state_dict())
-    fresh = {**saved, "param_groups": [{**group, "schedule_step": 9} for group in saved["param_groups"]]}
+    fresh = {
+        **saved,
+        "param_groups": [{**group, "schedule_step": 9, "edited_by_hand": True} for group in saved["param_groups"]],
+    }
     sgd = SGD([{"params": group["params"]} for group in optimizer.param_groups], lr=0.7).state_dict()
     calls = {
         "step": optimizer.step,
@@ -126,7 +129,7 @@ def uses(optimizer):
         "load_state_dict": lambda: optimizer.load_state_dict(fresh),
         "load_state_dict of SGD's": lambda: optimizer.load_state_dict(sgd),
     }
-    if optimizer._device is not None:
+    if optimizer._schedules.is_traced:
         del calls["step"]
     return calls
 

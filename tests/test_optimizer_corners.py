@@ -16,9 +16,12 @@ from cyclic_optim import (
     Policy,
     Triangular,
     native,
+    torch_private,
 )
-from cyclic_optim import optimizer as optimizer_module
-from cyclic_optim.device_clock import DeviceClock, _extent
+from cyclic_optim import scheduled as scheduled_module
+from cyclic_optim import sgd as sgd_module
+from cyclic_optim.device.clock import DeviceClock, Stand, _extent
+from cyclic_optim.host import schedules as host_schedules
 
 
 def parameter(*shape):
@@ -82,7 +85,7 @@ def test_the_warning_of_a_scheduler_reads_exactly_so():
     assert warned(train) == [
         (
             UserWarning,
-            "an LR scheduler is attached to a CyclicSGD that has a policy: both write lr, and the last to do so "
+            "an LR scheduler is attached to an optimizer that has a policy: both write lr, and the last to do so "
             "before a step wins. Remove the scheduler, or the policy.",
         )
     ]
@@ -235,9 +238,9 @@ def test_a_policy_without_reports_takes_over_from_one_with():
 def test_a_rate_that_a_tensor_rounds_is_not_edited():
     """A float32 tensor that holds the policy's rate as well as it can is the policy's; another value is an edit."""
     optimizer = CyclicSGD([parameter(2)], lr=torch.tensor(0.1), policy=LinearRamp(7, 0.3))
-    assert not optimizer._schedule.is_edited(optimizer.param_groups)
+    assert "edited_by_hand" not in optimizer.state_dict()["param_groups"][0]
     optimizer.param_groups[0]["lr"].fill_(0.05)
-    assert optimizer._schedule.is_edited(optimizer.param_groups)
+    assert optimizer.state_dict()["param_groups"][0]["edited_by_hand"] is True
 
 
 class Listens(Policy):
@@ -335,15 +338,12 @@ def test_a_warning_finds_its_way_out_of_code_without_a_name():
 
 
 def test_a_dry_run_makes_the_buffers_that_are_missing():
-    """A dry run gives momentum buffers of 0 to parameters with gradients, and leaves those that are there alone."""
+    """A dry run gives momentum buffers of 0 to parameters with gradients, and to no others."""
     params = [parameter(2), parameter(3), parameter(4)]
     params[2].grad = None
     optimizer = CyclicSGD(params, lr=0.1, momentum=0.9, policy=Constant())
-    buffer = torch.full((2,), 5.0)
-    optimizer.state[params[0]]["momentum_buffer"] = buffer
     optimizer.param_groups[0]["lr"] = 0.0
     optimizer.step()
-    assert optimizer.state[params[0]]["momentum_buffer"] is buffer
     made = optimizer.state[params[1]]["momentum_buffer"]
     assert torch.equal(made, torch.zeros(3))
     assert not made.requires_grad
@@ -409,7 +409,7 @@ def test_near_a_compiler_the_steps_are_the_same(monkeypatch, policy, foreach):
     for near in (False, True):
         with monkeypatch.context() as patch:
             if near:
-                patch.setattr(optimizer_module, "_compiler_is_near", lambda: True)
+                patch.setattr(scheduled_module, "compiler_is_near", lambda: True)
             param = torch.nn.Parameter(torch.ones(3))
             optimizer = CyclicSGD([param], lr=0.1, momentum=0.9, policy=policy, foreach=foreach)
             for step in range(5):
@@ -505,11 +505,11 @@ class Torn(list):
 
 
 def test_groups_of_different_moments_are_looked_at_again():
-    """A state dict has the groups of one moment, the first at which all of them were at the same step."""
+    """A state dict has the groups of one moment, at which all of them had made the same steps."""
     optimizer = CyclicSGD([{"params": [parameter(2)]}, {"params": [parameter(3)]}], policy=Constant())
     optimizer.param_groups = Torn(optimizer.param_groups)
     saved = optimizer.state_dict()["param_groups"]
-    assert [group["schedule_step"] for group in saved] == [8, 8]
+    assert [group["schedule_step"] for group in saved] == [9, 9]
 
 
 class Twice(CyclicSGD):
@@ -561,15 +561,17 @@ def test_a_checkpoint_that_does_not_name_its_policy_is_taken_for_the_codes():
     assert other.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
 
 
-def test_groups_of_different_reports_are_refused():
-    """Every group of a checkpoint has the same state of reports, or it is no checkpoint of this library."""
+def test_groups_may_remember_different_reports():
+    """Each group's memory of reports is its own, and comes back from a checkpoint."""
     groups = [{"params": [parameter(2)]}, {"params": [parameter(3)]}]
     optimizer = CyclicSGD(groups, policy=Plateau(patience=3))
     checkpoint = optimizer.state_dict()
     optimizer.report(2.0)
     checkpoint["param_groups"][1]["policy_state"] = optimizer.state_dict()["param_groups"][1]["policy_state"]
-    with pytest.raises(ValueError, match=r"need the same policy_state in all param groups, got \[{'best': inf, "):
-        optimizer.load_state_dict(checkpoint)
+    optimizer.load_state_dict(checkpoint)
+    assert [group["policy_state"]["best"] for group in optimizer.param_groups] == [math.inf, 2.0]
+    optimizer.report(1.0)
+    assert [group["policy_state"]["best"] for group in optimizer.param_groups] == [1.0, 1.0]
 
 
 def test_a_dry_run_without_momentum_makes_no_state():
@@ -590,12 +592,12 @@ def test_the_mark_of_a_scheduler_alone_is_not_warned_of():
 
 def test_a_compiler_is_near_while_it_traces_or_watches(monkeypatch):
     """Plain training does not go the long way round torch.compile; what is traced, or called by what was, does."""
-    assert not optimizer_module._compiler_is_near()
+    assert not torch_private.compiler_is_near()
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert optimizer_module._compiler_is_near()
-    monkeypatch.setattr(optimizer_module, "_callback", lambda: "watching")
-    assert optimizer_module._compiler_is_near()
+        assert torch_private.compiler_is_near()
+    monkeypatch.setattr(torch_private, "_eval_frame_callback", lambda: "watching")
+    assert torch_private.compiler_is_near()
 
 
 def test_traced_without_a_policy_a_step_is_an_update(monkeypatch):
@@ -604,33 +606,35 @@ def test_traced_without_a_policy_a_step_is_an_update(monkeypatch):
     param.grad.fill_(1.0)
     optimizer = CyclicSGD([param], lr=0.5)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    with torch.no_grad():
-        optimizer._step()
+    optimizer._compiled_plain_step(None)
     assert param.tolist() == [-0.5, -0.5]
 
 
-def test_the_first_rate_of_every_group_is_remembered():
+def test_the_rate_of_every_group_is_remembered():
     """A group that joins does not make those before it forget that their rates are the schedule's own."""
     optimizer = CyclicSGD([{"params": [parameter(2)]}, {"params": [parameter(3)]}], policy=LinearRamp(3, 0.0))
-    assert optimizer._schedule.wrote_first(optimizer.param_groups)
+    optimizer.step()  # all rates and all gradients are 0: no dry run, as nobody but the policy wrote the rates
+    assert [group["schedule_step"] for group in optimizer.param_groups] == [1, 1]
 
 
 @pytest.mark.parametrize("near", [True, False])
 @pytest.mark.parametrize(
-    ("policy", "update"), [(Constant(), "_uncompiled_scheduled_update"), (None, "_uncompiled_update")]
+    ("policy", "module", "step"),
+    [(Constant(), host_schedules, "_uncompiled_step"), (None, sgd_module, "_uncompiled_plain_step")],
+    ids=["policy", "sgd"],
 )
-def test_near_a_compiler_the_update_is_out_of_its_sight(monkeypatch, policy, update, near):
-    """Near a compiler, and only there, the update is the one that torch.compile must not look into."""
+def test_near_a_compiler_the_step_is_out_of_its_sight(monkeypatch, policy, module, step, near):
+    """Near a compiler, and only there, the step is the one that torch.compile must not look into."""
     calls = []
-    monkeypatch.setattr(optimizer_module, update, lambda *given: calls.append(given))
-    monkeypatch.setattr(optimizer_module, "_compiler_is_near", lambda: near)
+    monkeypatch.setattr(module, step, lambda *given: calls.append(given))
+    monkeypatch.setattr(scheduled_module, "compiler_is_near", lambda: near)
     CyclicSGD([parameter(2)], policy=policy).step()
     assert len(calls) == near
 
 
 def test_near_a_compiler_autograd_goes_through_steps_where_it_may(monkeypatch):
     """The way round torch.compile keeps the graph of a differentiable step, too."""
-    monkeypatch.setattr(optimizer_module, "_compiler_is_near", lambda: True)
+    monkeypatch.setattr(scheduled_module, "compiler_is_near", lambda: True)
     param = torch.ones(2, requires_grad=True).clone()
     param.grad = torch.ones(2)
     CyclicSGD([param], lr=0.1, differentiable=True).step()
@@ -673,7 +677,11 @@ def test_groups_that_join_on_the_device_have_peaks_of_their_own():
 
 
 def clock(policy, **options):
-    return DeviceClock(policy, policy.at, torch.device("cpu"), **options)
+    step, horizon = options.get("step", 0), options.get("horizon")
+    made = DeviceClock(torch.device("cpu"), horizon)
+    made.join()
+    made.fill(made.parts_for([Stand(policy, None, step)]), [step])
+    return made
 
 
 @pytest.mark.parametrize(
@@ -696,8 +704,8 @@ def clock(policy, **options):
 def test_a_table_is_as_long_as_it_need_be(policy, horizon, rows):
     """One row for each step up to the end, or of the period, or of the horizon, which is 100,000 by default."""
     made = clock(policy, horizon=horizon)
-    assert made.rows == rows
-    assert made.table.shape == (rows, 2)
+    assert made.parts[0].rows.shape == (rows, 2)
+    assert len(made.table) >= rows
 
 
 def test_the_longest_table_without_a_horizon():
@@ -717,10 +725,10 @@ def test_the_default_horizon():
 
 def test_which_step_holds():
     """Past the last row the last row's step holds; of a periodic policy every step is its own."""
-    assert [clock(LinearRamp(10)).held(step) for step in (0, 10, 11, 99)] == [0, 10, 10, 10]
-    assert [clock(InverseTimeDecay(1), step=5, horizon=3).held(step) for step in (5, 7, 8, 99)] == [5, 7, 7, 7]
-    assert [clock(LinearRamp(10), step=5, horizon=3).held(step) for step in (5, 7, 8, 99)] == [5, 7, 7, 7]
-    assert [clock(Triangular(4)).held(step) for step in (0, 8, 99)] == [0, 8, 99]
+    assert [clock(LinearRamp(10)).parts[0].held(step) for step in (0, 10, 11, 99)] == [0, 10, 10, 10]
+    assert [clock(InverseTimeDecay(1), step=5, horizon=3).parts[0].held(step) for step in (5, 7, 8, 99)] == [5, 7, 7, 7]
+    assert [clock(LinearRamp(10), step=5, horizon=3).parts[0].held(step) for step in (5, 7, 8, 99)] == [5, 7, 7, 7]
+    assert [clock(Triangular(4)).parts[0].held(step) for step in (0, 8, 99)] == [0, 8, 99]
 
 
 def test_what_is_on_the_device_does_not_follow_the_default_dtype():
@@ -729,10 +737,9 @@ def test_what_is_on_the_device_does_not_follow_the_default_dtype():
         torch.set_default_dtype(dtype)
         try:
             made = clock(Triangular(4))
-            made.join()
         finally:
             torch.set_default_dtype(torch.float32)
-        held = made.lr[0], made.momentum[0], made.max_lr[0], made.table, made.step, made.start
+        held = made.lr[0], made.momentum[0], made.max_lr[0], made.table, made.step, made.place
         assert [tensor.dtype for tensor in held] == [
             torch.float32,
             torch.float32,
@@ -747,24 +754,22 @@ def test_what_is_on_the_device_does_not_follow_the_default_dtype():
 def test_a_tick_puts_the_next_values_in_force(policy):
     """After each tick rate, momentum and counter are the policy's; one that found an inf changes nothing."""
     made = clock(policy, step=2, horizon=20)
-    made.join()
     made.max_lr[0].fill_(0.7)
-    made.step.fill_(2)
     made.momentum[0].fill_(0.25)
     for step in range(3, 15):
-        before = [tensor.clone() for tensor in (made.step, made.lr[0], made.momentum[0])]
+        before = [tensor.clone() for tensor in made.tensors]
         made.tick(torch.tensor([1.0]))
-        assert all(map(torch.equal, before, (made.step, made.lr[0], made.momentum[0])))
+        assert all(torch.equal(*pair) for pair in zip(before, made.tensors, strict=True) if not pair[0].isnan().any())
         made.tick(None if step % 2 else torch.tensor([0.0]))
         lr_factor, momentum = policy.at(step)
-        assert made.step.item() == step
+        assert made.steps[0].item() == step
         assert made.lr[0].item() == torch.tensor(0.7 * lr_factor, dtype=torch.float32).item()
         assert made.momentum[0].item() == torch.tensor(0.25 if momentum is None else momentum).item()
 
 
 def test_what_a_table_says_of_the_whole_schedule():
     """The highest factor of all rows, and whether any of them has a momentum, is known."""
-    rising = clock(LinearRamp(5, 0.1, 0.6))
+    (rising,), (cycling,) = clock(LinearRamp(5, 0.1, 0.6)).parts, clock(Triangular(2)).parts
     assert (rising.highest_factor, rising.cycles_momentum) == (0.6, False)
-    assert (clock(Triangular(2)).highest_factor, clock(Triangular(2)).cycles_momentum) == (1.0, True)
-    assert rising.table[:, 1].isnan().all()
+    assert (cycling.highest_factor, cycling.cycles_momentum) == (1.0, True)
+    assert rising.rows[:, 1].isnan().all()

@@ -1,14 +1,23 @@
 """What is installed, and what importing it costs."""
 
+import ast
 import subprocess
 import sys
 import zipfile
+from graphlib import TopologicalSorter
 from importlib import metadata, resources
+from importlib.util import resolve_name
 from pathlib import Path
 
 import cyclic_optim
+from cyclic_optim.policies import POLICIES
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def python(code):
+    """What this code prints in a process of its own."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_import_brings_torch_alone():
@@ -17,36 +26,123 @@ def test_import_brings_torch_alone():
         "import sys, torch; before = set(sys.modules); import cyclic_optim; "
         "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
     )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    third_party = set(printed.split()) - {"cyclic_optim", *sys.stdlib_module_names}
+    third_party = set(python(code).split()) - {"cyclic_optim", *sys.stdlib_module_names}
     assert third_party <= {"torch"}
 
 
 def test_import_waits_with_what_it_may_not_need():
-    """Importing the package imports none of its modules but the one that finds names; asking for a name does."""
+    """Importing the package imports no file of a policy, and neither does the optimizer; a name imports its own."""
     code = (
-        "import sys, torch, cyclic_optim; "
-        "before = [name for name in sys.modules if name.startswith('cyclic_optim.')]; "
-        "cyclic_optim.OneCycle; print(before, 'cyclic_optim.policies.onecycle' in sys.modules, "
-        "'cyclic_optim.policies.decay' in sys.modules, hasattr(cyclic_optim, 'TwoCycle'))"
+        "import sys, torch, cyclic_optim; loaded = lambda: sorted(name.removeprefix('cyclic_optim.') for name in "
+        "sys.modules if name.startswith('cyclic_optim.') and name.split('.')[-1] in "
+        "('optimizer', 'range_test', 'plotting', 'compose', 'cyclic', 'decay', 'onecycle', 'plateau')); "
+        "print(loaded()); cyclic_optim.CyclicSGD; print(loaded()); cyclic_optim.OneCycle; print(loaded()); "
+        "print(hasattr(cyclic_optim, 'TwoCycle'))"
     )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.strip() == "['cyclic_optim._on_demand'] True False False"
+    assert python(code).splitlines() == ["[]", "['optimizer']", "['optimizer', 'policies.onecycle']", "False"]
+
+
+def test_no_torch_is_imported_before_it_is_needed():
+    """Without torch the package can be imported, every policy used, and what needs torch says that torch is missing."""
+    code = (
+        "import sys; sys.modules['torch'] = None; import cyclic_optim; from cyclic_optim.policies import POLICIES; "
+        "[*POLICIES.values()]; print(cyclic_optim.OneCycle(10).at(9), cyclic_optim.plot_policy.__name__)\n"
+        "for name in ('CyclicSGD', 'lr_range_test', 'supervised_step', 'LRRangeTest', 'NoSuggestionError'):\n"
+        "    try: getattr(cyclic_optim, name)\n"
+        "    except ImportError as error: print(name, error.name)"
+    )
+    first, *others = python(code).splitlines()
+    assert first == "Values(lr_factor=4e-06, momentum=0.95) plot_policy"
+    needing = ("CyclicSGD", "lr_range_test", "supervised_step", "LRRangeTest", "NoSuggestionError")
+    assert others == [f"{name} torch" for name in needing]
+
+
+def test_dir_names_everything_public():
+    """``dir(cyclic_optim)`` has every public name, also before it was used."""
+    assert python("import cyclic_optim; print(sorted({*cyclic_optim.__all__} - {*dir(cyclic_optim)}))") == "[]"
+
+
+def modules():
+    """Every Python module of the package: its name and its file."""
+    for file in sorted((ROOT / "cyclic_optim").rglob("*.py")):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), file
+
+
+MODULES = dict(modules())
+COMPILED = {"cyclic_optim._native"}
+
+
+def checked(module):
+    """The modules whose imports are held to the rules below."""
+    return module in ("cyclic_optim.rules", "cyclic_optim.plotting", "cyclic_optim.__main__") or (
+        module.startswith("cyclic_optim.policies")
+    )
+
+
+def statements(node, in_function=False):
+    """The import statements below a node that run, and whether they are in a function."""
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        yield node, in_function
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        below = node.orelse
+    else:
+        below = ast.iter_child_nodes(node)
+    for child in below:
+        yield from statements(child, in_function or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+
+def imported(module):
+    """The modules of the package that a module imports, and whether in a function."""
+    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    for statement, in_function in statements(ast.parse(MODULES[module].read_text())):
+        if isinstance(statement, ast.Import):
+            targets = [alias.name for alias in statement.names]
+        else:
+            home = resolve_name("." * statement.level + (statement.module or ""), package)
+            names = [f"{home}.{alias.name}" for alias in statement.names]
+            targets = [name if name in MODULES or name in COMPILED else home for name in names]
+        yield from ((target, in_function) for target in targets if target in MODULES)
+
+
+def imports():
+    """Of each checked module, the modules of the package that it imports sooner or later."""
+    graph = {module: {target for target, _ in imported(module)} for module in MODULES if checked(module)}
+    graph["cyclic_optim.policies.table"] |= {policy.__module__ for policy in POLICIES.values()}  # imports by name
+    return graph
+
+
+def test_no_modules_import_each_other():
+    """The imports among the package's modules, those in functions included, have no circle."""
+    assert "cyclic_optim.rules" in imports()["cyclic_optim.policies.onecycle"]
+    TopologicalSorter(imports()).prepare()  # raises a CycleError that names the circle
+
+
+def test_no_function_imports_a_module_of_the_package():
+    """The package's modules import each other at their head, where a reader looks."""
+    waiting = "cyclic_optim"  # for the first use of a name
+    held = [module for module in MODULES if checked(module) and module != waiting]
+    found = [(module, target) for module in held for target, inside in imported(module) if inside]
+    assert found == []
 
 
 def test_policies_import_the_standard_library_alone():
-    """The policies are pure: their modules import nothing but the standard library and each other."""
-    for module in (ROOT / "cyclic_optim" / "policies").glob("*.py"):
-        for line in module.read_text().splitlines():
-            if line.startswith(("import ", "from ")):
-                name = line.split()[1]
-                assert name.startswith(".") or name.split(".")[0] in sys.stdlib_module_names, (module.name, line)
+    """The policies are pure: of the package they import each other and the rules, and else the standard library."""
+    pure = [
+        module for module in MODULES if module.startswith("cyclic_optim.policies") or module == "cyclic_optim.rules"
+    ]
+    for module in pure:
+        assert imports()[module] <= {*pure}, module
+        for statement, _ in statements(ast.parse(MODULES[module].read_text())):
+            if isinstance(statement, ast.Import):
+                names = [alias.name for alias in statement.names]
+            else:
+                names = [] if statement.level else [statement.module]
+            assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names, (module, names)
 
 
 def test_every_public_name_is_exported():
     """``__all__`` names what the package offers, each with a docstring, and every policy of the table is there."""
-    from cyclic_optim.policies import POLICIES
-
     others = {"LRRangeTest", "NoSuggestionError", "lr_range_test", "plot_policy", "supervised_step"}
     assert sorted(cyclic_optim.__all__) == sorted({"CyclicSGD", "CyclicAdamW", "cyclic", "Policy", "Values", *POLICIES, *others})
     assert all(getattr(cyclic_optim, name).__doc__ for name in cyclic_optim.__all__)

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from cyclic_optim.device_clock import _extent
 
 from cyclic_optim import (
     Constant,
@@ -133,6 +134,17 @@ def test_reports_one_by_one():
         (0, 2, 0.3),
     ]
     assert policy.after(state, 7) == (0.3, None)
+
+
+def test_between_reports_a_plateau_repeats_every_step():
+    """Its values depend on the reports alone: the period is 1, it has no end, and the table of a device has one row."""
+    policy = Plateau(factor=0.5, patience=0)
+    state = policy.report(policy.report(None, 1.0), 1.0)
+    assert (policy.period, policy.end) == (1, None)
+    for step in (0, 1, 2**40):
+        assert policy.at(step) == policy.at(step + policy.period) == (1.0, None)
+        assert policy.after(state, step) == policy.after(state, step + policy.period) == (0.5, None)
+    assert _extent(policy, None) == _extent(policy, 10) == (1, 1, False)
 
 
 def test_a_reduction_must_be_worth_it():

@@ -81,7 +81,7 @@ def test_what_to_write_instead_is_the_same_schedule(theirs, ours):
     numbers["fn"] = lambda step: 1 / (1 + step)
     sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.2, momentum=0.9)
     scheduler = eval(theirs, vars(lr_scheduler) | numbers | {"opt": sgd})
-    arguments = {"lr": 0.2, **eval(f"dict({ours})", POLICIES | numbers)}
+    arguments = {"lr": 0.2, **eval(f"dict({ours})", {**POLICIES, **numbers})}
     optimizer = cyclic_optim.CyclicSGD([torch.nn.Parameter(torch.ones(1))], momentum=0.9, **arguments)
     assert len(MOVES) == 12
     for _ in range(numbers["T"] - 1):

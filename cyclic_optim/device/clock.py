@@ -105,6 +105,14 @@ class DeviceClock:
         self.max_lr, self.steps = [*self.scale[:, 0].unbind()], [*self.step.unbind()]
         self._known_scale = self.scale._version
 
+    def __getstate__(self) -> dict[str, Any]:
+        views = ("lr", "momentum", "max_lr", "steps")  # which pickling would tear from what they are views of
+        return {key: value for key, value in vars(self).items() if key not in views}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._show()
+
     @property
     def tensors(self) -> list[Tensor]:
         """All that a graph reads or writes."""
@@ -158,7 +166,7 @@ class DeviceClock:
         self.step[: len(parts)].copy_(torch.tensor([*steps], dtype=torch.int64, device="cpu"))
         self.parts = parts
 
-    # -- the step -------------------------------------------------------------------------------------------------------
+    # -- the step -----------------------------------------------------------------------------------------------------
 
     def follow_edits(self) -> None:
         """Where a peak was edited, write the rate that follows; a rate that was edited, too, stays."""

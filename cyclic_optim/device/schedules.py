@@ -23,10 +23,10 @@ from ..rules import finite
 from ..schedule import Changes, check_step, plan, reported, values_of
 from ..schedules import Closure, Schedules
 from ..slots import Group, Slot
-from ..torch_private import SUPPORTS_AMP_SCALING, set_grad_enabled
+from ..torch_private import set_grad_enabled
 from .capture import is_capturing, refuse_in_capture
 from .clock import DeviceClock, Stand
-from .update import BaseUpdate
+from .update import BaseUpdate, is_object
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -92,10 +92,16 @@ class DeviceSchedules:
 
     def _show_momentum(self, i: int, group: Group, own: Tensor) -> None:
         assert self._slot is not None
-        key, found = self._slot.key, group[self._slot.key]
-        group[key] = self.update.stored_momentum(self._slot, i, group, own)
-        if group[key] is not found:
-            self._given[i]["stored"] = found  # for what stands beside the momentum there
+        if self._is_stored_by_others(i, group):
+            self._given[i]["stored"] = group[self._slot.key]  # for what stands beside the momentum there
+        group[self._slot.key] = self.update.stored_momentum(self._slot, i, group, own)
+
+    def _is_stored_by_others(self, i: int, group: Group) -> bool:
+        """Whether what holds the momentum is not what was shown last."""
+        assert self._slot is not None
+        key = self._slot.key
+        column = dict(zip(self._keys, self._columns, strict=True)).get(key, [])
+        return i >= len(column) or not is_object(group[key], column[i])
 
     def _put(self, groups: list[Group], plain: list[Group], indices: Iterable[int], restarts: bool = True) -> None:
         """Go on from plain numbers in these groups, in the tensors that there are."""
@@ -146,7 +152,7 @@ class DeviceSchedules:
     def _plain(self, i: int, group: Group, step: int, lr: float, momentum: float, peak: float, seen: float) -> Group:
         """A group in numbers: in full precision where float32 holds what the policy or the user said."""
         made, part, given = dict(group), self.clock.parts[i], self._given[i]
-        assigned = {key: value for key, value in self._assigned(i, group)}
+        assigned = dict(self._assigned(i, group))
         if self._slot is not None and self.update.shows_momentum(part):
             made[self._slot.key] = self._stored(i, group, momentum)
         if part.policy is None:
@@ -164,7 +170,7 @@ class DeviceSchedules:
             made[self._slot.key] = self._stored(i, group, momentum)
         if "schedule_step" in assigned or group["policy"] is not part.policy:
             made.update(values_of(plan(made, made["schedule_step"], self._slot), made, self._slot))
-        elif not follows:
+        elif not follows or part.held(step) != step:  # a table that has ended is begun anew on loading
             made[BY_HAND] = True
         return made
 
@@ -172,8 +178,7 @@ class DeviceSchedules:
         """What group i stores for this momentum, in numbers."""
         assert self._slot is not None
         key = self._slot.key
-        is_edited = group[key] is not self._columns[self._keys.index(key)][i]
-        found = group[key] if is_edited else self._given[i]["stored"]
+        found = group[key] if self._is_stored_by_others(i, group) else self._given[i]["stored"]
         return _numbers(self._slot.stored({key: found}, momentum))
 
     # -- edits --------------------------------------------------------------------------------------------------------
@@ -371,24 +376,35 @@ class DeviceSchedules:
         self.update.load(self, groups, optimizer.state, previous)
 
     def unpickled(self, optimizer: Any) -> None:
-        if self.update.unscales:
-            setattr(optimizer, SUPPORTS_AMP_SCALING, True)  # torch forgets it on unpickling
+        self.update.claim_scaling(optimizer)  # torch forgets it on unpickling
+        groups = optimizer.param_groups
+        edits = [
+            (i, key, group[key])
+            for key, column in zip(self._keys, self._columns, strict=True)
+            for i, group in enumerate(groups)
+            if key in group and not _is_same(group[key], column[i])
+        ]
+        self._show(groups)
+        for i, key, value in edits:
+            groups[i][key] = value
 
 
 def _holds_traced(groups: list[Group], keys: tuple[str, ...], columns: tuple[list[Any], ...]) -> bool:
     """``holds`` for torch.compile."""
     for i, group in enumerate(groups):
         for key, column in zip(keys, columns, strict=True):
-            if column[i] is not ABSENT and not _is_same(group[key], column[i]):
+            if column[i] is not ABSENT and not is_object(group[key], column[i]):
                 return False
     return True
 
 
-def _is_same(value: Any, shown: Any) -> bool:
-    """``is``, which torch.compile cannot trace between tuples: their items then."""
-    if isinstance(shown, tuple):
-        return len(value) == len(shown) and all(_is_same(*pair) for pair in zip(value, shown, strict=True))
-    return value is shown
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether pickling made two objects of one."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return type(one) is type(other) and torch.equal(one, other)
+    return bool(one is other or one == other)
 
 
 def _check_edit(name: str, value: Any) -> None:

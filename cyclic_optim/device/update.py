@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..policies.asked import values_at
 from ..slots import BETA1, Group, Slot
-from ..torch_private import innermost
+from ..torch_private import SUPPORTS_AMP_SCALING, innermost
 from .clock import Part
 
 State = dict[Any, dict[str, Any]]
@@ -24,7 +24,13 @@ class BaseUpdate:
 
     def __init__(self, base: type) -> None:
         self._base = base
+        self._takes_tensor_betas = _takes_tensor_betas(base)
         self._betas: dict[int, tuple[Tensor, ...]] = {}  # what groups show, by their index
+
+    def claim_scaling(self, optimizer: Any) -> None:
+        """Tell GradScaler to leave unscaling and skipping to the step, where this update does both."""
+        if self.unscales:
+            setattr(optimizer, SUPPORTS_AMP_SCALING, True)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -51,7 +57,7 @@ class BaseUpdate:
         Raises:
             ValueError: the policy cycles momentum, and the base class takes no tensor for it.
         """
-        if part.cycles_momentum and not _takes_tensor_betas(self._base):
+        if part.cycles_momentum and not self._takes_tensor_betas:
             raise ValueError(
                 f"need cycle_momentum=False with capturable=True and {self._base.__name__}, which takes momentum as a "
                 f"number only, got {part.policy!r}"
@@ -60,12 +66,13 @@ class BaseUpdate:
 
     def stored_momentum(self, slot: Slot, i: int, group: Group, own: Tensor) -> Any:
         """What group i stores to show this momentum: Adam takes all betas as tensors, or none."""
-        if slot is not BETA1:
+        if slot.key != BETA1.key:
             return own
         shown, betas = self._betas.get(i, ()), group["betas"]
-        if betas is shown:
+        is_same = bool(shown) and shown[0] is own and len(shown) == len(betas)
+        if is_same and is_object(betas, shown):
             return shown
-        if not shown or shown[0] is not own or len(shown) != len(betas):
+        if not is_same:
             shown = self._betas[i] = (own, *(torch.empty_like(own) for _ in betas[1:]))
         for beta, value in zip(shown[1:], betas[1:], strict=True):
             beta.copy_(value.reshape(())) if isinstance(value, Tensor) else beta.fill_(value)
@@ -92,6 +99,13 @@ class BaseUpdate:
                 old = held.get(key)
                 if isinstance(old, Tensor) and isinstance(value, Tensor) and old.shape == value.shape:
                     entries[key] = old.copy_(value)
+
+
+def is_object(value: Any, shown: Any) -> bool:
+    """``is``, which torch.compile cannot trace between tuples: their items then."""
+    if isinstance(shown, tuple):
+        return len(value) == len(shown) and all(is_object(*pair) for pair in zip(value, shown, strict=True))
+    return value is shown
 
 
 def _cycles_momentum(group: Group) -> bool:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoint import BY_HAND, fill
 from ..groups import HELD_BY_ALL, check_groups, check_policy, check_rate
 from ..native import ABSENT, holds, put
 from ..policies.asked import values_at
-from ..checkpoint import BY_HAND, fill
 from ..schedule import Changes, as_held, at_once, check_step, plan, rate, reported, values_of, warn, writing
+from ..schedules import Closure, Schedules
 from ..slots import Group, Slot, check_momentum
 from ..torch_private import uncompiled, wrapped_by_scheduler
-from ..schedules import Closure, Schedules
 from .written import Lane, Written
 
 _BOTH_WRITE = (
@@ -286,9 +286,10 @@ def is_zero(lr: Any) -> bool:
 
 
 def gradients_are_zero(groups: list[Group]) -> bool:
-    """Whether there are gradients, and all of them are 0."""
+    """Whether there are gradients with elements, and all of these are 0."""
     grads = [param.grad for group in groups for param in group["params"] if param.grad is not None]
-    return bool(grads) and not any(grad.any() for grad in grads if grad.numel() > 0)
+    grads = [grad for grad in grads if grad.numel() > 0]
+    return bool(grads) and not any(grad.any() for grad in grads)
 
 
 def put_all(groups: list[Group], keys: tuple[str, ...], columns: tuple[list[Any], ...]) -> None:

@@ -18,11 +18,11 @@ class Sequential(Policy):
 
         at(step) = policies[i].at(step - milestones[i-1])     milestones[i-1] <= step < milestones[i]
 
-    The first starts at 0, the last goes on. A policy that leaves momentum alone keeps the one that the policies before
-    it ended with. It ends when the last policy ends.
+    The first starts at 0, the last goes on. While a policy does not change momentum, momentum keeps the last value of
+    the policies before it. It ends when the last policy ends.
 
     Args:
-        policies: at least one; a Plateau cannot be among them (its state is not of the step alone).
+        policies: at least one; a Plateau cannot be among them (it depends on more than the step).
         milestones: the optimizer steps at which the next policy takes over, one fewer than there are policies.
 
     Raises:
@@ -51,12 +51,12 @@ class Sequential(Policy):
     def at(self, step: int) -> Values:
         if type(step) is not int:
             step = step_index(step)
-        index = bisect_right(self.milestones, step)  # a negative step is the first part's to refuse
+        index = bisect_right(self.milestones, step)  # a negative step is refused by the first part
         start, at = self._parts[index]
         values = at(step - start)
         if index == 0 or values[1] is not None:
             return values
-        known = self._ended_with
+        known = self._last_momenta
         return new_values(Values, (values[0], known[index] if index in known else self._inherited(index)))
 
     @cached_property
@@ -68,16 +68,16 @@ class Sequential(Policy):
         return (0, *self.milestones)
 
     def _inherited(self, index: int) -> float | None:
-        """The momentum that the policies before this one ended with."""
+        """The last momentum of the policies before this one."""
         if index == 0:
             return None
-        if index not in self._ended_with:
+        if index not in self._last_momenta:
             _, momentum = self.policies[index - 1].at(self._starts[index] - 1 - self._starts[index - 1])
-            self._ended_with[index] = self._inherited(index - 1) if momentum is None else momentum
-        return self._ended_with[index]
+            self._last_momenta[index] = self._inherited(index - 1) if momentum is None else momentum
+        return self._last_momenta[index]
 
     @cached_property
-    def _ended_with(self) -> dict[int, float | None]:
+    def _last_momenta(self) -> dict[int, float | None]:
         return {}
 
     @property
@@ -88,7 +88,7 @@ class Sequential(Policy):
 
 @dataclass(frozen=True)
 class Staircase(Policy):
-    """Another policy, every step of which lasts for ``length`` steps: a schedule counted in epochs.
+    """Another policy, each step of which lasts for ``length`` steps: a schedule counted in epochs.
 
     ``at(step) = policy.at(step // length)``, momentum included. It ends, or repeats, when the policy does.
 
@@ -114,7 +114,7 @@ class Staircase(Policy):
 
     @property
     def period(self) -> int | None:
-        period = self.policy.period  # asked once: it may have to ask a policy in turn
+        period = self.policy.period  # read once: it may depend on the period of a further policy
         return None if period is None else period * self.length
 
     @property
@@ -132,7 +132,7 @@ class Scaled(Policy):
 
     Args:
         policy: any policy but a Plateau, whose rates follow a metric.
-        factor: in [0, 1]; ``lr`` stays the peak of it all.
+        factor: in [0, 1]. ``lr`` remains the peak of the whole schedule.
 
     Raises:
         ValueError, TypeError: an argument breaks its rule.
@@ -161,7 +161,7 @@ class Scaled(Policy):
 
 
 def _check_part(name: str, policy: object) -> None:
-    """What another policy may be made of."""
+    """Raise an error where this cannot be a part of another policy."""
     if not isinstance(policy, Policy):
         raise TypeError(f"need {name} to be a Policy, got {name}={policy!r}")
     if policy.initial_state() is not None:
@@ -173,8 +173,8 @@ class LambdaPolicy(Policy):
     """``lr_factor = fn(step)``: any schedule you have as a function.
 
     It takes the classic ``cyclical_lr(step_size, min_lr, max_lr)`` closure as it is, with ``lr=1.``.
-    Momentum is left alone. After its end is whatever ``fn`` returns. A checkpoint names the function but
-    cannot hold it: resume with the policy in the code.
+    It does not change momentum. It has no end: ``fn`` defines every step. A checkpoint holds the function's name only:
+    resume with the policy in the code.
 
     Args:
         fn: takes the step (an int, from 0), returns a finite number >= 0.

@@ -25,7 +25,7 @@ from .base import FallsToMinFactor, Policy, Span, Values, blend, rise
 
 
 class Cycle(NamedTuple):
-    """One cycle: its number, counted from 0, and the steps at which it starts, peaks and ends."""
+    """One cycle: its number, counted from 0, and the steps of its start, its peak and its end."""
 
     number: int
     start: int
@@ -34,7 +34,7 @@ class Cycle(NamedTuple):
 
 
 def cycle_of(step: int, up: int, down: int, growth: float) -> tuple[int, int, int, int]:
-    """The :class:`Cycle` that ``step`` lies in, when the first climbs for ``up`` steps and falls for ``down``.
+    """The :class:`Cycle` that contains ``step``, where the first one climbs for ``up`` steps and falls for ``down``.
 
     Cycle k is ``growth**k`` times as long as the first; its start, peak and end are those of the
     exact geometric series, rounded down to whole steps.
@@ -44,7 +44,7 @@ def cycle_of(step: int, up: int, down: int, growth: float) -> tuple[int, int, in
         number = step // length
         start = number * length
         return number, start, start + up, start + length
-    # Most steps lie where the last one lay, and looking is cheaper than finding.
+    # Most steps are in the same cycle as the last one, and to check that is cheaper than to compute the cycle.
     cycle = _last_found.get((up, down, growth), _NOWHERE)
     if cycle.start <= step < cycle.end:
         return cycle
@@ -60,7 +60,7 @@ _last_found: dict[tuple[int, int, float], Cycle] = {}
 
 def _find_cycle(step: int, up: int, down: int, growth: float) -> Cycle:
     length = up + down
-    # The logarithm is off by one at most, near a boundary; whole numbers then decide.
+    # The logarithm is off by one at most, near a boundary; integers then decide.
     grown = min(step / length * (growth - 1), sys.float_info.max)
     guess = int(math.log1p(grown) / math.log1p(growth - 1))
     cycle = _grown_cycle(guess, up, down, growth)
@@ -80,7 +80,7 @@ def _grown_cycle(number: int, up: int, down: int, growth: float) -> Cycle:
         return Cycle(number, start, start + up * scale, start + length * scale)
     from decimal import Decimal, localcontext  # a fifth of the time to import this file, for growths like 1.5 alone
 
-    # A hundred digits: enough to round down right after 10**9 cycles of 10**9 steps that grow by 1 + 1e-9.
+    # A hundred digits are enough to round down correctly after 10**9 cycles of 10**9 steps that grow by 1 + 1e-9.
     with localcontext() as context:
         context.prec = 100
         ratio = Decimal(growth)
@@ -91,7 +91,7 @@ def _grown_cycle(number: int, up: int, down: int, growth: float) -> Cycle:
 
 @dataclass(frozen=True)
 class _Triangles(Policy):
-    """The shape all three share; each scales the triangle's height in its own way."""
+    """What the three triangular policies share; each scales the height of the triangle differently."""
 
     step_size_up: int = field(default=2000, metadata=whole(1))
     step_size_down: int | None = field(default=None, metadata=whole(1, optional=True))
@@ -106,9 +106,9 @@ class _Triangles(Policy):
         check_momenta(self.base_momentum, self.max_momentum)
 
     def _scaled(self, height: float, depth: float | None, cycle: int, step: int) -> tuple[float, float | None]:
-        """How high the triangle is, scaled, and how far that is below its full height, given both unscaled.
+        """The scaled height, and its distance from 1 (the scaled depth), from the unscaled ones.
 
-        The latter is None where it is more than the former: 1 - height is as exact then.
+        The depth is None where it is larger than the height: 1 - height is as exact there.
         """
         raise NotImplementedError
 
@@ -133,7 +133,7 @@ class _Triangles(Policy):
 
 @dataclass(frozen=True)
 class Triangular(_Triangles):
-    """Linear up, linear down, again and again; optionally scaled by a function of your own.
+    """Linear up, linear down, again and again; optionally scaled by your function.
 
     With ``x`` going from 0 to 1 in the steps up and back to 0 in the steps down, and ``s`` what ``scale_fn`` returns,
     or 1:
@@ -153,11 +153,11 @@ class Triangular(_Triangles):
         base_momentum, max_momentum: momentum at the peak, and between the cycles.
         scale_fn: scales the height of the triangle. Must return a finite number that keeps the
             rate and the momentum at or above 0.
-        scale_mode: what ``scale_fn`` is given: ``"cycle"``, the cycle's number counted from 1, or
+        scale_mode: the argument of ``scale_fn``: ``"cycle"``, the cycle's number counted from 1, or
             ``"iterations"``, the step.
 
     Raises:
-        ValueError, TypeError: an argument breaks its rule, or ``scale_fn`` does not keep to its own.
+        ValueError, TypeError: an argument breaks its rule, or ``scale_fn`` returns what it must not.
 
     Source: L. N. Smith 2017 (arXiv 1506.01186); ``torch.optim.lr_scheduler.CyclicLR``.
     """
@@ -194,7 +194,7 @@ class Triangular(_Triangles):
 class Triangular2(_Triangles):
     """:class:`Triangular` with a fixed decay: the height is halved after each cycle.
 
-    With ``x`` as there, in cycle ``k``, counted from 0:
+    With ``x`` as in :class:`Triangular`, in cycle ``k``, counted from 0:
 
         lr_factor = 1/div_factor + (1 - 1/div_factor) * x * 2**-k
         momentum  = max_momentum - (max_momentum - base_momentum) * x * 2**-k
@@ -212,12 +212,12 @@ class Triangular2(_Triangles):
 class ExpRange(_Triangles):
     """:class:`Triangular` with an exponential decay: the height is ``gamma**step`` times the full one.
 
-    With ``x`` as there:
+    With ``x`` as in :class:`Triangular`:
 
         lr_factor = 1/div_factor + (1 - 1/div_factor) * x * gamma**step
         momentum  = max_momentum - (max_momentum - base_momentum) * x * gamma**step
 
-    The paper lets both ends decline; here, as in torch, the lower one stays. It never ends. Arguments and errors are
+    In the paper both ends decline; here, as in torch, the lower one does not. It never ends. Arguments and errors are
     those of :class:`Triangular`, without ``scale_fn`` and ``scale_mode``, and:
 
     Args:
@@ -226,7 +226,7 @@ class ExpRange(_Triangles):
     Source: L. N. Smith 2017 (arXiv 1506.01186); ``CyclicLR(mode="exp_range")``.
     """
 
-    # Required: torch's default of 1 makes this policy a plain Triangular without a word.
+    # Required: with torch's default of 1 this policy would silently be a plain Triangular.
     gamma: float = field(kw_only=True, metadata=POSITIVE_UNIT)
 
     def _scaled(self, height: float, depth: float | None, cycle: int, step: int) -> tuple[float, float | None]:
@@ -234,7 +234,7 @@ class ExpRange(_Triangles):
         scaled = height * scale
         if depth is None or scaled < 0.5:
             return scaled, None
-        # While little is lost, the difference from 1 has few digits left.
+        # Where the scale is close to 1, its difference from 1 has few digits left.
         return scaled, depth + height * (1 - scale if scale < 0.9 else -math.expm1(step * self._log_gamma))
 
     @cached_property
@@ -250,7 +250,7 @@ class CosineRestarts(FallsToMinFactor):
 
         lr_factor = min_factor + (1 - min_factor) * (1 + cos(pi * t / T)) / 2
 
-    Momentum is left alone. It never ends: cycle k, counted from 0, is ``t_mult**k`` times as long as the
+    It does not change momentum. It never ends: cycle k, counted from 0, is ``t_mult**k`` times as long as the
     first (exactly periodic for ``t_mult=1``; boundaries are rounded down to whole steps).
 
     Args:
@@ -281,12 +281,12 @@ class CosineRestarts(FallsToMinFactor):
 
 @dataclass(frozen=True)
 class CosineWave(FallsToMinFactor):
-    """Down along half a cosine and up again along the other half, for ever.
+    """Down along half a cosine and up again along the other half, repeated.
 
         lr_factor = min_factor + (1 - min_factor) * (1 + cos(pi * step / t_max)) / 2
 
-    Momentum is left alone. It never ends: it repeats exactly every ``2 * t_max`` steps. :class:`CosineDecay` is its
-    first half.
+    It does not change momentum. It never ends: it repeats exactly every ``2 * t_max`` steps. :class:`CosineDecay` is
+    its first half.
 
     Args:
         t_max: optimizer steps from the peak down to ``min_factor``, and from there up again (torch's ``T_max``).

@@ -1,6 +1,6 @@
 """Policies that go one way: constant, the classic decays, and the ramps that warm up or test a range.
 
-None of them touches momentum.
+None of them changes momentum.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ..rules import POSITIVE_UNIT, UNIT, ascending, one_of, real, step_index, wh
 from .base import FallsToMinFactor, Policy, Span, Values, blend, rise
 
 _POSITIVE = real("0 < {}", lambda value: value > 0)
-_STEEP = 256  # powers up to it magnify a rounding to 3e-14 at most
+_STEEP = 256  # a power up to this magnifies a rounding error to 3e-14 at most
 
 
 @dataclass(frozen=True)
 class Constant(Policy):
-    """``lr_factor = 1``, for ever, and momentum is left alone.
+    """``lr_factor = 1`` at every step. It does not change momentum.
 
     Source: ``torch.optim.SGD`` without a scheduler.
     """
@@ -45,8 +45,8 @@ class LinearRamp(Policy):
 
         lr_factor = start_factor + (end_factor - start_factor) * step / total_iters
 
-    Momentum is left alone. The warm-up to put before another policy in :class:`Sequential`, and a range test on a
-    linear axis.
+    It does not change momentum. Use it as the warm-up before another policy in :class:`Sequential`, and for a range
+    test on a linear axis.
 
     Args:
         total_iters: optimizer steps until ``end_factor`` is reached.
@@ -64,7 +64,7 @@ class LinearRamp(Policy):
 
     def at(self, step: int) -> Values:
         step = min(step_index(step), self.total_iters)
-        # From the low end, where a step's share of the line is told exactly.
+        # Counted from the low end, where the fraction is exact.
         risen = step if self.start_factor <= self.end_factor else self.total_iters - step
         return blend(self._span, risen / self.total_iters)
 
@@ -83,7 +83,7 @@ class ExponentialRamp(Policy):
 
         lr_factor = start_factor * (end_factor / start_factor) ** (step / total_iters)
 
-    Momentum is left alone. The learning rate range test is this ramp with ``lr`` at the highest rate to try.
+    It does not change momentum. The learning rate range test is this ramp with ``lr`` at the highest rate to try.
 
     Args:
         total_iters: optimizer steps until ``end_factor`` is reached.
@@ -102,7 +102,7 @@ class ExponentialRamp(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         least, greatest = sys.float_info.min, sys.float_info.max
-        # Outside, floats have fewer digits, or none.
+        # Outside of these bounds floats have fewer digits, or none.
         if not least <= self.end_factor / self.start_factor <= greatest:
             raise ValueError(
                 f"need {least} <= end_factor / start_factor <= {greatest}, "
@@ -126,7 +126,7 @@ class CosineDecay(FallsToMinFactor):
 
         lr_factor = min_factor + (1 - min_factor) * (1 + cos(pi * step / t_max)) / 2
 
-    Momentum is left alone.
+    It does not change momentum.
 
     Args:
         t_max: optimizer steps until ``min_factor`` is reached (torch's ``T_max``).
@@ -155,7 +155,7 @@ class CosineDecay(FallsToMinFactor):
 class PolynomialDecay(Policy):
     """``lr_factor = (1 - step / total_iters) ** power`` for ``total_iters`` steps; then it holds at 0.
 
-    Momentum is left alone.
+    It does not change momentum.
 
     Args:
         total_iters: optimizer steps until 0 is reached.
@@ -175,7 +175,7 @@ class PolynomialDecay(Policy):
         fraction = left / self.total_iters
         lr_factor = fraction**self.power
         if self.power > _STEEP and lr_factor > 0:
-            # The fraction is off by its rounding, and the power by so many times that: whole numbers tell how much.
+            # The power multiplies the rounding error of the fraction. Integers give that error exactly.
             over, under = fraction.as_integer_ratio()
             off = (left * under - over * self.total_iters) / (over * self.total_iters)
             lr_factor *= math.exp(self.power * math.log1p(off))
@@ -188,9 +188,9 @@ class PolynomialDecay(Policy):
 
 @dataclass(frozen=True)
 class ExponentialDecay(Policy):
-    """``lr_factor = gamma ** step``, for ever.
+    """``lr_factor = gamma ** step``, without an end.
 
-    Momentum is left alone.
+    It does not change momentum.
 
     Args:
         gamma: the decay per optimizer step, 0 < gamma <= 1.
@@ -209,9 +209,9 @@ class ExponentialDecay(Policy):
 
 @dataclass(frozen=True)
 class StepDecay(Policy):
-    """``lr_factor = gamma ** (step // step_size)``, for ever: times ``gamma`` every ``step_size`` steps.
+    """``lr_factor = gamma ** (step // step_size)``, without an end: times ``gamma`` every ``step_size`` steps.
 
-    Momentum is left alone.
+    It does not change momentum.
 
     Args:
         step_size: optimizer steps between two drops.
@@ -234,10 +234,10 @@ class StepDecay(Policy):
 class MultiStepDecay(Policy):
     """``lr_factor = gamma ** (number of milestones <= step)``; after the last milestone it holds.
 
-    Momentum is left alone.
+    It does not change momentum.
 
     Args:
-        milestones: optimizer steps at which the rate drops, in ascending order; one that is named
+        milestones: optimizer steps at which the rate drops, in ascending order; one that is given
             twice counts twice.
         gamma: what each drop multiplies by, 0 < gamma <= 1.
 
@@ -260,9 +260,9 @@ class MultiStepDecay(Policy):
 
 @dataclass(frozen=True)
 class InverseTimeDecay(Policy):
-    """``lr_factor = 1 / (1 + k * step)``, for ever: the classic 1/t decay.
+    """``lr_factor = 1 / (1 + k * step)``, without an end: the classic 1/t decay.
 
-    Momentum is left alone.
+    It does not change momentum.
 
     Args:
         k: decay per optimizer step, greater than 0; the rate is halved after 1/k steps.
@@ -281,11 +281,11 @@ class InverseTimeDecay(Policy):
         return Values(1 / divisor if divisor < math.inf else 1 / self.k / step)
 
 
-# Of the fraction of the cool-down that is left, and of the fraction that is gone: each is exact near its own 0.
+# Functions of the fraction of the cool-down that is left and of the fraction that is done: each is exact near 0.
 _COOLDOWNS: dict[str, Callable[[float, float], float]] = {
-    "linear": lambda left, gone: left,
-    "cosine": lambda left, gone: rise(left),
-    "sqrt": lambda left, gone: left / (1 + math.sqrt(gone)),  # = 1 - sqrt(gone)
+    "linear": lambda left, done: left,
+    "cosine": lambda left, done: rise(left),
+    "sqrt": lambda left, done: left / (1 + math.sqrt(done)),  # = 1 - sqrt(done)
 }
 
 
@@ -299,7 +299,7 @@ class WarmupStableDecay(FallsToMinFactor):
 
     where ``d(x)`` is ``x`` for ``"linear"``, ``(1 - cos(pi * x)) / 2`` for ``"cosine"`` and ``1 - sqrt(1 - x)`` for
     ``"sqrt"``. ``min_factor`` is reached at step ``total_steps``, so that none of a run's ``total_steps``
-    updates is made at it, and none at 0. Momentum is left alone.
+    updates is made at it, and none at 0. The policy does not change momentum.
 
     Args:
         total_steps: optimizer steps of the whole run.

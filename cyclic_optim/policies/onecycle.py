@@ -11,10 +11,10 @@ from .base import Policy, Span, Values, blend, rise
 
 
 class _Ramp(NamedTuple):
-    """A stretch of the cycle, told from both ends: where each lies and what holds there.
+    """A part of the cycle, by its two ends: the step and the values of each.
 
-    A falling stretch has its low end last; the fractions below come out right all the same,
-    because the length is negative, too.
+    In a falling part the low end is the last. The fractions below are right there, too, because the length is
+    negative.
     """
 
     last_step: float
@@ -86,7 +86,7 @@ class OneCycle(Policy):
 
     @cached_property
     def _ramps(self) -> tuple[_Ramp, ...]:
-        # torch puts the turning points between whole steps where pct_start * total_steps is not one.
+        # As in torch, the turning points lie between steps where pct_start * total_steps is not a whole number.
         top = float(self.pct_start * self.total_steps) - 1
         foot = float(2 * self.pct_start * self.total_steps) - 2
         last = self.total_steps - 1

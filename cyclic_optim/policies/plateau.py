@@ -1,4 +1,4 @@
-"""The one policy that listens: decay when a reported metric stops improving."""
+"""The one policy that depends on a reported metric: it decays when the metric stops improving."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Plateau(Policy):
 
         lr_factor = max(lr_factor * factor, min_factor)        if that lowers it by more than eps
 
-    and the next ``cooldown`` reports count for nothing. Reports are counted in calls, commonly one per
-    epoch; steps do not matter, and it never ends. ``at`` says what holds before any report.
-    Momentum is left alone.
+    and bad reports are not counted during the next ``cooldown`` reports. Reports are counted in calls, commonly one per
+    epoch. The step does not matter: between two reports the values are the same at every step (``period`` is 1), and
+    the policy never ends. ``at`` returns the values before any report. It does not change momentum.
 
     Args:
         mode: ``"min"`` or ``"max"``: which metrics are better.
-        factor: what a reduction multiplies by, 0 < factor < 1.
-        patience: reports without improvement that are put up with.
+        factor: a reduction multiplies by this, 0 < factor < 1.
+        patience: reports without improvement that are tolerated before a reduction.
         threshold, threshold_mode: what counts as an improvement.
         cooldown: reports after a reduction during which no bad report is counted.
         min_factor: lower bound, as a fraction of the peak; torch's ``min_lr / lr``.
@@ -53,6 +53,10 @@ class Plateau(Policy):
     def at(self, step: int) -> Values:
         step_index(step)
         return Values(1.0)
+
+    @property
+    def period(self) -> int:
+        return 1
 
     def initial_state(self) -> dict[str, Any]:
         worst = math.inf if self.mode == "min" else -math.inf
@@ -82,7 +86,7 @@ class Plateau(Policy):
         sign = 1 if self.mode == "min" else -1
         margin = self.threshold
         if self.threshold_mode == "rel":
-            # As torch has it: relative to the best value's own sign, not its size.
+            # As in torch: the margin has the sign of the best value.
             return sign * metric < sign * (best * (1 - sign * margin))
         return sign * metric < sign * best - margin
 

@@ -1,4 +1,4 @@
-"""Policies as plain data, for checkpoints: a name and fields, and back by the library's own table."""
+"""Policies as plain data, for checkpoints: a name and fields, and back by the table of the library's policies."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..rules import shown
 from .base import Policy
 from .table import POLICIES
 
-#: Policies made of policies made of policies: what a description may ask for, of each of which a step takes a call.
+#: Maximum nesting of policies in a checkpoint. Each level costs one call per step.
 MOST_LEVELS = 50
 
 
 def describe(policy: Policy) -> dict[str, Any]:
     """The policy as ``{"name": ..., "fields": {...}}`` of strings, numbers, lists and dicts.
 
-    Equal policies have equal descriptions. A function is described by its name: a checkpoint can say
-    which one it was, and cannot hold it.
+    Equal policies have equal descriptions. A function is described by its name, as a checkpoint cannot hold the
+    function.
     """
     cls = type(policy)
     ours = cls.__module__.rpartition(".")[0] == __package__
@@ -48,7 +48,7 @@ def _plain(value: Any) -> Any:
 
 
 def check_description(description: object) -> tuple[str, dict[str, Any]]:
-    """The name and the fields of what may be a description, or a ValueError."""
+    """The name and the fields of a description, or a ValueError where it is none."""
     if (
         not isinstance(description, dict)
         or not isinstance(description.get("name"), str)
@@ -59,11 +59,11 @@ def check_description(description: object) -> tuple[str, dict[str, Any]]:
 
 
 def rebuild(description: object, levels: int = MOST_LEVELS) -> Policy:
-    """The policy that was described. Nothing is looked up but the names in :mod:`.table`.
+    """The policy that was described. Only the names in :mod:`.table` are looked up.
 
     Raises:
-        ValueError: not a description, or not of a policy that data alone can rebuild, or one of policies
-            nested more than ``levels`` deep.
+        ValueError: it is no description, its policy cannot be rebuilt from data alone, or it has policies nested more
+            than ``levels`` deep.
     """
     name, described = check_description(description)
     if levels < 1:

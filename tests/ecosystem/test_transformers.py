@@ -78,7 +78,7 @@ def test_what_to_write_instead_of_a_cosine_with_warm_up():
     sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=LR)
     names = {"get_cosine_schedule_with_warmup": transformers.get_cosine_schedule_with_warmup, "opt": sgd}
     scheduler = eval(theirs, names | lengths)
-    policy = eval(f"dict({ours})", POLICIES | lengths)["policy"]
+    policy = eval(f"dict({ours})", {**POLICIES, **lengths})["policy"]
     for step in range(lengths["T"] + 1):
         assert sgd.param_groups[0]["lr"] == pytest.approx(LR * policy.at(step).lr_factor, rel=1e-10, abs=1e-15)
         sgd.step()
