@@ -134,7 +134,7 @@ def _reduced(cls: type[Any]) -> Any:
     return (cyclic, (cls._base(),)) if cls in _made.values() else cls.__qualname__  # a subclass: by its name
 
 
-copyreg.pickle(_Made, _reduced)  # type: ignore[arg-type]
+copyreg.pickle(_Made, _reduced)
 
 
 def _metaclass(cls: type[Any]) -> type[Any]:

@@ -22,7 +22,7 @@ class BaseUpdate:
     #: Whether it divides gradients by a loss scale, and skips a step, in any case; the base class does so if fused.
     unscales = False
 
-    def __init__(self, base: type) -> None:
+    def __init__(self, base: type[Any]) -> None:
         self._base = base
         self._takes_tensor_betas = _takes_tensor_betas(base)
         self._betas: dict[int, tuple[Tensor, ...]] = {}  # what groups show, by their index
