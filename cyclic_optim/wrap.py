@@ -35,7 +35,8 @@ class CyclicAdamW(Scheduled, AdamW):
         eps, weight_decay, amsgrad, maximize, foreach, differentiable, fused: as for AdamW.
         policy: the schedule of learning rate and beta1 for groups that name none; None for no schedule.
         capturable: as for AdamW; with a policy, rate, peak and clock (and betas, where the policy cycles momentum) are
-            then tensors on the device, and go on cycling in a CUDA graph and in a compiled step. A policy that neither
+            then tensors on the device, and go on cycling in a CUDA graph and in a compiled step. Leave ``fused`` unset
+            beside a policy that cycles momentum: the fused update takes betas as numbers only. A policy that neither
             ends nor repeats is tabulated for 100,000 steps from where the optimizer was built, loaded or rescheduled;
             afterwards the last values stay.
 

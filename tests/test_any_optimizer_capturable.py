@@ -9,7 +9,7 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from strategies import policies
 from torch._dynamo.utils import counters
@@ -119,7 +119,7 @@ def shown_tensors(optimizer):
 # --- the update
 
 
-@settings(max_examples=4)
+@settings(max_examples=4, phases=[Phase.explicit, Phase.generate])  # each takes a second; shrinking, minutes
 @given(
     policy=policies("Triangular", "OneCycle", "Sequential").filter(
         lambda policy: is_bounded(policy) and policy.at(0).momentum is not None
@@ -329,16 +329,25 @@ def test_loading_goes_into_the_same_tensors():
     assert_close(optimizer, source, 1e-6)
 
 
-def test_a_failed_load_leaves_the_tensors_as_they_were():
-    """A checkpoint that is refused in the end changes no value, beta2 included."""
+def test_a_failed_load_leaves_the_tensors_as_they_were(monkeypatch):
+    """A checkpoint that is refused, or an interrupt at the end of loading, changes no value, beta2 included."""
     optimizer = two_groups(policy=OneCycle(60), capturable=True)
     run(optimizer, compiled(optimizer), range(3))
     before = [tensor.clone() for tensor in shown_tensors(optimizer)]
-    wrong = saved(two_groups(policy=OneCycle(60), betas=(0.5, 0.5)))
+    good = saved(two_groups(policy=OneCycle(60), betas=(0.5, 0.5)))
+    wrong = copy.deepcopy(good)
     wrong["param_groups"][1]["lr"] = wrong["param_groups"][1]["max_lr"] = 1e39
     with pytest.raises(ValueError, match="need"):
         optimizer.load_state_dict(wrong)
     assert all(map(torch.equal, shown_tensors(optimizer), before))
+    monkeypatch.setattr(optimizer._schedules.update, "load", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.load_state_dict(good)
+    assert all(map(torch.equal, shown_tensors(optimizer), before))
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("capturable", [True, False])
