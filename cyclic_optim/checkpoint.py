@@ -18,9 +18,9 @@ from torch import Tensor
 
 from .groups import Kinds
 from .policies import Policy
-from .policies.spec import check_description, describe, rebuild
+from .policies.spec import check_description, rebuild
 from .rules import finite, shown
-from .schedule import MOST_SET_STEPS, Plan, as_held, at_once, enrol, plan, values_of, warn, writing
+from .schedule import MOST_SET_STEPS, Known, Plan, as_held, at_once, encode, enrol, plan, values_of, warn, writing
 from .slots import Group, Slot
 
 #: Levels of containers in a state dict; four or five are usual, and copying takes a stack for each.
@@ -30,25 +30,6 @@ MOST_LEVELS = 20
 BY_HAND = "edited_by_hand"
 
 _CONTAINERS = (dict, list, tuple, set, frozenset)
-
-# -- saving -------------------------------------------------------------------------------------------------------
-
-
-def encoded(groups: list[Group]) -> list[Group]:
-    """The groups with every policy as one string: engines that split checkpoints into leaves keep it whole."""
-    texts: dict[int, str] = {}
-    for group in groups:
-        policy = group.get("policy")
-        if isinstance(policy, Policy):
-            group["policy"] = texts.setdefault(id(policy), "") or encode(policy)
-            texts[id(policy)] = group["policy"]
-    return groups
-
-
-def encode(policy: Policy) -> str:
-    """The policy's name and fields as JSON."""
-    return json.dumps(describe(policy))
-
 
 # -- what a state dict must be --------------------------------------------------------------------------------------
 
@@ -200,7 +181,7 @@ def fill(groups: list[Group], previous: list[Group], keys: Iterable[str]) -> Non
 # -- what is made of it: the schedules -------------------------------------------------------------------------------
 
 
-def adopt(groups: list[Group], previous: list[Group], slot: Slot | None, kinds: Kinds) -> set[int]:
+def adopt(groups: list[Group], previous: list[Group], known: Known, slot: Slot | None, kinds: Kinds) -> set[int]:
     """Give freshly loaded groups their schedules; returns the groups whose lr was edited by hand.
 
     The policy in the code wins over the one in the checkpoint, with a warning where they differ; without one in the
@@ -208,8 +189,9 @@ def adopt(groups: list[Group], previous: list[Group], slot: Slot | None, kinds: 
     that kept no schedule (``torch.optim.SGD``) start at step 0, with the code's peaks.
 
     Args:
-        groups: loaded groups, policies as text.
-        previous: the groups before, policies as objects.
+        groups: the loaded groups.
+        previous: the groups before.
+        known: the policies behind the texts of ``previous``; gets those of the checkpoint.
         slot: where momentum lives.
         kinds: what must be numbers and flags.
 
@@ -217,26 +199,28 @@ def adopt(groups: list[Group], previous: list[Group], slot: Slot | None, kinds: 
         ValueError, TypeError: the groups hold something that no schedule can have written.
     """
     _check_presence(groups)
-    rebuilt: dict[str, Policy] = {}
+    previous = known.resolved(previous)
     by_hand: set[int] = set()
     differing: list[Difference] = []
     changed: dict[str, None] = {}  # warnings of other policies, each once
     for i, (group, old) in enumerate(zip(groups, previous, strict=True)):
         if "schedule_step" in group:
             is_by_hand = group.pop(BY_HAND, False) is True
-            changed |= _adopt_group(group, old, rebuilt, slot)
+            changed |= _adopt_group(group, old, slot)
             difference = _difference(i, group, slot)  # asks the policy, also where the answer is not needed
             if is_by_hand:
                 by_hand.add(i)
             elif difference is not None:
                 differing.append(difference)
-        elif old.get("policy") is not None:
+        elif old["policy"] is not None:
             _start(group, old, groups[:i], slot)
     _complete(groups, kinds)
     for message in changed:
         warn(message)
     _warn_of_values(groups, differing, slot)
     _warn_of_peaks(groups, previous)
+    for group in groups:
+        group.update(known.stored(group))
     return by_hand
 
 
@@ -257,19 +241,17 @@ def _check_presence(groups: list[Group]) -> None:
             raise ValueError(f"need schedule_step beside policy in a param group, got {shown(group['policy'])}")
 
 
-def _adopt_group(group: Group, old: Group, rebuilt: dict[str, Policy], slot: Slot | None) -> dict[str, None]:
+def _adopt_group(group: Group, old: Group, slot: Slot | None) -> dict[str, None]:
     """Give a group its policy; returns the warning, if that is another than the checkpoint's."""
-    ours: Policy | None = old.get("policy")
+    ours: Policy | None = old["policy"]
     if ours is not None:
         # Keys missing from an older checkpoint keep the code's values.
         group.setdefault("max_lr", old["max_lr"])
         group.setdefault("policy", encode(ours))
     _check_clock(group)
     saved = group["policy"]
-    policy = ours if ours is not None else _from_text(saved, rebuilt)
-    same = isinstance(saved, str) and saved == encode(policy)
-    group["policy"] = policy
-    if same:
+    policy = group["policy"] = ours if ours is not None else policy_of(saved)
+    if isinstance(saved, str) and saved.rstrip() == encode(policy):
         _take_reports(policy, group)
         return {}
     return _change_policy(group, policy, saved, old, slot)
@@ -285,15 +267,16 @@ def _check_clock(group: Group) -> None:
     group["max_lr"] = finite("max_lr", group["max_lr"], minimum=0)
 
 
-def _from_text(saved: Any, rebuilt: dict[str, Policy]) -> Policy:
-    """The policy that the checkpoint describes, one object for equal texts: it is then asked once for all."""
-    if isinstance(saved, str) and saved in rebuilt:
-        return rebuilt[saved]
+def policy_of(saved: Any) -> Policy:
+    """The policy that a text describes.
+
+    Raises:
+        ValueError: it is no such text, or of a policy with code in it.
+    """
     try:
-        policy = rebuild(_decoded(saved))
+        return rebuild(_decoded(saved))
     except ValueError as error:
         raise ValueError(f"{error}; pass the policy to the optimizer to load this checkpoint") from error
-    return rebuilt.setdefault(saved, policy)
 
 
 def _decoded(saved: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Taking over a run of ``torch.optim.SGD`` and its scheduler, at whatever step it stands."""
+"""Taking over a run of a torch optimizer and its scheduler, at whatever step it stands."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim import lr_scheduler as torch_schedules
 
 from .policies.base import Policy
@@ -20,20 +21,18 @@ from .policies.decay import Constant, ExponentialDecay, LinearRamp, MultiStepDec
 from .policies.onecycle import OneCycle
 from .policies.plateau import Plateau
 from .rules import whole
-from .slots import Group
-from .torch_private import HOOKS
+from .scheduled import Scheduled
+from .slots import Group, Slot, momentum_slot
+from .torch_private import HOOKS, last_rates, phases_of, scale_function_of, sequence_of, was_stepped, writes_to
 
-if TYPE_CHECKING:
-    from .scheduled import Scheduled
-
-    Cycled = TypeVar("Cycled", bound=Scheduled)
+Cycled = TypeVar("Cycled", bound=Scheduled)
 
 
 class Taken(NamedTuple):
-    """What a scheduler does, in our words: ``lr = peak * lr_factor``, one peak per group."""
+    """What a scheduler does to one param group: ``lr = peak * lr_factor``."""
 
     policy: Policy
-    peaks: list[float]
+    peak: float
     state: dict[str, Any] | None = None  # of a policy that listens
 
 
@@ -43,42 +42,76 @@ def from_torch(
     """See :meth:`cyclic_optim.CyclicSGD.from_torch`."""
     _check_optimizer(cls, optimizer)
     _check_lengths(scheduler, steps_per_epoch, steps_into_epoch)
+    make: Callable[..., Cycled] = cls
+    arguments = _arguments(cls, optimizer)
     groups = [{**group, "params": list(group["params"])} for group in optimizer.param_groups]
-    if scheduler is None:
-        return _with_state_of(optimizer, cls(groups, **_arguments(cls, optimizer)))
+    if scheduler is not None:
+        taken, position = _take(scheduler, optimizer, steps_per_epoch)
+        taken = _shared([_stretched(one, steps_per_epoch or 1) for one in taken])
+        step = position * (steps_per_epoch or 1) + steps_into_epoch
+        for group, one in zip(groups, taken, strict=True):
+            _hand_over(group, one, step, optimizer.defaults)
+        arguments["policy"] = _policy_of_all(taken)
+    return _with_state_of(optimizer, make(groups, **arguments))
+
+
+def _take(scheduler: Any, optimizer: Optimizer, steps_per_epoch: int | None) -> tuple[list[Taken], int]:
+    """What the scheduler does to each group, and how many steps it has made; refused unless both are certain."""
     _check_scheduler(scheduler, optimizer)
     try:
         position = _position(scheduler)
         taken = _SCHEDULERS[type(scheduler)](scheduler)
     except (ValueError, TypeError) as error:
         raise type(error)(f"{type(scheduler).__name__} cannot be taken over exactly: {error}") from error
-    if steps_per_epoch is None and taken.state is None:
+    if steps_per_epoch is None and taken[0].state is None:  # a plateau counts reports, not steps
         _check_stepped_with(optimizer, position)
-    _check_in_force(groups, taken, position)
-    policy = taken.policy if taken.state is not None else _stretched(taken.policy, steps_per_epoch or 1)
-    step = position * (steps_per_epoch or 1) + steps_into_epoch
-    for group, peak in zip(groups, taken.peaks, strict=True):
-        for key in _WRITTEN_BY_SCHEDULERS & group.keys():
-            del group[key]
-        group.update(max_lr=peak, schedule_step=step)
-        if taken.state is not None:
-            group["policy_state"] = taken.state
-    return _with_state_of(optimizer, cls(groups, **_arguments(cls, optimizer), policy=policy))
+    _check_current(optimizer, taken, position)
+    return taken, position
 
 
 def _arguments(cls: type[Scheduled], optimizer: Optimizer) -> dict[str, Any]:
-    """The optimizer's defaults that its class takes as arguments."""
-    parameters = inspect.signature(cls).parameters
-    return {key: value for key, value in optimizer.defaults.items() if key in parameters}
+    """The optimizer's defaults that its class takes as arguments, or passes on to the class below."""
+    names: set[str] = set()
+    for one in cls.__mro__:
+        if "__init__" in vars(one):
+            parameters = inspect.signature(one).parameters
+            names.update(parameters)
+            if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+                break
+    return {key: value for key, value in optimizer.defaults.items() if key in names}
 
 
 _WRITTEN_BY_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}
 
 
+def _hand_over(group: Group, taken: Taken, step: int, options: dict[str, Any]) -> None:
+    """Write the schedule into a copied group, in place of what schedulers left there."""
+    for key in _WRITTEN_BY_SCHEDULERS & group.keys() - options.keys():
+        del group[key]
+    group.update(policy=taken.policy, max_lr=taken.peak, schedule_step=step)
+    if taken.state is not None:
+        group["policy_state"] = taken.state
+
+
+def _shared(taken: list[Taken]) -> list[Taken]:
+    """The same with one object for equal policies: it is then asked once per step for all of their groups."""
+    found: list[Policy] = []
+    for one in taken:
+        if one.policy not in found:
+            found.append(one.policy)
+    return [one._replace(policy=found[found.index(one.policy)]) for one in taken]
+
+
+def _policy_of_all(taken: list[Taken]) -> Policy | None:
+    """The policy for groups that are added later: the one that all groups share, else None."""
+    first = taken[0].policy
+    return first if all(one.policy is first for one in taken) else None
+
+
 def _with_state_of(optimizer: Optimizer, taking_over: Cycled) -> Cycled:
-    """The buffers are the very tensors, as the parameters are; the dicts that hold them are not."""
-    for param, kept in optimizer.state.items():
-        taking_over.state[param] = dict(kept)
+    """The new optimizer with the same state: the very tensors, in copies of the dicts that hold them."""
+    for key, value in optimizer.state.items():
+        taking_over.state[key] = dict(value) if isinstance(value, dict) else value
     return taking_over
 
 
@@ -87,11 +120,11 @@ def _with_state_of(optimizer: Optimizer, taking_over: Cycled) -> Cycled:
 
 def _check_optimizer(cls: type[Scheduled], optimizer: Any) -> None:
     base = cls._base()
-    # Of the classes between them, those that only add the schedule.
-    known = [base, *(one for one in cls.__mro__ if "_made_for_schedules" in vars(one)), cls]
+    # The classes between them change nothing but the schedule.
+    known = [base, *(one for one in cls.__mro__ if issubclass(one, Scheduled) and one is not Scheduled)]
     if type(optimizer) not in known:
         raise TypeError(
-            f"need a {base.__module__.removesuffix('.' + base.__name__.lower())}.{base.__qualname__} itself, as another class, a subclass included, may update in another way, "
+            f"need a {_public_name(base)} itself, as another class, a subclass included, may update in another way, "
             f"got {type(optimizer).__module__}.{type(optimizer).__qualname__}"
         )
     policies = [policy for policy in getattr(optimizer, "policies", []) if policy is not None]
@@ -103,6 +136,12 @@ def _check_optimizer(cls: type[Scheduled], optimizer: Any) -> None:
                 f"need an optimizer without hooks, which would stay behind, got {len(getattr(optimizer, name))} "
                 f"in {name}: remove them, and register them on the optimizer that from_torch returns"
             )
+
+
+def _public_name(cls: type[Optimizer]) -> str:
+    """The name by which users import the class: ``torch.optim.SGD``, not ``torch.optim.sgd.SGD``."""
+    is_torchs = getattr(torch.optim, cls.__name__, None) is cls
+    return f"{'torch.optim' if is_torchs else cls.__module__}.{cls.__qualname__}"
 
 
 def _check_lengths(scheduler: object, steps_per_epoch: Any, steps_into_epoch: Any) -> None:
@@ -125,7 +164,7 @@ def _check_scheduler(scheduler: Any, optimizer: Optimizer) -> None:
         raise TypeError(f"need a scheduler that is one of {known}, got {cls.__module__}.{cls.__qualname__}: {reason}")
     if scheduler.optimizer is not optimizer:
         raise ValueError(f"need the scheduler of this optimizer, got a {cls.__name__} that belongs to another one")
-    rates, groups = len(scheduler._last_lr), len(optimizer.param_groups)
+    rates, groups = len(last_rates(scheduler)), len(optimizer.param_groups)
     if rates != groups:
         raise ValueError(f"need a scheduler that knows all param groups, got {groups} groups, {rates} rates of its own")
 
@@ -138,57 +177,86 @@ _REFUSED = {
 
 
 def _check_stepped_with(optimizer: Optimizer, position: int) -> None:
-    """Refuse a scheduler of which nothing shows that it was stepped after every update, and not once per epoch.
-
-    torch counts no updates, but tensors count what is written to them. Torch's op for ``fused=True`` forgets to,
-    and a checkpoint does not keep it: then there is nothing to see.
-    """
-    updates, told = int(position == 0 and getattr(optimizer, "_opt_called", False)), 0
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            buffer = optimizer.state.get(param, {}).get("momentum_buffer")
-            if buffer is None:
-                # Whoever makes a parameter writes to it, too, and some project or clip it after an update.
-                updates = max(updates, (_writes(param) - 8) // 2)
-            else:
-                # The first update makes the buffer, each one after it scales it and adds to it.
-                told = max(told, (_writes(buffer) + 2) // 2)
-    updates = max(updates, told)
-    if updates > position:
+    """Refuse a scheduler unless the optimizer's state shows that it was stepped after every update."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    made = max((_updates_of(optimizer, param) for param in params), default=0)
+    least = max(made, int(position == 0 and was_stepped(optimizer)), _least_updates(optimizer))
+    if least > position:
         raise ValueError(
-            f"need a scheduler that was stepped after every update, got at least {updates} updates and {position} "
+            f"need a scheduler that was stepped after every update, got at least {least} updates and {position} "
             "steps of the scheduler: call from_torch after scheduler.step(), and pass steps_per_epoch if that is "
             "called once per epoch (steps_per_epoch=1 if it is called after every update all the same)"
         )
-    if told < position:
+    if made < position:
         raise ValueError(
             f"need steps_per_epoch where nothing shows how often the scheduler is stepped, got {position} of its "
-            f"steps and momentum buffers that tell of {told} updates (fused=True, a loaded checkpoint and "
-            "momentum=0 leave no trace): pass steps_per_epoch=1 if it is called after every update, else the number of "
-            "updates in an epoch"
+            f"steps and {made} updates that the optimizer's state shows (SGD's shows none with momentum=0, with "
+            "fused=True and from a loaded checkpoint): pass steps_per_epoch=1 if it is called after every update, else "
+            "the number of updates in an epoch"
         )
 
 
-def _writes(tensor: torch.Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _updates_of(optimizer: Optimizer, param: torch.Tensor) -> int:
+    """The updates that a parameter's state shows; 0 where it shows none.
+
+    Most optimizers count them. SGD does not, but tensors count the writes to them: the first update creates the
+    momentum buffer, and each later one writes to it twice. torch's fused op does not count its writes, and a checkpoint
+    does not keep the number.
+    """
+    state = optimizer.state.get(param, {})
+    if _is_sgd(optimizer):
+        buffer = state.get("momentum_buffer")
+        return 0 if buffer is None else (writes_to(buffer) + 2) // 2
+    count = state.get("step", 0)
+    return int(count) if isinstance(count, (int, float, torch.Tensor)) else 0
 
 
-def _check_in_force(groups: list[Group], taken: Taken, position: int) -> None:
-    policy, state = taken.policy, taken.state
-    lr_factor, momentum = policy.at(position) if state is None else policy.after(state, position)
-    for i, (group, peak) in enumerate(zip(groups, taken.peaks, strict=True)):
-        in_force = [("lr", peak * lr_factor, peak)]
-        if momentum is not None:
-            in_force.append(("momentum", momentum, 1.0))
-        for key, expected, scale in in_force:
-            # Rounding adds up in the schedulers that go from one rate to the next, the more in short numbers.
-            short = torch.finfo(group[key].dtype).eps if isinstance(group[key], torch.Tensor) else 0.0
-            tolerance = max(1e-9, 1e3 * short)
-            if not math.isclose(float(group[key]), expected, rel_tol=tolerance, abs_tol=1e-3 * tolerance * scale):
-                raise ValueError(
-                    f"need {key} as the scheduler has it at its step {position}, {expected!r}, got "
-                    f"param_groups[{i}][{key!r}]={float(group[key])!r}: edited by hand, or by another scheduler"
-                )
+def _least_updates(optimizer: Optimizer) -> int:
+    """A lower bound of the updates that SGD made without momentum: from the writes to the parameters.
+
+    Initialization writes to them, too, and so does clipping or projecting them after an update.
+    """
+    if not _is_sgd(optimizer):
+        return 0
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    bare = [param for param in params if optimizer.state.get(param, {}).get("momentum_buffer") is None]
+    return max((max(0, writes_to(param) - 8) // 2 for param in bare), default=0)
+
+
+def _is_sgd(optimizer: Optimizer) -> bool:
+    """Whether its update is that of torch's SGD, whose writes are known."""
+    cls = type(optimizer)
+    return (cls._base() if issubclass(cls, Scheduled) else cls) is SGD
+
+
+def _check_current(optimizer: Optimizer, taken: list[Taken], position: int) -> None:
+    """Refuse current values that are not the scheduler's at its step."""
+    slot = momentum_slot(optimizer.defaults)
+    for i, (group, one) in enumerate(zip(optimizer.param_groups, taken, strict=True)):
+        lr_factor, momentum = one.policy.at(position) if one.state is None else one.policy.after(one.state, position)
+        if not _is_close(group["lr"], one.peak * lr_factor, one.peak):
+            raise _edited("lr", one.peak * lr_factor, position, f"param_groups[{i}]['lr']", group["lr"])
+        if momentum is not None and slot is not None and not _is_close(slot.read(group), momentum, 1.0):
+            raise _edited(slot.where, momentum, position, f"param_groups[{i}]{_place(slot)}", slot.read(group))
+
+
+def _is_close(held: Any, expected: float, scale: float) -> bool:
+    # Schedulers that compute each rate from the last one accumulate rounding errors, larger ones in short dtypes.
+    short = torch.finfo(held.dtype).eps if isinstance(held, torch.Tensor) else 0.0
+    tolerance = max(1e-9, 1e3 * short)
+    return math.isclose(float(held), expected, rel_tol=tolerance, abs_tol=1e-3 * tolerance * scale)
+
+
+def _edited(name: str, expected: float, position: int, place: str, held: Any) -> ValueError:
+    return ValueError(
+        f"need {name} as the scheduler has it at its step {position}, {expected!r}, got {place}={float(held)!r}: "
+        "edited by hand, or by another scheduler"
+    )
+
+
+def _place(slot: Slot) -> str:
+    """``['momentum']`` or ``['betas'][0]``."""
+    return f"[{slot.key!r}]{slot.where.removeprefix(slot.key)}"
 
 
 # --- where a scheduler stands
@@ -200,9 +268,10 @@ def _position(scheduler: Any) -> int:
     if type(position) is not int or position < 0:
         raise ValueError(f"need last_epoch to be an int >= 0, got last_epoch={position!r}")
     if type(scheduler) is torch_schedules.SequentialLR:
-        index = bisect_right(scheduler._milestones, position)
-        expected = position - (0, *scheduler._milestones)[index]
-        part = scheduler._schedulers[index]
+        parts, milestones = sequence_of(scheduler)
+        index = bisect_right(milestones, position)
+        expected = position - (0, *milestones)[index]
+        part = parts[index]
         if _position(part) != expected:
             raise ValueError(f"need schedulers[{index}] at its step {expected}, got last_epoch={part.last_epoch}")
     if type(scheduler) is torch_schedules.CosineAnnealingWarmRestarts:
@@ -217,9 +286,15 @@ def _position(scheduler: Any) -> int:
     return position
 
 
-def _stretched(policy: Policy, length: int) -> Policy:
-    """The policy, every step of it lasting for ``length`` steps."""
-    if length == 1 or isinstance(policy, Constant):
+def _stretched(taken: Taken, length: int) -> Taken:
+    """The same with every step of its policy lasting for ``length`` steps."""
+    if length == 1 or taken.state is not None:
+        return taken
+    return taken._replace(policy=_stretched_policy(taken.policy, length))
+
+
+def _stretched_policy(policy: Policy, length: int) -> Policy:
+    if isinstance(policy, Constant):
         return policy
     if isinstance(policy, StepDecay):
         return replace(policy, step_size=policy.step_size * length)
@@ -228,45 +303,62 @@ def _stretched(policy: Policy, length: int) -> Policy:
     return Staircase(policy, length)
 
 
-# --- one policy for all groups
+# --- numbers of all groups
 
 
-def _ratio(name: str, parts: Sequence[float], wholes: Sequence[float]) -> float:
-    """The one r for which ``part = r * whole`` in every group; where both are 0, any is right."""
-    pairs = [(float(part), float(of)) for part, of in zip(parts, wholes, strict=True)]
-    ratios = [part / of if of != 0 else math.inf for part, of in pairs if part != 0 or of != 0]
-    if not ratios:
-        return 1.0
-    if not all(math.isfinite(ratio) and math.isclose(ratio, ratios[0], rel_tol=1e-12) for ratio in ratios):
-        raise ValueError(
-            f"need {name} to be finite and the same in all param groups, as one policy drives them all, got {ratios}"
-        )
-    return ratios[0]
+def _ratios(name: str, parts: Sequence[float], wholes: Sequence[float]) -> list[float]:
+    """``part / whole`` of each group.
+
+    Ratios that differ only by rounding are made equal, so that their groups share a policy. Where part and whole are
+    both 0 any ratio is right; the first group's is taken, for the same reason.
+    """
+    quotients = [_quotient(part, of) for part, of in zip(parts, wholes, strict=True)]
+    known = [quotient for quotient in quotients if quotient is not None]
+    if not all(map(math.isfinite, known)):
+        raise ValueError(f"need {name} to be finite in all param groups, got {known}")
+    return [_first_close(quotient, known) for quotient in quotients]
 
 
-def _one(name: str, values: Sequence[Any]) -> Any:
-    if any(value != values[0] for value in values):
-        raise ValueError(
-            f"need {name} to be the same in all param groups, as one policy drives them all, got {list(values)}"
-        )
-    return values[0]
+def _quotient(part: float, of: float) -> float | None:
+    if of == 0:
+        return None if part == 0 else math.inf
+    return part / of
+
+
+def _first_close(quotient: float | None, known: list[float]) -> float:
+    if quotient is None:
+        return known[0] if known else 1.0
+    return next(one for one in known if math.isclose(one, quotient, rel_tol=1e-12))
 
 
 def _floats(values: Sequence[Any]) -> list[float]:
     return [float(value) for value in values]
 
 
-# --- the schedulers
+# --- the schedulers: each becomes a policy and a peak for every group
+
+Converter = Callable[[Any], list[Taken]]
 
 
-def _on_base_lrs(policy: Callable[[Any], Policy]) -> Callable[[Any], Taken]:
-    """Most of them take a fraction of the rate that they found."""
-    return lambda scheduler: Taken(policy(scheduler), _floats(scheduler.base_lrs))
+def _by_base_lrs(policy: Callable[[Any], Policy]) -> Converter:
+    """For schedulers that multiply the first rate of every group by the same factor."""
+
+    def convert(scheduler: Any) -> list[Taken]:
+        one = policy(scheduler)
+        return [Taken(one, peak) for peak in _floats(scheduler.base_lrs)]
+
+    return convert
 
 
-def _min_factor(scheduler: Any) -> float:
-    base_lrs = _floats(scheduler.base_lrs)
-    return _ratio("eta_min / lr", [scheduler.eta_min] * len(base_lrs), base_lrs)
+def _by_eta_min(policy: Callable[[Any, float], Policy]) -> Converter:
+    """For schedulers that fall to the same absolute rate in every group."""
+
+    def convert(scheduler: Any) -> list[Taken]:
+        peaks = _floats(scheduler.base_lrs)
+        min_factors = _ratios("eta_min / lr", [float(scheduler.eta_min)] * len(peaks), peaks)
+        return [Taken(policy(scheduler, least), peak) for least, peak in zip(min_factors, peaks, strict=True)]
+
+    return convert
 
 
 def _constant_lr(scheduler: Any) -> Policy:
@@ -275,24 +367,40 @@ def _constant_lr(scheduler: Any) -> Policy:
     return Sequential((Scaled(Constant(), scheduler.factor), Constant()), (scheduler.total_iters,))
 
 
-def _cyclic_lr(scheduler: Any) -> Taken:
-    peaks, base_lrs = _floats(scheduler.max_lrs), _floats(scheduler.base_lrs)
-    up = _whole_if_it_is(scheduler.step_ratio * scheduler.total_size)
-    arguments = {
-        "step_size_up": up,
-        "step_size_down": _whole_if_it_is(scheduler.total_size - up),
-        "div_factor": _ratio("max_lr / base_lr", peaks, base_lrs),
-        "cycle_momentum": scheduler.cycle_momentum,
-    }
+def _lambda_lr(scheduler: Any) -> list[Taken]:
+    peaks = _floats(scheduler.base_lrs)
+    return [Taken(LambdaPolicy(fn), peak) for fn, peak in zip(scheduler.lr_lambdas, peaks, strict=True)]
+
+
+def _cyclic_lr(scheduler: Any) -> list[Taken]:
+    peaks = _floats(scheduler.max_lrs)
+    div_factors = _ratios("max_lr / base_lr", peaks, _floats(scheduler.base_lrs))
+    momenta: list[dict[str, float]] = [{}] * len(peaks)
     if scheduler.cycle_momentum:
-        arguments["base_momentum"] = _one("base_momentum", scheduler.base_momentums)
-        arguments["max_momentum"] = _one("max_momentum", scheduler.max_momentums)
-    if scheduler._scale_fn_custom is not None:
-        scaled = {"scale_fn": scheduler._scale_fn_custom, "scale_mode": scheduler.scale_mode}
-        return Taken(Triangular(**arguments, **scaled), peaks)
+        momenta = _momenta(scheduler.base_momentums, scheduler.max_momentums)
+    make = _triangles(scheduler)
+    return [
+        Taken(make(div_factor=div_factor, **momentum), peak)
+        for peak, div_factor, momentum in zip(peaks, div_factors, momenta, strict=True)
+    ]
+
+
+def _triangles(scheduler: Any) -> Callable[..., Policy]:
+    """The policy of a CyclicLR; called with the arguments that differ between groups."""
+    up = _whole_if_it_is(scheduler.step_ratio * scheduler.total_size)
+    down = _whole_if_it_is(scheduler.total_size - up)
+    shared = {"step_size_up": up, "step_size_down": down, "cycle_momentum": scheduler.cycle_momentum}
+    function = scale_function_of(scheduler)
+    if function is not None:
+        return partial(Triangular, **shared, scale_fn=function, scale_mode=scheduler.scale_mode)
     if scheduler.mode == "exp_range":
-        return Taken(ExpRange(**arguments, gamma=scheduler.gamma), peaks)
-    return Taken({"triangular": Triangular, "triangular2": Triangular2}[scheduler.mode](**arguments), peaks)
+        return partial(ExpRange, **shared, gamma=scheduler.gamma)
+    return partial({"triangular": Triangular, "triangular2": Triangular2}[scheduler.mode], **shared)
+
+
+def _momenta(base_momenta: Sequence[Any], max_momenta: Sequence[Any]) -> list[dict[str, float]]:
+    pairs = zip(_floats(base_momenta), _floats(max_momenta), strict=True)
+    return [{"base_momentum": base, "max_momentum": top} for base, top in pairs]
 
 
 def _whole_if_it_is(length: float) -> Any:
@@ -300,56 +408,74 @@ def _whole_if_it_is(length: float) -> Any:
     return round(length) if math.isclose(length, round(length), rel_tol=1e-12) else length
 
 
-def _one_cycle_lr(scheduler: Any) -> Taken:
-    groups, phases = scheduler.optimizer.param_groups, scheduler._schedule_phases
-
-    def held(key: str) -> list[float]:
-        return _floats([group[key] for group in groups])
-
-    momenta = {}
+def _one_cycle_lr(scheduler: Any) -> list[Taken]:
+    phases, annealing = phases_of(scheduler)
+    peaks, first, last = (_held(scheduler, key) for key in ("max_lr", "initial_lr", "min_lr"))
+    momenta: list[dict[str, float]] = [{}] * len(peaks)
     if scheduler.cycle_momentum:
-        momenta = {key: _one(key, held(key)) for key in ("base_momentum", "max_momentum")}
-    policy = OneCycle(
+        momenta = _momenta(_held(scheduler, "base_momentum"), _held(scheduler, "max_momentum"))
+    make: Callable[..., Policy] = partial(
+        OneCycle,
         scheduler.total_steps,
         pct_start=(phases[0]["end_step"] + 1) / scheduler.total_steps,
-        anneal_strategy=scheduler._anneal_func_type,
+        anneal_strategy=annealing,
         cycle_momentum=scheduler.cycle_momentum,
-        div_factor=_ratio("max_lr / initial_lr", held("max_lr"), held("initial_lr")),
-        final_div_factor=_ratio("initial_lr / min_lr", held("initial_lr"), held("min_lr")),
         three_phase=len(phases) == 3,
-        **momenta,
     )
-    return Taken(policy, held("max_lr"))
+    div_factors = _ratios("max_lr / initial_lr", peaks, first)
+    final_div_factors = _ratios("initial_lr / min_lr", first, last)
+    return [
+        Taken(make(div_factor=div_factor, final_div_factor=final_div_factor, **momentum), peak)
+        for peak, div_factor, final_div_factor, momentum in zip(
+            peaks, div_factors, final_div_factors, momenta, strict=True
+        )
+    ]
 
 
-def _sequential_lr(scheduler: Any) -> Taken:
-    for i, part in enumerate(scheduler._schedulers):
+def _held(scheduler: Any, key: str) -> list[float]:
+    """A value of each param group: OneCycleLR keeps its arguments there."""
+    return _floats([group[key] for group in scheduler.optimizer.param_groups])
+
+
+def _sequential_lr(scheduler: Any) -> list[Taken]:
+    schedulers, milestones = sequence_of(scheduler)
+    for i, part in enumerate(schedulers):
         if type(part) not in _PARTS:
             raise TypeError(
                 f"need parts out of {', '.join(sorted(cls.__name__ for cls in _PARTS))}, got "
                 f"schedulers[{i}] of {type(part).__module__}.{type(part).__qualname__}"
             )
-    parts = [_PARTS[type(part)](part) for part in scheduler._schedulers]
-    peaks = max((part.peaks for part in parts), key=max)
-    policies = []
-    for i, part in enumerate(parts):
-        ratio = _ratio(f"the peak of schedulers[{i}] over the highest one", part.peaks, peaks)
-        policies.append(part.policy if ratio >= 1 else Scaled(part.policy, ratio))
-    return Taken(Sequential(tuple(policies), tuple(scheduler._milestones)), peaks)
+    parts = [_PARTS[type(part)](part) for part in schedulers]
+    peaks = [max(one.peak for one in of_group) for of_group in zip(*parts, strict=True)]
+    scaled = [_scaled(i, part, peaks) for i, part in enumerate(parts)]
+    return [
+        Taken(Sequential(policies, tuple(milestones)), peak)
+        for policies, peak in zip(zip(*scaled, strict=True), peaks, strict=True)
+    ]
 
 
-def _reduce_lr_on_plateau(scheduler: Any) -> Taken:
-    # It knows no rate but the last; what it will do from there on is all that matters.
-    peaks, min_lrs = _floats(scheduler._last_lr), scheduler.min_lrs
+def _scaled(i: int, part: list[Taken], peaks: list[float]) -> list[Policy]:
+    """Each group's policy for part ``i`` of a sequence, scaled to the highest peak of the group."""
+    ratios = _ratios(f"the peak of schedulers[{i}] over the highest one", [one.peak for one in part], peaks)
+    return [one.policy if ratio >= 1 else Scaled(one.policy, ratio) for one, ratio in zip(part, ratios, strict=True)]
+
+
+def _reduce_lr_on_plateau(scheduler: Any) -> list[Taken]:
+    # It remembers no rate but the last, so that is the peak.
+    peaks, min_lrs = _floats(last_rates(scheduler)), scheduler.min_lrs
     if len(min_lrs) != len(peaks) and scheduler.default_min_lr is not None:
         min_lrs = [scheduler.default_min_lr] * len(peaks)
-    # A rate that is below its bound already is never lowered, nor is 0.
-    moving = [(min(min_lr, peak), peak) for min_lr, peak in zip(min_lrs, peaks, strict=True) if peak != 0]
-    bounds, rates = [bound for bound, _ in moving], [rate for _, rate in moving]
-    try:
-        eps = _ratio("eps / lr", [scheduler.eps] * len(rates), rates) if scheduler.eps else 0.0
-    except ValueError as error:
-        raise ValueError(f"{error}: set scheduler.eps = 0 first, if you can do without it") from error
+    # A rate that is already below its bound is never lowered, nor is a rate of 0.
+    bounds = [min(float(min_lr), peak) for min_lr, peak in zip(min_lrs, peaks, strict=True)]
+    least = [float(scheduler.eps) if peak != 0 else 0.0 for peak in peaks]
+    min_factors, eps = _ratios("min_lr / lr", bounds, peaks), _ratios("eps / lr", least, peaks)
+    return [
+        Taken(_plateau(scheduler, min_factor, least), peak, _reports(scheduler))
+        for min_factor, least, peak in zip(min_factors, eps, peaks, strict=True)
+    ]
+
+
+def _plateau(scheduler: Any, min_factor: float, eps: float) -> Plateau:
     policy = Plateau(
         scheduler.mode,
         scheduler.factor,
@@ -357,40 +483,42 @@ def _reduce_lr_on_plateau(scheduler: Any) -> Taken:
         scheduler.threshold,
         scheduler.threshold_mode,
         scheduler.cooldown,
-        min_factor=_ratio("min_lr / lr", bounds, rates) if any(bounds) else 0.0,
+        min_factor=min_factor,
         eps=eps,
     )
-    state = {
+    policy.check_state(_reports(scheduler))
+    return policy
+
+
+def _reports(scheduler: Any) -> dict[str, Any]:
+    """The state of a Plateau that has had the scheduler's metrics."""
+    return {
         "mode": scheduler.mode,
         "best": float(scheduler.best),
         "num_bad_reports": scheduler.num_bad_epochs,
         "cooldown_counter": scheduler.cooldown_counter,
         "lr_factor": 1.0,
     }
-    policy.check_state(state)
-    return Taken(policy, peaks, state)
 
 
 #: What a SequentialLR may be made of.
-_PARTS: dict[type, Callable[[Any], Taken]] = {
-    torch_schedules.ConstantLR: _on_base_lrs(_constant_lr),
-    torch_schedules.LinearLR: _on_base_lrs(lambda s: LinearRamp(s.total_iters, s.start_factor, s.end_factor)),
-    torch_schedules.StepLR: _on_base_lrs(lambda s: StepDecay(s.step_size, s.gamma)),
-    torch_schedules.MultiStepLR: _on_base_lrs(
+_PARTS: dict[type, Converter] = {
+    torch_schedules.ConstantLR: _by_base_lrs(_constant_lr),
+    torch_schedules.LinearLR: _by_base_lrs(lambda s: LinearRamp(s.total_iters, s.start_factor, s.end_factor)),
+    torch_schedules.StepLR: _by_base_lrs(lambda s: StepDecay(s.step_size, s.gamma)),
+    torch_schedules.MultiStepLR: _by_base_lrs(
         lambda s: MultiStepDecay(tuple(sorted(s.milestones.elements())), s.gamma)
     ),
-    torch_schedules.ExponentialLR: _on_base_lrs(lambda s: ExponentialDecay(s.gamma)),
-    torch_schedules.PolynomialLR: _on_base_lrs(lambda s: PolynomialDecay(s.total_iters, s.power)),
-    torch_schedules.LambdaLR: _on_base_lrs(lambda s: LambdaPolicy(_one("lr_lambda", s.lr_lambdas))),
+    torch_schedules.ExponentialLR: _by_base_lrs(lambda s: ExponentialDecay(s.gamma)),
+    torch_schedules.PolynomialLR: _by_base_lrs(lambda s: PolynomialDecay(s.total_iters, s.power)),
+    torch_schedules.LambdaLR: _lambda_lr,
     # It climbs again past T_max, where CosineDecay holds.
-    torch_schedules.CosineAnnealingLR: _on_base_lrs(lambda s: CosineWave(s.T_max, _min_factor(s))),
-    torch_schedules.CosineAnnealingWarmRestarts: _on_base_lrs(
-        lambda s: CosineRestarts(s.T_0, s.T_mult, _min_factor(s))
-    ),
+    torch_schedules.CosineAnnealingLR: _by_eta_min(lambda s, min_factor: CosineWave(s.T_max, min_factor)),
+    torch_schedules.CosineAnnealingWarmRestarts: _by_eta_min(lambda s, least: CosineRestarts(s.T_0, s.T_mult, least)),
     torch_schedules.CyclicLR: _cyclic_lr,
     torch_schedules.OneCycleLR: _one_cycle_lr,
 }
-_SCHEDULERS: dict[type, Callable[[Any], Taken]] = {
+_SCHEDULERS: dict[type, Converter] = {
     **_PARTS,
     torch_schedules.SequentialLR: _sequential_lr,
     torch_schedules.ReduceLROnPlateau: _reduce_lr_on_plateau,

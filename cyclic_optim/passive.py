@@ -8,6 +8,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from .policies import Policy
 from .policies.asked import values_at
 
 
@@ -60,7 +61,8 @@ class PassiveScheduler(LRScheduler):
             return [float(group["lr"]) for group in groups]
         if made == 1 and len(self._rates) == len(groups):
             return [float(rate) for rate in self._rates]
-        return [_rate_before(group) for group in groups]
+        policies: Any = self.optimizer.policies  # type: ignore[attr-defined]
+        return [_rate_before(*pair) for pair in zip(groups, policies, strict=True)]
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """The same as :meth:`get_last_lr`."""
@@ -79,9 +81,9 @@ class PassiveScheduler(LRScheduler):
         self._look()
 
 
-def _rate_before(group: dict[str, Any]) -> float:
+def _rate_before(group: dict[str, Any], policy: Policy | None) -> float:
     """The schedule's rate of the step just made."""
-    policy, step = group.get("policy"), int(group.get("schedule_step", 0))
+    step = int(group.get("schedule_step", 0))
     if policy is None or step == 0:
         return float(group["lr"])
     return float(group["max_lr"]) * values_at(policy, step - 1, group.get("policy_state"))[0]

@@ -1,7 +1,7 @@
 """One param group's schedule: its policy, its clock and its peak; the next values, checked before anything is written.
 
 ========================  ==================================================================
-``group["policy"]``       the :class:`Policy`, or None for a group whose values nobody moves
+``group["policy"]``       the policy's name and fields, as JSON; None for a group whose values nobody moves
 ``group["schedule_step"]``  this group's clock: updates applied since its step 0
 ``group["max_lr"]``       the peak; may be edited
 ``group["lr"]``           the rate of the next step: ``max_lr * lr_factor``
@@ -9,11 +9,14 @@
 ``group["policy_state"]``  what the policy remembers of reported metrics; only where it listens
 ========================  ==================================================================
 
-The param groups own all of it, because they are what checkpoints, wrappers and distributed engines carry about.
+The param groups own all of it, as plain data, because they are what checkpoints, wrappers and distributed engines carry
+about. :class:`Known` has the policies behind the texts; the functions here take *resolved* groups, copies that hold the
+policy itself.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 from collections import deque
@@ -25,7 +28,7 @@ import torch
 
 from .groups import HELD_BY_ALL, check_has_rate, check_policy, check_rate, highest_held
 from .native import ABSENT
-from .policies import Policy
+from .policies import Policy, describe
 from .policies.asked import values_at
 from .rules import MOST_STEPS, finite, shown, whole
 from .slots import Group, Slot, check_momentum
@@ -34,6 +37,60 @@ from .slots import Group, Slot, check_momentum
 MOST_SET_STEPS = MOST_STEPS // 2
 
 _check_whole = whole(0)["rule"]
+
+
+class Known:
+    """The policies behind the texts in an optimizer's param groups."""
+
+    def __init__(self) -> None:
+        self._policies: dict[str, Policy] = {}
+
+    def text(self, policy: Policy) -> str:
+        """The text that stands for this policy, which is known from now on.
+
+        Policies that differ in code alone have the same description. Spaces at its end, which JSON ignores, tell them
+        apart.
+        """
+        text = encode(policy)
+        while text in self._policies and not _is_same(self._policies[text], policy):
+            text += " "
+        self._policies.setdefault(text, policy)
+        return text
+
+    def __contains__(self, text: object) -> bool:
+        return text in self._policies
+
+    def policy(self, text: Any) -> Policy | None:
+        """The policy that a group names; None for None.
+
+        Raises:
+            ValueError: the text is of no policy that this optimizer was given.
+        """
+        if text is None:
+            return None
+        if not isinstance(text, str) or text not in self._policies:
+            raise ValueError(f"need group['policy'] as it was written: use reschedule(policy=...), got {shown(text)}")
+        return self._policies[text]
+
+    def resolved(self, groups: Iterable[Group]) -> list[Group]:
+        """Copies of the groups with the policies themselves; a policy that was assigned to a group stays one."""
+        return [{**group, "policy": self._resolved(group.get("policy"))} for group in groups]
+
+    def _resolved(self, value: Any) -> Policy | None:
+        return value if isinstance(value, Policy) else self.policy(value)
+
+    def stored(self, values: Group) -> Group:
+        """What a group stores of resolved values."""
+        return {**values, "policy": self.text(values["policy"])} if values.get("policy") is not None else values
+
+
+def _is_same(one: Policy, other: Policy) -> bool:
+    return one is other or bool(one == other)
+
+
+def encode(policy: Policy) -> str:
+    """A policy's description as one string: engines that split checkpoints into leaves keep it whole."""
+    return json.dumps(describe(policy))
 
 
 class Plan(NamedTuple):
@@ -114,7 +171,7 @@ def at_once(changes: Iterable[partial[Any]]) -> None:
 
 
 def enrol(group: Group, policy: Policy, peers: list[Group], slot: Slot | None) -> None:
-    """Give a new group its schedule. It starts where the first group with a clock stands, or where it says.
+    """Give a new, resolved group its schedule. It starts where the first group with a clock stands, or where it says.
 
     A tensor lr is copied: rates are written in place, and the caller's tensor stays the caller's.
     """

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .checkpoint import adopt, check_state_dict, cloned_state, encoded, fill, with_capturable
+from .checkpoint import adopt, check_state_dict, cloned_state, fill, policy_of, with_capturable
 from .device import BaseUpdate, DeviceSchedules
 from .groups import Kinds, check_capturable, check_groups, check_keys, check_policy
 from .passive import PassiveScheduler
 from .pickling import Guard
 from .policies import Policy
 from .rules import shown
-from .schedule import changes_of, enrol
+from .schedule import Known, changes_of, enrol
 from .schedules import Closure, Schedules
 from .slots import Group, Slot, momentum_slot
 from .torch_private import (
@@ -45,6 +45,7 @@ class Scheduled(Optimizer):
 
     _kinds: ClassVar[Kinds] = Kinds()
     _policy: Policy | None
+    _known: Known
     _schedules: Schedules
 
     # -- building ---------------------------------------------------------------------------------------------------
@@ -52,6 +53,7 @@ class Scheduled(Optimizer):
     def _begin(self, policy: Policy | None) -> None:
         check_policy(policy)
         self._policy = policy
+        self._known = Known()
         self._schedules = Unscheduled()
         # The outermost `step` wrapper now running, so that `super().step()` does not fire hooks twice; a closure's own
         # step is a new one. In a list: the compiler of some torch (2.11) has no way to set an optimizer's attribute.
@@ -95,27 +97,31 @@ class Scheduled(Optimizer):
         """Take over a run of the torch optimizer and its scheduler, in mid-training.
 
         Returns the optimizer that goes on where they stand: the same param groups with the same options, the same
-        state (the very tensors, as the parameters are: of the two optimizers use only the new one from
-        then on), the clock at the scheduler's position, and the same learning rate and momentum at every later
-        step that torch defines, to 1e-10 relative. The optimizer and the scheduler given are left as they are.
-        Call it where an iteration ends, after ``scheduler.step()``.
+        state (the very tensors, as the parameters are: from then on use only the new optimizer), the clock at the
+        scheduler's position, and the same learning rate and momentum at every later step that torch defines, to 1e-10
+        relative. The optimizer and the scheduler given are left as they are. Call it where an iteration ends, after
+        ``scheduler.step()``.
+
+        Every param group gets a policy and a peak of its own: lists of arguments and absolute rates (``eta_min``,
+        ``min_lr``, ``eps``) are those of each group. Groups with equal schedules share one policy; if all do, groups
+        that are added later have it, too.
 
         A ``ReduceLROnPlateau`` goes on with the reports it has had; ``report(metric)`` then does what
-        ``scheduler.step(metric)`` did, and the rate it has reached becomes the peak. Without a scheduler there is no
-        policy, and the rates stay where they are.
+        ``scheduler.step(metric)`` did, and the rate that each group has reached becomes its peak. Without a scheduler
+        there is no policy, and the rates stay where they are.
 
         Args:
-            optimizer: an instance of the base class (``torch.optim.SGD`` for CyclicSGD), or of this one without a
-                policy; no subclass.
+            optimizer: an instance of the base class itself (``torch.optim.SGD`` for CyclicSGD), or of this one without
+                a policy; no other subclass.
             scheduler: its scheduler: a CyclicLR, OneCycleLR, CosineAnnealingLR, CosineAnnealingWarmRestarts, StepLR,
                 MultiStepLR, ExponentialLR, PolynomialLR, LinearLR, ConstantLR, LambdaLR, a SequentialLR of these, or
                 a ReduceLROnPlateau.
-            steps_per_epoch: optimizer steps for each step of the scheduler; 1 if it was stepped after every update. To
-                be left out only where the momentum buffers tell the latter: where nothing but updates has written to
-                them since they were made. With ``fused=True``, after loading a checkpoint, and without momentum they
-                do not.
-            steps_into_epoch: updates since the scheduler's last step, less than ``steps_per_epoch``; the scheduler
-                of a run that is taken over at the end of an epoch has just been stepped, which is 0.
+            steps_per_epoch: optimizer steps for each step of the scheduler; 1 if it was stepped after every update. May
+                be left out only where the optimizer's state shows the latter. Adam and most others count their
+                updates. SGD's updates are counted by the writes to its momentum buffers, unless there is no momentum,
+                ``fused=True``, or the run was resumed from a checkpoint.
+            steps_into_epoch: updates since the scheduler's last step, less than ``steps_per_epoch``; 0 at the end of
+                an epoch, after ``scheduler.step()``.
 
         Raises:
             TypeError: another optimizer, or a scheduler (ChainedScheduler, MultiplicativeLR, a subclass) that no policy
@@ -123,6 +129,16 @@ class Scheduled(Optimizer):
             ValueError: what cannot be taken over exactly, with the reason: rates edited by hand, a scheduler that was,
                 or may have been, stepped once per epoch without ``steps_per_epoch``, the scheduler of another
                 optimizer, hooks, arguments that a policy refuses.
+
+        Example:
+            >>> import torch
+            >>> from cyclic_optim import CyclicSGD
+            >>> groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.1, 0.2)]
+            >>> optimizer = torch.optim.SGD(groups, momentum=0.9)
+            >>> scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100, eta_min=0.05)
+            >>> optimizer = CyclicSGD.from_torch(optimizer, scheduler)
+            >>> optimizer.policies
+            [CosineWave(t_max=100, min_factor=0.5), CosineWave(t_max=100, min_factor=0.25)]
         """
         from .interop import from_torch  # which imports every policy there is
 
@@ -142,15 +158,17 @@ class Scheduled(Optimizer):
     @property
     def policies(self) -> list[Policy | None]:
         """The policy of each param group; None where nobody moves its values."""
-        return [group.get("policy") for group in self.param_groups]
+        return [self._known.policy(group.get("policy")) for group in self.param_groups]
 
     def __repr__(self) -> str:
         if self.policies.count(None) == len(self.param_groups):
             return super().__repr__()
         lines = [f"{type(self).__name__} (", f"policy: {self.policy!r}"]
-        for i, group in enumerate(self.param_groups):
-            hidden = {"params", "policy"} if group["policy"] is self._policy else {"params"}
-            lines += [f"Parameter Group {i}", *(f"    {key}: {group[key]}" for key in sorted(group.keys() - hidden))]
+        for i, (group, policy) in enumerate(zip(self.param_groups, self.policies, strict=True)):
+            shown = {key: value for key, value in group.items() if key not in ("params", "policy")}
+            if policy is not self._policy:
+                shown["policy"] = policy
+            lines += [f"Parameter Group {i}", *(f"    {key}: {shown[key]!s}" for key in sorted(shown))]
         return "\n".join([*lines, ")"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -177,15 +195,29 @@ class Scheduled(Optimizer):
 
     def _join(self, group: Group, peers: list[Group]) -> None:
         check_keys(group, self.defaults)
-        policy = group.pop("policy", self._policy)
-        check_policy(policy)
+        policy = self._policy_for(group)
         if policy is not None:
             check_capturable(group, self.defaults)
             self._kinds.check_scheduled(group)
-            enrol(group, policy, self._schedules.plain(peers), self._slot)
+            enrol(group, policy, self._known.resolved(self._schedules.plain(peers)), self._slot)
+            group["policy"] = self._known.text(policy)
         self._schedules = self._schedules.for_groups(self, [*peers, group])
         self._schedules.join(self)
         self._to_device()
+
+    def _policy_for(self, group: Group) -> Policy | None:
+        """The policy that a new group names, or the optimizer's."""
+        named = group.pop("policy", self._policy)
+        if isinstance(named, str):  # a group of another optimizer, or a copy of one of these
+            if named in self._known:
+                return self._known.policy(named)
+            if self._policy is None:
+                return policy_of(named)
+            group.pop("schedule_step", None)
+            group.pop("policy_state", None)
+            return self._policy
+        check_policy(named)
+        return named
 
     def report(self, metric: float | Tensor) -> None:
         """Tell every policy that listens a metric, commonly the validation loss once per epoch.
@@ -362,7 +394,7 @@ class Scheduled(Optimizer):
             groups = list(map(dict, self.param_groups))
             if len({_lag(*pair) for pair in zip(groups, self.param_groups, strict=True)}) <= 1:
                 break
-        now = {"param_groups": encoded(self._schedules.plain(groups)), "state": dict(self.state)}
+        now = {"param_groups": self._schedules.plain(groups), "state": dict(self.state)}
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__, **now, **NO_STATE_DICT_HOOKS)
         return self._schedules.saved(super(Scheduled, twin).state_dict())
@@ -400,7 +432,7 @@ class Scheduled(Optimizer):
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        ours = {key: self.__dict__[key] for key in ("_policy", "_schedules", "_capturable", "_horizon")}
+        ours = {key: self.__dict__[key] for key in ("_policy", "_known", "_schedules", "_capturable", "_horizon")}
         return {"_guard": Guard(self.policies), **super().__getstate__(), **ours}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -425,11 +457,11 @@ class Scheduled(Optimizer):
         for group in groups:
             self._kinds.check(group)
         self.state.update(cloned_state(self.state, groups))
-        by_hand = adopt(groups, previous, self._slot, self._kinds)
+        by_hand = adopt(groups, previous, self._known, self._slot, self._kinds)
         self._schedules = self._schedules.for_groups(self, groups)
         self._schedules.adopted(groups, by_hand)
-        if self._policy is None and groups and all(one.get("policy") is groups[0].get("policy") for one in groups):
-            self._policy = groups[0].get("policy")
+        if self._policy is None and len(texts := {group.get("policy") for group in groups}) == 1:
+            self._policy = self._known.policy(texts.pop())
 
 
 def _lag(copied: Group, live: Group) -> Any:

@@ -961,6 +961,28 @@ def test_a_passive_scheduler_reports():
     assert optimizer.param_groups[0]["schedule_step"] == 3
 
 
+def test_a_run_of_the_base_is_taken_over():
+    """AdamW with OneCycleLR goes on in CyclicAdamW at the same values and weights."""
+    ours, theirs = model_of(), model_of()
+    for model in (ours, theirs):
+        twin = AdamW(model.parameters(), lr=0.1)
+        scheduler = OneCycleLR(twin, 0.1, total_steps=20)
+        for step in range(5):
+            set_grads(model, step)
+            twin.step()
+            scheduler.step()
+        if model is ours:
+            optimizer = CyclicAdamW.from_torch(twin, scheduler, steps_per_epoch=1)
+    for step in range(5, 15):
+        assert_same(numbers(optimizer.param_groups[0]), approximately(numbers(twin.param_groups[0])))
+        set_grads(ours, step)
+        set_grads(theirs, step)
+        optimizer.step()
+        twin.step()
+        scheduler.step()
+    assert_same(list(ours.parameters()), list(theirs.parameters()), 1e-9)
+
+
 @pytest.mark.parametrize("name", ["AdamW", "RMSprop"])
 def test_a_tensor_rate_is_filled(name):
     """A tensor lr is copied, and rates are written into the copy."""

@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from cyclic_optim.device_clock import _extent
 
 from cyclic_optim import (
     Constant,
@@ -23,6 +22,7 @@ from cyclic_optim import (
     Staircase,
     Triangular,
 )
+from cyclic_optim.device.clock import _extent
 from cyclic_optim.policies import POLICIES, describe, rebuild
 from cyclic_optim.policies.cyclic import cycle_of
 

@@ -353,9 +353,9 @@ def test_values_of_a_step_in_a_step_are_the_policys():
     used = []
 
     class Watched(CyclicSGD):
-        def _update(self, found_inf):
+        def _scheduled_update(self):
             used.append(tuple(self.param_groups[0][key] for key in ("lr", "momentum")))
-            super()._update(found_inf)
+            super()._scheduled_update()
 
     param = torch.nn.Parameter(torch.ones(3))
     optimizer = Watched([param], lr=1.0, policy=POLICY)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import BY_HAND, fill
-from ..groups import check_groups, check_policy
+from ..groups import check_groups
 from ..host.schedules import gradients_are_zero, is_zero, warn_of_scheduler
 from ..native import ABSENT, holds
 from ..policies.asked import values_at
 from ..rules import finite
-from ..schedule import Changes, check_step, plan, reported, values_of
+from ..schedule import Changes, Known, check_step, plan, reported, values_of
 from ..schedules import Closure, Schedules
 from ..slots import Group, Slot
 from ..torch_private import set_grad_enabled
@@ -42,6 +42,7 @@ class DeviceSchedules:
         self.clock = DeviceClock(params[0].device if params else torch.device("cpu"), horizon)
         self.update: BaseUpdate = optimizer._device_update()
         self._slot: Slot | None = optimizer._slot
+        self._known: Known = optimizer._known
         # Numbers as they were given, before float32 rounded them; None where a tensor was.
         self._given: list[Group] = []
         self._keys: tuple[str, ...] = ()
@@ -106,11 +107,13 @@ class DeviceSchedules:
     def _put(self, groups: list[Group], plain: list[Group], indices: Iterable[int], restarts: bool = True) -> None:
         """Go on from plain numbers in these groups, in the tensors that there are."""
         indices = [*indices]
-        stands = [self._stand(group, restarts and i in indices) for i, group in enumerate(plain)]
+        resolved = self._known.resolved(plain)
+        stands = [self._stand(group, restarts and i in indices) for i, group in enumerate(resolved)]
         for i in indices:
             self.update.check(plain[i], self.clock.device)
         parts = self.clock.parts_for(stands)
         for i in indices:
+            self.update.check_part(plain[i], parts[i])
             self._check_held(plain[i], parts[i].highest_factor)
         self.clock.fill(parts, [stand.step for stand in stands])
         for i in indices:
@@ -119,6 +122,7 @@ class DeviceSchedules:
         self._show(groups)
 
     def _stand(self, group: Group, restarts: bool) -> Stand:
+        """Where a resolved group stands."""
         if group.get("policy") is None:
             return Stand()
         return Stand(group["policy"], group.get("policy_state"), int(group["schedule_step"]), restarts)
@@ -168,8 +172,10 @@ class DeviceSchedules:
         if self._slot is not None and self.update.shows_momentum(part):
             momentum = float(assigned.get("momentum", unrounded(momentum, cycled, given["momentum"])))
             made[self._slot.key] = self._stored(i, group, momentum)
-        if "schedule_step" in assigned or group["policy"] is not part.policy:
-            made.update(values_of(plan(made, made["schedule_step"], self._slot), made, self._slot))
+        (resolved,) = self._known.resolved([made])
+        if "schedule_step" in assigned or resolved["policy"] is not part.policy:
+            made.update(values_of(plan(resolved, made["schedule_step"], self._slot), made, self._slot))
+            made["policy"] = self._known.text(resolved["policy"])
         elif not follows or part.held(step) != step:  # a table that has ended is begun anew on loading
             made[BY_HAND] = True
         return made
@@ -191,7 +197,8 @@ class DeviceSchedules:
     def _take_edits(self, groups: list[Group]) -> None:
         """Write what was assigned since the last step into the tensors."""
         edits = [(i, key, value) for i, group in enumerate(groups) for key, value in self._assigned(i, group)]
-        moved = {i for i, group in enumerate(groups) if group["policy"] is not self.clock.parts[i].policy}
+        resolved = self._known.resolved(groups)
+        moved = {i for i, group in enumerate(resolved) if group["policy"] is not self.clock.parts[i].policy}
         if not edits and not moved:
             self._show(groups)
             return
@@ -206,17 +213,18 @@ class DeviceSchedules:
             if key == "schedule_step"
         }
         if moved := moved | steps.keys():
-            self._move(groups, moved, steps)  # the only one that can fail comes first
+            self._move(resolved, moved, steps)  # the only one that can fail comes first
         for (i, key, _), value in zip(edits, values, strict=True):
             self._fill(i, key, value)
+        for i in moved:
+            groups[i].update(self._known.stored({"policy": resolved[i]["policy"]}))
         self._show(groups)
 
     def _move(self, groups: list[Group], moved: set[int], steps: dict[int, int]) -> None:
-        """Follow edited clocks and policies."""
+        """Follow edited clocks and policies of these resolved groups."""
         now = self.clock.step[: len(groups)].tolist()
         plain = []
         for i, group in enumerate(groups):
-            check_policy(group["policy"])
             after = {**group, "max_lr": self.clock.max_lr[i].item(), "lr": 0.0, "schedule_step": steps.get(i, now[i])}
             plain.append(after)
         stands = [self._stand(group, i in moved) for i, group in enumerate(plain)]
@@ -305,13 +313,11 @@ class DeviceSchedules:
 
     def report(self, optimizer: Any, metric: float) -> None:
         groups = optimizer.param_groups
-        plain = self.plain(groups)
+        plain = self._known.resolved(self.plain(groups))
         new = reported(plain, metric)
         for i, state in new.items():
-            group, before = (
-                plain[i],
-                values_at(plain[i]["policy"], plain[i]["schedule_step"], plain[i].get("policy_state")),
-            )
+            group = plain[i]
+            before = values_at(group["policy"], group["schedule_step"], group.get("policy_state"))
             group["policy_state"] = dict(state)
             if values_at(group["policy"], group["schedule_step"], state) != before:
                 group.update(values_of(plan(group, group["schedule_step"], self._slot), group, self._slot))
@@ -319,7 +325,7 @@ class DeviceSchedules:
 
     def reschedule(self, optimizer: Any, changes: Changes) -> None:
         groups = optimizer.param_groups
-        plain = self.plain(groups)
+        plain = self._known.resolved(self.plain(groups))
         for i, values in changes.values(plain, self._slot).items():
             plain[i].update(values)
             plain[i] = {key: value for key, value in plain[i].items() if value is not ABSENT}
@@ -329,6 +335,7 @@ class DeviceSchedules:
         """Write plain numbers into these groups, or nothing where that fails."""
         undo = self.remember()
         before = [dict(group) for group in groups]
+        plain = list(map(self._known.stored, plain))
         try:
             self._put(groups, plain, indices, restarts)
         except BaseException:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..policies.asked import values_at
 from ..slots import BETA1, Group, Slot
 from ..torch_private import SUPPORTS_AMP_SCALING, innermost
 from .clock import Part
@@ -39,17 +38,20 @@ class BaseUpdate:
 
     def check(self, group: Group, device: torch.device) -> None:
         """Refuse a group of plain numbers that cannot be updated on the device."""
-        if group.get("fused") and _cycles_momentum(group):
-            raise ValueError(
-                "need fused unset with capturable=True beside a policy that cycles momentum, as the fused update takes "
-                f"momentum as a number only, got fused=True and {group['policy']!r}: pass cycle_momentum=False to "
-                "the policy, or leave fused out"
-            )
         for param in group["params"]:
             if param.device != device:
                 raise ValueError(
                     f"need all parameters on one device with capturable=True, got {device} and {param.device}"
                 )
+
+    def check_part(self, group: Group, part: Part) -> None:
+        """Refuse a policy whose momentum the update of this group cannot read from a tensor."""
+        if self.shows_momentum(part) and group.get("fused"):
+            raise ValueError(
+                "need fused unset with capturable=True beside a policy that cycles momentum, as the fused update takes "
+                f"momentum as a number only, got fused=True and {part.policy!r}: pass cycle_momentum=False to the "
+                "policy, or leave fused out"
+            )
 
     def shows_momentum(self, part: Part) -> bool:
         """Whether a group shows its momentum as a tensor.
@@ -106,11 +108,6 @@ def is_object(value: Any, shown: Any) -> bool:
     if isinstance(shown, tuple):
         return len(value) == len(shown) and all(is_object(*pair) for pair in zip(value, shown, strict=True))
     return value is shown
-
-
-def _cycles_momentum(group: Group) -> bool:
-    policy = group.get("policy")
-    return policy is not None and values_at(policy, group["schedule_step"], group.get("policy_state"))[1] is not None
 
 
 def _takes_tensor_betas(base: type) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import BY_HAND, fill
-from ..groups import HELD_BY_ALL, check_groups, check_policy, check_rate
+from ..groups import HELD_BY_ALL, check_groups, check_rate
 from ..native import ABSENT, holds, put
 from ..policies.asked import values_at
-from ..schedule import Changes, as_held, at_once, check_step, plan, rate, reported, values_of, warn, writing
+from ..schedule import Changes, Known, as_held, at_once, check_step, plan, rate, reported, values_of, warn, writing
 from ..schedules import Closure, Schedules
 from ..slots import Group, Slot, check_momentum
 from ..torch_private import uncompiled, wrapped_by_scheduler
@@ -34,9 +34,9 @@ class HostSchedules:
 
     is_traced = False
 
-    def __init__(self, slot: Slot | None) -> None:
-        self._slot = slot
-        self._written = Written([], slot)
+    def __init__(self, slot: Slot | None, known: Known) -> None:
+        self._slot, self._known = slot, known
+        self._written = Written([], [], slot)
         self._warned_of_scheduler = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -51,13 +51,13 @@ class HostSchedules:
             if self._is_dry_run(optimizer):
                 return self._dry_run(optimizer)
             self._take_edits(optimizer)
-            written = self._written
         found_inf = own.get("found_inf")  # GradScaler sets it where the step does its own unscaling
         if found_inf is not None and found_inf.item() != 0:
             return None if closure is None else torch.enable_grad()(closure)()
+        columns = self._written.columns
         upcoming = self._upcoming(groups)  # before the update: if a policy has no valid answer, nothing has moved
         loss = optimizer._apply(closure)
-        if self._written is not written:  # the closure reported or rescheduled
+        if self._written.columns is not columns:  # the closure stepped, reported or rescheduled
             upcoming = self._upcoming(groups)
         self._write(groups, upcoming)
         return loss
@@ -114,20 +114,24 @@ class HostSchedules:
     def _take_edits(self, optimizer: Any) -> None:
         """Write what follows from edits of policies, clocks and peaks since the last write; an edited lr stays."""
         self._watch_for_scheduler(optimizer)
-        groups = optimizer.param_groups
-        edits = [self._edited(i, group) for i, group in enumerate(groups)]
-        self._store(groups, {i: values for i, (values, _) in enumerate(edits)})
-        self._written = Written(groups, self._slot, [i for i, (_, by_hand) in enumerate(edits) if by_hand])
+        self._change(optimizer.param_groups, {})
 
-    def _store(self, groups: list[Group], values: dict[int, Group]) -> None:
-        at_once(chain.from_iterable([writing(groups[i], each) for i, each in values.items()]))
+    def _change(self, groups: list[Group], values: dict[int, Group], rewritten: Collection[int] = ()) -> None:
+        """Store what follows from edits, and these values over it; in ``rewritten`` groups lr is the schedule's."""
+        edits = [self._edited(i, group) for i, group in enumerate(groups)]
+        merged = [self._known.stored({**edited, **values.get(i, {})}) for i, (edited, _) in enumerate(edits)]
+        at_once(chain.from_iterable([writing(*pair) for pair in zip(groups, merged, strict=True)]))
+        self._look(groups, {i for i, (_, by_hand) in enumerate(edits) if by_hand}.difference(rewritten))
+
+    def _look(self, groups: list[Group], by_hand: Collection[int] = ()) -> None:
+        """The groups are as they should be: what differs from now on was edited."""
+        self._written = Written(groups, self._known.resolved(groups), self._slot, by_hand)
 
     def _edited(self, i: int, group: Group) -> tuple[Group, bool]:
         """What follows from a group's edits, to be stored; and whether its lr is the user's."""
         row = self._written.row(i)
         if "policy" not in group:
             raise ValueError("need 'policy' in every param group beside a schedule: add groups with add_param_group")
-        check_policy(group["policy"])
         if group["policy"] is None:
             return {}, False
         by_hand = i in self._written.by_hand or self._rate_is_edited(group, row)
@@ -135,16 +139,19 @@ class HostSchedules:
         if not changed - {"lr"}:
             check_rate(group["lr"])
             return {}, by_hand
-        return self._follow(i, group, changed, by_hand), by_hand
+        (resolved,) = self._known.resolved([group])
+        return self._follow(i, resolved, changed, by_hand), by_hand
 
     def _follow(self, i: int, group: Group, changed: set[str], by_hand: bool) -> Group:
-        """What follows from changed keys of a group."""
+        """What follows from changed keys of a resolved group."""
         if not {"schedule_step", "max_lr"} <= group.keys():
             raise ValueError("need schedule_step and max_lr beside policy in a param group: use reschedule(policy=...)")
         values: Group = {}
-        if "policy" in changed and "policy_state" not in changed:  # the old one's memory
-            state = group["policy"].initial_state()
-            values["policy_state"] = ABSENT if state is None else dict(state)
+        if "policy" in changed:
+            values["policy"] = group["policy"]
+            if "policy_state" not in changed:  # the old one's memory
+                state = group["policy"].initial_state()
+                values["policy_state"] = ABSENT if state is None else dict(state)
         after = {key: value for key, value in {**group, **values}.items() if value is not ABSENT}
         values |= values_of(plan(after, check_step(group["schedule_step"]), self._slot), after, self._slot)
         if by_hand:
@@ -162,7 +169,9 @@ class HostSchedules:
         lr = group["lr"]
         if lr is not row.get("lr", ABSENT) or not isinstance(lr, Tensor):
             return lr is not row.get("lr", ABSENT)
-        before = {key: value for key, value in {**group, **row}.items() if value is not ABSENT}
+        (before,) = self._known.resolved(
+            [{key: value for key, value in {**group, **row}.items() if value is not ABSENT}]
+        )
         return bool(lr != as_held(lr, plan(before, before["schedule_step"], self._slot).lr))
 
     def _watch_for_scheduler(self, optimizer: Any) -> None:
@@ -203,16 +212,16 @@ class HostSchedules:
 
     def join(self, optimizer: Any) -> None:
         groups = optimizer.param_groups
-        peers = [self._edited(i, group) for i, group in enumerate(groups[: len(self._written.momenta)])]
-        self._store(groups, {i: values for i, (values, _) in enumerate(peers)})
-        self._written = Written(groups, self._slot, [i for i, (_, by_hand) in enumerate(peers) if by_hand])
+        self._change(groups[:-1], {})
+        self._look(groups, self._written.by_hand)
 
     def report(self, optimizer: Any, metric: float) -> None:
         groups = optimizer.param_groups
+        resolved = self._known.resolved(groups)
         changed: dict[int, Group] = {}
-        for i, state in reported(groups, metric).items():
-            changed[i] = {"policy_state": dict(state), **self._reported(groups[i], state)}
-        self._change(optimizer, changed, {i for i, values in changed.items() if "lr" in values})
+        for i, state in reported(resolved, metric).items():
+            changed[i] = {"policy_state": dict(state), **self._reported(resolved[i], state)}
+        self._change(groups, changed, {i for i, values in changed.items() if "lr" in values})
 
     def _reported(self, group: Group, state: Group) -> Group:
         """The values that follow from a report; none where it changes nothing."""
@@ -223,17 +232,9 @@ class HostSchedules:
         return values_of(plan(after, step, self._slot), after, self._slot)
 
     def reschedule(self, optimizer: Any, changes: Changes) -> None:
-        values = changes.values(optimizer.param_groups, self._slot)
-        self._change(optimizer, values, set(values))
-
-    def _change(self, optimizer: Any, values: dict[int, Group], rewritten: set[int]) -> None:
-        """Store values of the current step, beside what follows from edits."""
         groups = optimizer.param_groups
-        edits = [self._edited(i, group) for i, group in enumerate(groups)]
-        merged = {i: {**edited, **values.get(i, {})} for i, (edited, _) in enumerate(edits)}
-        self._store(groups, merged)
-        by_hand = {i for i, (_, by_hand) in enumerate(edits) if by_hand} - rewritten
-        self._written = Written(groups, self._slot, by_hand)
+        values = changes.values(self._known.resolved(groups), self._slot)
+        self._change(groups, values, values)
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -241,6 +242,7 @@ class HostSchedules:
         copies = []
         for i, group in enumerate(groups):
             values, by_hand = self._edited(i, group)
+            values = self._known.stored(values)
             if "lr" in values and isinstance(group["lr"], Tensor):
                 values["lr"] = torch.full_like(group["lr"], values["lr"])
             after = {key: value for key, value in {**group, **values}.items() if value is not ABSENT}
@@ -261,15 +263,17 @@ class HostSchedules:
         fill(groups, previous, keys)
 
     def adopted(self, groups: list[Group], by_hand: set[int]) -> None:
-        self._written = Written(groups, self._slot, by_hand)
+        self._look(groups, by_hand)
 
     def loaded(self, optimizer: Any, previous: Any) -> None:
         """Nothing: numbers were adopted as they came."""
 
     def unpickled(self, optimizer: Any) -> None:
         data: Any = self._written  # see __getstate__; copy.copy keeps this very object, and the groups
-        if not isinstance(data, Written):
-            self._written = Written.from_data(data, optimizer.param_groups, self._slot)
+        if isinstance(data, Written):
+            return
+        groups = optimizer.param_groups
+        self._written = Written.from_data(data, groups, self._known.resolved(groups), self._slot)
 
 
 _CLOCK_AND_RATE = ("schedule_step", "lr")

@@ -47,11 +47,13 @@ class Written:
 
     __slots__ = ("by_hand", "columns", "keys", "lanes", "momenta", "single")
 
-    def __init__(self, groups: list[Group], slot: Slot | None, by_hand: Collection[int] = ()) -> None:
+    def __init__(
+        self, groups: list[Group], resolved: list[Group], slot: Slot | None, by_hand: Collection[int] = ()
+    ) -> None:
         listens = any("policy_state" in group for group in groups)
         self.keys = (*WATCHED, "policy_state") if listens else WATCHED
         self.columns = tuple([group.get(key, ABSENT) for group in groups] for key in self.keys)
-        self.lanes = [Lane(share, groups) for share in shares(groups)]
+        self.lanes = [Lane(share, groups) for share in shares(resolved)]
         self.single = [lane.indices for lane in self.lanes] == [list(range(len(groups)))]
         self.momenta = [None if slot is None else slot.read(group) for group in groups]
         self.by_hand = frozenset(by_hand)
@@ -81,10 +83,10 @@ class Written:
         return self.keys, self.columns, self.momenta, self.by_hand
 
     @classmethod
-    def from_data(cls, data: tuple[Any, ...], groups: list[Group], slot: Slot | None) -> Written:
+    def from_data(cls, data: tuple[Any, ...], groups: list[Group], resolved: list[Group], slot: Slot | None) -> Written:
         """The groups after pickling: values that differ from what was written are still edits."""
         keys, columns, momenta, by_hand = data
-        written = cls(groups, slot, by_hand)
+        written = cls(groups, resolved, slot, by_hand)
         if keys == written.keys and len(momenta) == len(groups):
             old = [_kept(*pair) for pair in zip(columns, written.columns, strict=True)]
             written.columns, written.momenta = tuple(old), _kept(momenta, written.momenta)
