@@ -2,8 +2,9 @@
 
     optimizer = CyclicSGD(model.parameters(), lr=0.1, policy=OneCycle(total_steps=1000))
 
-:class:`CyclicSGD` is the optimizer, a :class:`Policy` defines its learning rate and momentum over the steps, and
-:func:`lr_range_test` finds the rates to move between. All lengths are optimizer steps, not epochs.
+:class:`CyclicSGD` is the optimizer; there is a :class:`CyclicAdamW`, too, and :func:`cyclic` for any other. A
+:class:`Policy` defines learning rate and momentum over the steps, and :func:`lr_range_test` finds the rates to move
+between. All lengths are optimizer steps, not epochs.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -39,20 +40,25 @@ if TYPE_CHECKING:
     from .range_test import lr_range_test as lr_range_test
     from .range_test import supervised_step as supervised_step
     from .sgd import CyclicSGD as CyclicSGD
+    from .wrap import CyclicAdamW as CyclicAdamW
+    from .wrap import cyclic as cyclic
 
 __version__ = "0.1.0"
 
+_OPTIMIZERS = ("CyclicSGD", "CyclicAdamW", "cyclic")
 _RANGE_TEST = ("lr_range_test", "supervised_step", "LRRangeTest", "NoSuggestionError")
 # In the order of the reference.
-__all__ = ["CyclicSGD", "Policy", "Values", *_POLICIES]
+__all__ = [*_OPTIMIZERS, "Policy", "Values", *_POLICIES]
 __all__ += [*_RANGE_TEST, "plot_policy"]
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of these
 
     def __getattr__(name: str) -> Any:
         """Import on first use: what needs torch, as the command line needs none, and what takes long to import."""
-        if name == "CyclicSGD":
-            from .sgd import CyclicSGD as value
+        if name in _OPTIMIZERS:
+            from . import wrap
+
+            value = getattr(wrap, name)
         elif name in _RANGE_TEST:
             from . import range_test
 

@@ -98,7 +98,7 @@ def _check_state(state: dict[Any, Any], numbered: dict[Any, Tensor], kinds: Kind
         param = numbered.get(number)
         for key, value in entries.items():
             _check_entry(key, value, param, kinds)
-        buffer = entries.get("momentum_buffer")
+        buffer = entries.get("momentum_buffer") if kinds.momentum_buffer else None
         if buffer is not None and not _is_empty(buffer) and param is not None:
             _check_buffer(buffer, param)
 
@@ -153,9 +153,21 @@ def _cloned(value: Any, with_graph: bool) -> Any:
         return value.clone() if with_graph else value.detach().clone()
     if isinstance(value, dict):
         return {key: _cloned(item, with_graph) for key, item in value.items() if not _is_empty(item)}
-    if isinstance(value, list):
-        return [_cloned(item, with_graph) for item in value]
+    if type(value) in (list, tuple):
+        return type(value)(_cloned(item, with_graph) for item in value)
     return value
+
+
+def with_capturable(state_dict: dict[str, Any], groups: list[Group], capturable: bool) -> dict[str, Any]:
+    """The state dict with the code's ``capturable`` beside a policy: it says where state and schedules live."""
+    saved = state_dict["param_groups"]
+    if all(group.get("policy") is None for group in (*groups, *saved)):
+        return state_dict
+    return {**state_dict, "param_groups": [_replaced(group, capturable) for group in saved]}
+
+
+def _replaced(group: Group, capturable: bool) -> Group:
+    return {**group, "capturable": capturable} if "capturable" in group else group
 
 
 def fill(groups: list[Group], previous: list[Group], keys: Iterable[str]) -> None:

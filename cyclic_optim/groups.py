@@ -30,11 +30,12 @@ class Kinds(NamedTuple):
     flags: tuple[str, ...] = ()
     optional_flags: tuple[str, ...] = ()  # may be None
     nested_state: bool = True  # whether a parameter's state may hold lists and dicts
+    momentum_buffer: bool = False  # whether a momentum_buffer is known to be of its parameter's shape
 
     def check(self, group: Group) -> None:
         """Refuse what a checkpoint may not hold, whether or not there is a policy: kinds, whatever the values."""
         for key in self.numbers:
-            if not isinstance(group[key], (numbers.Real, Tensor)):
+            if key in group and not isinstance(group[key], (numbers.Real, Tensor)):
                 raise TypeError(f"need {key} to be a number, got {key}={shown(group[key])}")
         for key in (*self.flags, *self.optional_flags):
             if not isinstance(group[key], (numbers.Real, type(None))):
@@ -42,6 +43,7 @@ class Kinds(NamedTuple):
 
     def check_scheduled(self, group: Group) -> None:
         """Refuse what a group with a policy may not hold."""
+        check_has_rate(group)
         check_rate(group["lr"])
         given = {key: group[key] for key in (*self.numbers, "max_lr") if key in group}
         check_numbers(**given)
@@ -96,6 +98,15 @@ def check_policy(policy: object) -> None:
     raise TypeError(f"need policy to be a Policy or None, got {policy=}{hint}")
 
 
+def check_has_rate(group: Group) -> None:
+    """Refuse an optimizer without a learning rate, which a policy has nothing to do in."""
+    if "lr" not in group:
+        raise ValueError(
+            "need an optimizer with a learning rate, 'lr' in its param groups, beside a policy, "
+            f"got the keys {sorted(map(str, group))}"
+        )
+
+
 def check_rate(lr: Any) -> None:
     """Refuse a tensor that a policy cannot write rates into; a number is checked where it is used."""
     if type(lr) is float or not isinstance(lr, Tensor):
@@ -106,6 +117,15 @@ def check_rate(lr: Any) -> None:
         raise ValueError("need lr without requires_grad beside a policy, which overwrites it")
     if not lr.is_floating_point():
         raise ValueError(f"need lr as a floating-point tensor beside a policy, got lr={lr!r}")
+
+
+def check_capturable(group: Group, defaults: Group) -> None:
+    """Refuse a group that is captured where the optimizer is not: its rate would stay what it was at the capture."""
+    if group.get("capturable") != defaults.get("capturable"):
+        raise ValueError(
+            "need capturable as an argument of the optimizer, the same for all groups, beside a policy, "
+            f"got capturable={shown(group.get('capturable'))} in a param group"
+        )
 
 
 def highest_held(group: Group) -> float:

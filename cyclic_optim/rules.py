@@ -74,7 +74,7 @@ def finite(name: str, value: Any, minimum: float = -math.inf, where: str = "") -
         plain = float(value) if isinstance(value, numbers.Real) else math.nan
     except OverflowError:  # an int beyond the range of floats
         plain = math.inf
-    if not math.isfinite(plain) or plain < minimum:
+    if not (minimum <= plain and abs(plain) < math.inf):  # torch.compile does not trace math.isfinite
         bound = f" >= {minimum}" if minimum > -math.inf else ""
         raise ValueError(f"need {name} to be a finite number{bound}, got {name}={shown(value)}{where}")
     return plain

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .groups import HELD_BY_ALL, check_policy, check_rate, highest_held
+from .groups import HELD_BY_ALL, check_has_rate, check_policy, check_rate, highest_held
 from .native import ABSENT
 from .policies import Policy, describe
 from .policies.asked import values_at
@@ -282,6 +282,7 @@ def changes_of(groups: list[Group], policy: Any, lr: Any, step: Any, group: Any)
     for i in indices:
         if policy is None and groups[i].get("policy") is None:
             raise ValueError(f"need a policy for group {i}, which has none: pass policy=")
+        check_has_rate(groups[i])
     peaks = None if lr is None else _peaks(lr, len(indices))
     return Changes(indices, policy, peaks, None if step is None else check_step(step, "step"))
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .checkpoint import adopt, check_state_dict, cloned_state, fill, policy_of
+from .checkpoint import adopt, check_state_dict, cloned_state, fill, policy_of, with_capturable
 from .device import BaseUpdate, DeviceSchedules
-from .groups import Kinds, check_groups, check_keys, check_policy
+from .groups import Kinds, check_capturable, check_groups, check_keys, check_policy
 from .passive import PassiveScheduler
 from .pickling import Guard
 from .policies import Policy
@@ -68,8 +68,9 @@ class Scheduled(Optimizer):
     def _to_device(self) -> None:
         """Move schedules to the device, where the optimizer is capturable and they are not there yet."""
         if self._capturable and not self._schedules.is_traced and any(policy is not None for policy in self.policies):
-            self._schedules = DeviceSchedules(self, self._horizon)
-            setattr(self, SUPPORTS_AMP_SCALING, True)
+            schedules = DeviceSchedules(self, self._horizon)
+            schedules.update.claim_scaling(self)
+            self._schedules = schedules
 
     @property
     def _slot(self) -> Slot | None:
@@ -196,6 +197,7 @@ class Scheduled(Optimizer):
         check_keys(group, self.defaults)
         policy = self._policy_for(group)
         if policy is not None:
+            check_capturable(group, self.defaults)
             self._kinds.check_scheduled(group)
             enrol(group, policy, self._known.resolved(self._schedules.plain(peers)), self._slot)
             group["policy"] = self._known.text(policy)
@@ -417,6 +419,7 @@ class Scheduled(Optimizer):
         """
         if not load_is_hooked(self):
             check_state_dict(state_dict, self.param_groups, self._kinds)
+            state_dict = with_capturable(state_dict, self.param_groups, self._capturable)
         before = (self.state, self.param_groups, self._schedules, self._policy)
         undo = self._schedules.remember()
         try:

@@ -90,6 +90,7 @@ class CyclicSGD(Scheduled, SGD):
         flags=("nesterov", "maximize", "differentiable"),
         optional_flags=("foreach", "fused"),
         nested_state=False,
+        momentum_buffer=True,
     )
 
     def __init__(

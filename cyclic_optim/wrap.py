@@ -35,7 +35,8 @@ class CyclicAdamW(Scheduled, AdamW):
         eps, weight_decay, amsgrad, maximize, foreach, differentiable, fused: as for AdamW.
         policy: the schedule of learning rate and beta1 for groups that name none; None for no schedule.
         capturable: as for AdamW; with a policy, rate, peak and clock (and betas, where the policy cycles momentum) are
-            then tensors on the device, and go on cycling in a CUDA graph and in a compiled step. A policy that neither
+            then tensors on the device, and go on cycling in a CUDA graph and in a compiled step. Leave ``fused`` unset
+            beside a policy that cycles momentum: the fused update takes betas as numbers only. A policy that neither
             ends nor repeats is tabulated for 100,000 steps from where the optimizer was built, loaded or rescheduled;
             afterwards the last values stay.
 
@@ -104,7 +105,7 @@ def cyclic(cls: type[Optimizer]) -> type[Any]:
         cls: a subclass of ``torch.optim.Optimizer`` whose param groups have an ``lr``.
 
     Raises:
-        TypeError: ``cls`` is no optimizer class, or owns a schedule already.
+        TypeError: ``cls`` is no optimizer class, owns a schedule already, or has an argument ``policy``.
 
     Example:
         >>> import torch
@@ -118,7 +119,9 @@ def cyclic(cls: type[Optimizer]) -> type[Any]:
     if not isinstance(cls, type) or not issubclass(cls, Optimizer) or cls is Optimizer:
         raise TypeError(f"need cls to be an optimizer class, a subclass of torch.optim.Optimizer, got {shown(cls)}")
     if issubclass(cls, Scheduled):
-        raise TypeError(f"need cls to be a class without a schedule of its own, got {shown(cls)}")
+        raise TypeError(f"need cls to be a class without a schedule of its own, got {shown(cls)}: use it as it is")
+    if "policy" in inspect.signature(cls).parameters:
+        raise TypeError(f"need cls to be a class without an argument 'policy', which is the schedule, got {shown(cls)}")
     if cls not in _made:
         _made[cls] = _make(cls)
     return _made[cls]
@@ -132,7 +135,16 @@ def _reduced(cls: type[Any]) -> Any:
     return (cyclic, (cls._base(),)) if cls in _made.values() else cls.__qualname__  # a subclass: by its name
 
 
-copyreg.pickle(_Made, _reduced)  # type: ignore[arg-type]
+copyreg.pickle(_Made, _reduced)
+
+
+def _metaclass(cls: type[Any]) -> type[Any]:
+    """``_Made``, beside the metaclass of ``cls`` if it has one."""
+    if issubclass(_Made, type(cls)):
+        return _Made
+    both: type[Any] = type("_Made", (_Made, type(cls)), {})
+    copyreg.pickle(both, _reduced)
+    return both
 
 
 def _make(cls: type[Optimizer]) -> type[Scheduled]:
@@ -146,7 +158,7 @@ def _make(cls: type[Optimizer]) -> type[Scheduled]:
     __init__.__qualname__ = f"{name}.__init__"
     text = f":class:`{cls.__module__}.{cls.__qualname__}` that owns its schedule; see :func:`cyclic`."
     names = {"__module__": __name__, "__qualname__": name, "__doc__": text, "__init__": __init__}
-    made: type[Any] = _Made(name, (Scheduled, cls), names)
+    made: type[Any] = _metaclass(cls)(name, (Scheduled, cls), names)
     return made
 
 

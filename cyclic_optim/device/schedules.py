@@ -23,10 +23,10 @@ from ..rules import finite
 from ..schedule import Changes, Known, check_step, plan, reported, values_of
 from ..schedules import Closure, Schedules
 from ..slots import Group, Slot
-from ..torch_private import SUPPORTS_AMP_SCALING, set_grad_enabled
+from ..torch_private import set_grad_enabled
 from .capture import is_capturing, refuse_in_capture
 from .clock import DeviceClock, Stand
-from .update import BaseUpdate
+from .update import BaseUpdate, is_object
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -86,11 +86,23 @@ class DeviceSchedules:
             for key, own in self._own(i).items():
                 if key != "momentum":
                     group[key] = own
-                elif self._read(group, key) is not own:
-                    assert self._slot is not None
-                    group[self._slot.key] = self.update.stored_momentum(self._slot, group, own)
+                else:
+                    self._show_momentum(i, group, own)
         self._keys = ("policy", "lr", "max_lr", "schedule_step", *([self._slot.key] if self._slot is not None else []))
         self._columns = tuple([group.get(key, ABSENT) for group in groups] for key in self._keys)
+
+    def _show_momentum(self, i: int, group: Group, own: Tensor) -> None:
+        assert self._slot is not None
+        if self._is_stored_by_others(i, group):
+            self._given[i]["stored"] = group[self._slot.key]  # for what stands beside the momentum there
+        group[self._slot.key] = self.update.stored_momentum(self._slot, i, group, own)
+
+    def _is_stored_by_others(self, i: int, group: Group) -> bool:
+        """Whether what holds the momentum is not what was shown last."""
+        assert self._slot is not None
+        key = self._slot.key
+        column = dict(zip(self._keys, self._columns, strict=True)).get(key, [])
+        return i >= len(column) or not is_object(group[key], column[i])
 
     def _put(self, groups: list[Group], plain: list[Group], indices: Iterable[int], restarts: bool = True) -> None:
         """Go on from plain numbers in these groups, in the tensors that there are."""
@@ -101,6 +113,7 @@ class DeviceSchedules:
             self.update.check(plain[i], self.clock.device)
         parts = self.clock.parts_for(stands)
         for i in indices:
+            self.update.check_part(plain[i], parts[i])
             self._check_held(plain[i], parts[i].highest_factor)
         self.clock.fill(parts, [stand.step for stand in stands])
         for i in indices:
@@ -131,7 +144,6 @@ class DeviceSchedules:
             value = self._read(plain, key)
             own.fill_(value.reshape(()) if isinstance(value, Tensor) else value)
             self._given[i][key] = value
-        self._given[i]["stored"] = plain.get(self._slot.key) if self._slot is not None else None
 
     def plain(self, groups: list[Group]) -> list[Group]:
         if not groups:
@@ -146,7 +158,7 @@ class DeviceSchedules:
         made, part, given = dict(group), self.clock.parts[i], self._given[i]
         assigned = dict(self._assigned(i, group))
         if self._slot is not None and self.update.shows_momentum(part):
-            made[self._slot.key] = self._slot.stored({self._slot.key: given["stored"]}, momentum)
+            made[self._slot.key] = self._stored(i, group, momentum)
         if part.policy is None:
             made["lr"] = float(assigned.get("lr", unrounded(lr, given["lr"])))
             return made
@@ -159,7 +171,7 @@ class DeviceSchedules:
         made.update(lr=lr, max_lr=peak, schedule_step=int(assigned.get("schedule_step", step)))
         if self._slot is not None and self.update.shows_momentum(part):
             momentum = float(assigned.get("momentum", unrounded(momentum, cycled, given["momentum"])))
-            made[self._slot.key] = self._slot.stored(made, momentum)
+            made[self._slot.key] = self._stored(i, group, momentum)
         (resolved,) = self._known.resolved([made])
         if "schedule_step" in assigned or resolved["policy"] is not part.policy:
             made.update(values_of(plan(resolved, made["schedule_step"], self._slot), made, self._slot))
@@ -167,6 +179,13 @@ class DeviceSchedules:
         elif not follows or part.held(step) != step:  # a table that has ended is begun anew on loading
             made[BY_HAND] = True
         return made
+
+    def _stored(self, i: int, group: Group, momentum: float) -> Any:
+        """What group i stores for this momentum, in numbers."""
+        assert self._slot is not None
+        key = self._slot.key
+        found = group[key] if self._is_stored_by_others(i, group) else self._given[i]["stored"]
+        return _numbers(self._slot.stored({key: found}, momentum))
 
     # -- edits --------------------------------------------------------------------------------------------------------
 
@@ -197,8 +216,8 @@ class DeviceSchedules:
             self._move(resolved, moved, steps)  # the only one that can fail comes first
         for (i, key, _), value in zip(edits, values, strict=True):
             self._fill(i, key, value)
-        for group, named in zip(groups, resolved, strict=True):
-            group.update(self._known.stored({"policy": named["policy"]}))
+        for i in moved:
+            groups[i].update(self._known.stored({"policy": resolved[i]["policy"]}))
         self._show(groups)
 
     def _move(self, groups: list[Group], moved: set[int], steps: dict[int, int]) -> None:
@@ -341,7 +360,7 @@ class DeviceSchedules:
         clock, ours = dict(vars(self.clock)), dict(vars(self))
         given = [dict(numbers) for numbers in self._given]
         parts = list(self.clock.parts)
-        tensors = self.clock.tensors
+        tensors = [*self.clock.tensors, *self.update.tensors]
         values = [tensor.clone() for tensor in tensors]
 
         def undo() -> None:
@@ -365,7 +384,7 @@ class DeviceSchedules:
         self.update.load(self, groups, optimizer.state, previous)
 
     def unpickled(self, optimizer: Any) -> None:
-        setattr(optimizer, SUPPORTS_AMP_SCALING, True)  # torch forgets it on unpickling
+        self.update.claim_scaling(optimizer)  # torch forgets it on unpickling
         groups = optimizer.param_groups
         edits = [
             (i, key, group[key])
@@ -382,7 +401,7 @@ def _holds_traced(groups: list[Group], keys: tuple[str, ...], columns: tuple[lis
     """``holds`` for torch.compile."""
     for i, group in enumerate(groups):
         for key, column in zip(keys, columns, strict=True):
-            if column[i] is not ABSENT and group[key] is not column[i]:
+            if column[i] is not ABSENT and not is_object(group[key], column[i]):
                 return False
     return True
 
@@ -404,6 +423,13 @@ def _check_edit(name: str, value: Any) -> None:
         check_step(value)
     elif finite(name, value, minimum=0) > _LARGEST:
         raise ValueError(f"need {name} to be a number that float32 can hold, got {name}={value!r}")
+
+
+def _numbers(stored: Any) -> Any:
+    """Betas without tensors."""
+    if not isinstance(stored, tuple):
+        return stored
+    return tuple(value.item() if isinstance(value, Tensor) else value for value in stored)
 
 
 def rounded(number: float) -> float:

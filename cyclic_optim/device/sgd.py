@@ -27,6 +27,8 @@ class SGDUpdate(BaseUpdate):
     same options: native code compares that on every step.
     """
 
+    unscales = True
+
     def __init__(self, base: type) -> None:
         super().__init__(base)
         self._made: Made | None = None
@@ -53,7 +55,7 @@ class SGDUpdate(BaseUpdate):
     def shows_momentum(self, part: Part) -> bool:
         return True
 
-    def stored_momentum(self, slot: Slot, group: Group, own: Tensor) -> Any:
+    def stored_momentum(self, slot: Slot, i: int, group: Group, own: Tensor) -> Any:
         return own
 
     def create(self, schedules: Any, i: int, group: Group, state: State) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..slots import BETA1, Group, Slot
-from ..torch_private import innermost
+from ..torch_private import SUPPORTS_AMP_SCALING, innermost
 from .clock import Part
 
 State = dict[Any, dict[str, Any]]
@@ -18,8 +18,23 @@ State = dict[Any, dict[str, Any]]
 class BaseUpdate:
     """The base class's own step; it must be capturable."""
 
-    def __init__(self, base: type) -> None:
+    #: Whether it divides gradients by a loss scale, and skips a step, in any case; the base class does so if fused.
+    unscales = False
+
+    def __init__(self, base: type[Any]) -> None:
         self._base = base
+        self._takes_tensor_betas = _takes_tensor_betas(base)
+        self._betas: dict[int, tuple[Tensor, ...]] = {}  # what groups show, by their index
+
+    def claim_scaling(self, optimizer: Any) -> None:
+        """Tell GradScaler to leave unscaling and skipping to the step, where this update does both."""
+        if self.unscales:
+            setattr(optimizer, SUPPORTS_AMP_SCALING, True)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What groups show beside the clock's tensors."""
+        return [beta for betas in self._betas.values() for beta in betas[1:]]
 
     def check(self, group: Group, device: torch.device) -> None:
         """Refuse a group of plain numbers that cannot be updated on the device."""
@@ -29,25 +44,41 @@ class BaseUpdate:
                     f"need all parameters on one device with capturable=True, got {device} and {param.device}"
                 )
 
+    def check_part(self, group: Group, part: Part) -> None:
+        """Refuse a policy whose momentum the update of this group cannot read from a tensor."""
+        if self.shows_momentum(part) and group.get("fused"):
+            raise ValueError(
+                "need fused unset with capturable=True beside a policy that cycles momentum, as the fused update takes "
+                f"momentum as a number only, got fused=True and {part.policy!r}: pass cycle_momentum=False to the "
+                "policy, or leave fused out"
+            )
+
     def shows_momentum(self, part: Part) -> bool:
         """Whether a group shows its momentum as a tensor.
 
         Raises:
             ValueError: the policy cycles momentum, and the base class takes no tensor for it.
         """
-        if part.cycles_momentum and not _takes_tensor_betas(self._base):
+        if part.cycles_momentum and not self._takes_tensor_betas:
             raise ValueError(
                 f"need cycle_momentum=False with capturable=True and {self._base.__name__}, which takes momentum as a "
                 f"number only, got {part.policy!r}"
             )
         return part.cycles_momentum
 
-    def stored_momentum(self, slot: Slot, group: Group, own: Tensor) -> Any:
-        """What a group stores to show this momentum: Adam takes all betas as tensors, or none."""
-        if slot is not BETA1:
+    def stored_momentum(self, slot: Slot, i: int, group: Group, own: Tensor) -> Any:
+        """What group i stores to show this momentum: Adam takes all betas as tensors, or none."""
+        if slot.key != BETA1.key:
             return own
-        others = group["betas"][1:]
-        return (own, *(torch.as_tensor(beta, dtype=own.dtype, device=own.device) for beta in others))
+        shown, betas = self._betas.get(i, ()), group["betas"]
+        is_same = bool(shown) and shown[0] is own and len(shown) == len(betas)
+        if is_same and is_object(betas, shown):
+            return shown
+        if not is_same:
+            shown = self._betas[i] = (own, *(torch.empty_like(own) for _ in betas[1:]))
+        for beta, value in zip(shown[1:], betas[1:], strict=True):
+            beta.copy_(value.reshape(())) if isinstance(value, Tensor) else beta.fill_(value)
+        return shown
 
     def create(self, schedules: Any, i: int, group: Group, state: State) -> None:
         """Create the state of a group: the base class creates its own, in its first step."""
@@ -70,6 +101,13 @@ class BaseUpdate:
                 old = held.get(key)
                 if isinstance(old, Tensor) and isinstance(value, Tensor) and old.shape == value.shape:
                     entries[key] = old.copy_(value)
+
+
+def is_object(value: Any, shown: Any) -> bool:
+    """``is``, which torch.compile cannot trace between tuples: their items then."""
+    if isinstance(shown, tuple):
+        return len(value) == len(shown) and all(is_object(*pair) for pair in zip(value, shown, strict=True))
+    return value is shown
 
 
 def _takes_tensor_betas(base: type) -> bool:

@@ -265,7 +265,9 @@ class HostSchedules:
         """Nothing: numbers were adopted as they came."""
 
     def unpickled(self, optimizer: Any) -> None:
-        data: Any = self._written  # see __getstate__
+        data: Any = self._written  # see __getstate__; copy.copy keeps this very object, and the groups
+        if isinstance(data, Written):
+            return
         groups = optimizer.param_groups
         self._written = Written.from_data(data, groups, self._known.resolved(groups), self._slot)
 
