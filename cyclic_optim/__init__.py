@@ -1,10 +1,10 @@
-"""SGD that owns its learning-rate and momentum cycle. The README is the tour, this the reference.
+"""Optimizers that own their learning-rate and momentum schedule. The README is the tour, this the reference.
 
     optimizer = CyclicSGD(model.parameters(), lr=0.1, policy=OneCycle(total_steps=1000))
 
-:class:`CyclicSGD` is the optimizer; there is a :class:`CyclicAdamW`, too, and :func:`cyclic` for any other. A
-:class:`Policy` defines learning rate and momentum over the steps, and :func:`lr_range_test` finds the rates to move
-between. All lengths are optimizer steps, not epochs.
+:class:`CyclicSGD` and :class:`CyclicAdamW` are ready made, and :func:`cyclic` makes one of any other torch optimizer;
+their methods are those of :class:`Scheduled`. A :class:`Policy` defines learning rate and momentum over the steps, and
+:func:`lr_range_test` finds the rates to move between. All lengths are optimizer steps, not epochs.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -39,13 +39,14 @@ if TYPE_CHECKING:
     from .range_test import NoSuggestionError as NoSuggestionError
     from .range_test import lr_range_test as lr_range_test
     from .range_test import supervised_step as supervised_step
+    from .scheduled import Scheduled as Scheduled
     from .sgd import CyclicSGD as CyclicSGD
     from .wrap import CyclicAdamW as CyclicAdamW
     from .wrap import cyclic as cyclic
 
 __version__ = "0.1.0"
 
-_OPTIMIZERS = ("CyclicSGD", "CyclicAdamW", "cyclic")
+_OPTIMIZERS = ("CyclicSGD", "CyclicAdamW", "cyclic", "Scheduled")
 _RANGE_TEST = ("lr_range_test", "supervised_step", "LRRangeTest", "NoSuggestionError")
 # In the order of the reference.
 __all__ = [*_OPTIMIZERS, "Policy", "Values", *_POLICIES]

@@ -38,10 +38,31 @@ if TYPE_CHECKING:
 
 
 class Scheduled(Optimizer):
-    """Mixin, before a torch optimizer: ``class CyclicAdamW(Scheduled, AdamW)``.
+    """An optimizer that owns its schedules: what :class:`CyclicSGD`, :class:`CyclicAdamW` and :func:`cyclic` share.
 
-    A subclass calls :meth:`_begin` before the base's ``__init__`` and :meth:`_ready` after it.
+    Use it to ask whether an optimizer owns its schedules, and as a type; to make such a class, call :func:`cyclic`.
+    Each param group with a policy holds, beside the base class's keys,
+
+        group["policy"]           the policy, as text; None for a group whose values nobody moves
+        group["schedule_step"]    its clock: updates applied since its step 0
+        group["max_lr"]           the peak; an edit counts at the next step
+        group["lr"]               the next step's rate: max_lr * lr_factor; an edit lasts for one step
+        group["momentum"]         the next step's momentum (betas[0] where there are betas), where the policy cycles it
+
+    and all clocks advance together, whenever an update was applied. ``policies`` has the policies themselves, and
+    ``reschedule`` changes policy, peak or clock.
+
+    Example:
+        >>> import torch
+        >>> from cyclic_optim import CyclicSGD, OneCycle, Scheduled
+        >>> weight = torch.nn.Parameter(torch.zeros(1))
+        >>> optimizer = CyclicSGD([weight], lr=0.1, policy=OneCycle(total_steps=1000))
+        >>> isinstance(optimizer, Scheduled), isinstance(optimizer, torch.optim.SGD)
+        (True, True)
     """
+
+    # A mixin, before a torch optimizer: ``class CyclicAdamW(Scheduled, AdamW)``. A subclass calls `_begin` before the
+    # base's ``__init__`` and `_ready` after it.
 
     _kinds: ClassVar[Kinds] = Kinds()
     _policy: Policy | None

@@ -150,7 +150,7 @@ def test_every_public_name_is_exported():
     """``__all__`` names what the package offers, each with a docstring, and every policy of the table is there."""
     others = {"LRRangeTest", "NoSuggestionError", "lr_range_test", "plot_policy", "supervised_step"}
     assert sorted(cyclic_optim.__all__) == sorted(
-        {"CyclicSGD", "CyclicAdamW", "cyclic", "Policy", "Values", *POLICIES, *others}
+        {"CyclicSGD", "CyclicAdamW", "cyclic", "Scheduled", "Policy", "Values", *POLICIES, *others}
     )
     assert all(getattr(cyclic_optim, name).__doc__ for name in cyclic_optim.__all__)
 

@@ -1,5 +1,6 @@
 """The API reference: what is public is documented, and the README's command makes a page of it that reads as meant."""
 
+import doctest
 import inspect
 import os
 import re
@@ -11,7 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from readme import README
+from readme import README, ROOT
 
 import cyclic_optim
 from cyclic_optim.policies import POLICIES
@@ -28,6 +29,11 @@ def methods(cls):
         for name, value in vars(base).items()
         if not name.startswith("_") and isinstance(value, (property, classmethod, staticmethod, type(lambda: 0)))
     }
+
+
+def own_methods(cls):
+    """Those that the class itself defines: torch puts a wrapper of an inherited ``step`` into it."""
+    return {name for name in methods(cls).keys() & vars(cls).keys() if not getattr(vars(cls)[name], "hooked", False)}
 
 
 def explained(documented):
@@ -53,7 +59,9 @@ def test_every_public_name_and_method_has_a_docstring(name):
 
 #: Its fields have docstrings of their own, which Python drops and the page shows.
 BY_FIELD = {"Values"}
-CALLED = [name for name in PUBLIC if name not in BY_FIELD | {"Policy", "NoSuggestionError"}]
+#: What is subclassed or caught, and not called.
+NOT_CALLED = {"Policy", "Scheduled", "NoSuggestionError"}
+CALLED = [name for name in PUBLIC if name not in BY_FIELD | NOT_CALLED]
 
 
 @pytest.mark.parametrize("name", CALLED)
@@ -71,6 +79,29 @@ def test_every_policy_states_formula_source_and_units(policy):
     for field in fields(policy):
         if "rule" in field.metadata and field.metadata["rule"].kind in (int, tuple):
             assert re.search(r"optimizer steps|^reports", texts[field.name]), field.name
+
+
+def documented():
+    """Every public name, and every method that a public class defines, with what has its docstring."""
+    for name, public in PUBLIC.items():
+        yield name, public
+        if inspect.isclass(public):
+            yield from ((f"{name}.{key}", getattr(public, key)) for key in sorted(own_methods(public)))
+
+
+EXAMPLES = [
+    test
+    for name, public in documented()
+    if (test := doctest.DocTestParser().get_doctest(inspect.getdoc(public) or "", {}, name, None, None)).examples
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_an_example_shows_what_it_prints(example):
+    """The ``>>>`` lines of a public docstring run by themselves, and print what the docstring says."""
+    report = []
+    assert len(EXAMPLES) > 5
+    assert doctest.DocTestRunner(verbose=False).run(example, out=report.append).failed == 0, "".join(report)
 
 
 # --- the page
@@ -91,7 +122,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         attributes = dict(attrs)
-        if tag in ("section", "div") and "id" in attributes:
+        if tag in ("section", "div", "dd") and "id" in attributes:
             self.ids.append(attributes["id"])
         if attributes.get("href", "").startswith("#"):
             self.links.add(attributes["href"][1:])
@@ -121,7 +152,8 @@ class Page(HTMLParser):
 def page(tmp_path_factory):
     (command,) = re.findall(r"pdoc (--.* -o build/api cyclic_optim)$", README, re.MULTILINE)
     folder = tmp_path_factory.mktemp("api")
-    arguments = [str(folder) if word == "build/api" else word for word in shlex.split(command)]
+    places = {"build/api": str(folder), "docs": str(ROOT / "docs")}
+    arguments = [places.get(word, word) for word in shlex.split(command)]
     # The package under test, whichever is installed.
     environment = {**os.environ, "PYTHONPATH": str(Path(cyclic_optim.__file__).parents[1])}
     command = [sys.executable, "-m", "pdoc", *arguments]
@@ -131,18 +163,23 @@ def page(tmp_path_factory):
     return Page((folder / "cyclic_optim.html").read_text(encoding="utf-8"))
 
 
+def from_public_classes(cls):
+    """The methods that a class has from itself or another public class."""
+    homes = {name: next(base for base in cls.__mro__ if name in vars(base)) for name in methods(cls)}
+    return {name for name, home in homes.items() if home in PUBLIC.values()}
+
+
 def test_the_page_has_every_public_name_and_nothing_private(page):
-    """All names of ``__all__`` in their order, each with its methods, and each of these with a docstring."""
+    """All names of ``__all__`` in their order, each with its methods, inherited ones too, and a docstring for each."""
     assert [name for name in page.ids if "." not in name] == cyclic_optim.__all__
     for name, public in PUBLIC.items():
         assert page.docstrings[name].strip()
         shown = {member.partition(".")[2] for member in page.ids if member.startswith(f"{name}.")} - {"__init__"}
         assert not [member for member in shown if member.startswith("_")]
         if inspect.isclass(public):
-            own = methods(public).keys() & vars(public).keys()
-            assert own <= shown
-            assert all(page.docstrings[f"{name}.{member}"].strip() for member in own)
-            assert shown <= own | inspect.get_annotations(public).keys()
+            assert from_public_classes(public) <= shown
+            assert all(page.docstrings[f"{name}.{member}"].strip() for member in own_methods(public))
+            assert shown <= methods(public).keys() | inspect.get_annotations(public).keys()
     assert all("Alias" not in page.docstrings[f"Values.{field}"] for field in cyclic_optim.Values._fields)
 
 
@@ -150,7 +187,7 @@ def test_no_markup_is_left_in_what_is_read(page):
     """Roles, literals, code blocks and sections of the docstrings are rendered, and nothing else is taken for them."""
     assert not re.findall(r".*(?:`|::|:\w+:|\*\*|==|--|\$\$|\\|^\.\.).*", "".join(page.prose), re.MULTILINE)
     assert not [code for code in page.code if re.match(r"[~.`:]", code)]
-    assert page.headings == {"Arguments:", "Attributes:", "Raises:", "Returns:"}
+    assert page.headings == {"Arguments:", "Attributes:", "Example:", "Raises:", "Returns:"}
     assert not page.emphasized
 
 
