@@ -245,6 +245,30 @@ def test_the_record_of_mutants_names_its_commit_and_is_read_again():
     assert mutate._reason(reasons, mutate.Mutant("new.py", "new", 1, "a", "b", source="")) == mutate._UNEXPLAINED
 
 
+def test_mutants_are_made_of_the_present_files():
+    """Each pattern of source files in ``[mutate]`` has a file, and every module of a step or a checkpoint is one."""
+    pytest.importorskip("resource")
+    mutate = importlib.import_module("mutate")
+    config = mutate._config()
+    found = {
+        pattern: {path.relative_to(mutate.ROOT).as_posix() for path in mutate.ROOT.glob(pattern)} for pattern in config
+    }
+    assert all(found.values())
+    assert all(len(set(tests)) == len(tests) > 0 for tests in config.values())
+    package = {path.relative_to(mutate.ROOT).as_posix() for path in (mutate.ROOT / "cyclic_optim").rglob("*.py")}
+    left_out = {
+        "__init__",
+        "__main__",
+        "native",
+        "pickling",
+        "plotting",
+        "schedules",
+        "torch_private",
+        "device/triton_sgd",
+    }
+    assert package - set().union(*found.values()) == {f"cyclic_optim/{name}.py" for name in left_out}
+
+
 def gpu_check(out, *arguments):
     command = [sys.executable, FOLDER / "gpu_check.py", "--out", out, *arguments]
     return subprocess.run(command, capture_output=True, encoding="utf-8", env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -147,7 +147,7 @@ NOT_CAPTURABLE = {
 
 def test_the_table_of_what_cannot_be_captured_tells_the_errors():
     """Each row that names an error names the one that is raised, in its words."""
-    table = README[README.index("| not with `capturable=True` |") :].split("\n\n")[0]
+    table = README[README.index("| not with `CyclicSGD(capturable=True)` |") :].split("\n\n")[0]
     rows = [re.match(r"\| (.*) \| `(\w+): (.*)` \|$", row) for row in table.splitlines()[2:]]
     rows = [row.groups() for row in rows if row]
     assert len(rows) == len(NOT_CAPTURABLE)
