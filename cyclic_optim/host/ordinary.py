@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .. import native
@@ -20,6 +21,8 @@ def update_ordinary(groups: list[Group], state: State, grad_scale: Tensor | None
     done, calls, rest = native.compiled.update(groups, state, SMALL, grad_scale is not None)
     if done:
         increment_version(done)  # as torch's op does not, either
-    for group, is_small, params, grads, buffers in calls:
-        by_op(groups[group], params, grads, buffers, serial=is_small, grad_scale=grad_scale)
+    if calls:
+        with torch.no_grad():
+            for group, is_small, params, grads, buffers in calls:
+                by_op(groups[group], params, grads, buffers, serial=is_small, grad_scale=grad_scale)
     return [(groups[group], params) for group, params in rest]
