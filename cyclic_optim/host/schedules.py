@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import native
 from ..checkpoint import BY_HAND, fill
+from ..grad_mode import with_grad
 from ..groups import HELD_BY_ALL, check_groups, check_rate
 from ..native import ABSENT
 from ..policies.asked import values_at
@@ -59,7 +60,7 @@ class HostSchedules:
             self._take_edits(optimizer)
         found_inf = own.get("found_inf")  # GradScaler sets it where the step does its own unscaling
         if found_inf is not None and found_inf.item() != 0:
-            return None if closure is None else torch.enable_grad()(closure)()
+            return None if closure is None else with_grad(True, closure)
         columns = self._written.columns
         upcoming = self._upcoming(groups)  # before the update: if a policy has no valid answer, nothing has moved
         loss = optimizer._apply(closure)
