@@ -637,7 +637,7 @@ def test_near_a_compiler_the_step_is_out_of_its_sight(monkeypatch, policy, modul
 def test_near_a_compiler_autograd_goes_through_steps_where_it_may(monkeypatch):
     """The way round torch.compile keeps the graph of a differentiable step, too."""
     monkeypatch.setattr(scheduled_module, "compiler_is_near", lambda: True)
-                patch.setattr(scheduled_module, "step_is_watched", lambda _: True)
+    monkeypatch.setattr(scheduled_module, "step_is_watched", lambda _: True)
     param = torch.ones(2, requires_grad=True).clone()
     param.grad = torch.ones(2)
     CyclicSGD([param], lr=0.1, differentiable=True).step()
