@@ -157,9 +157,8 @@ class HostSchedules:
         if changed <= {"lr"}:
             return {}, by_hand
         values |= values_of(planned, after, self._slot)
-        return {
-            key: value for key, value in values.items() if not self._stays(key, i, group, changed, by_hand)
-        }, by_hand
+        stay = [key for key in values if self._stays(key, i, group, changed, by_hand)]
+        return {key: value for key, value in values.items() if key not in stay}, by_hand
 
     def _stays(self, key: str, i: int, group: Group, changed: set[str], by_hand: bool) -> bool:
         """Whether a value stays as it is: an edited lr, an edited momentum, and momentum where only the peak was."""
