@@ -92,10 +92,10 @@ SCHEDULERS: dict[str, Callable[[Optimizer], LRScheduler]] = {
 
 def schedule_alone(optimizer: CyclicSGD) -> Call:
     """What the schedule adds to a step, and nothing else of it."""
-    schedule, groups = optimizer._schedule, optimizer.param_groups
+    schedules, groups = optimizer._schedules, optimizer.param_groups
 
     def step() -> None:
-        schedule.write(groups, schedule.upcoming(groups))
+        schedules._write(groups, schedules._upcoming(groups))
 
     return step
 

@@ -24,11 +24,10 @@ from .torch_private import (
     NO_STATE_DICT_HOOKS,
     SUPPORTS_AMP_SCALING,
     compiler_is_near,
-    dispatch_modes_active,
     hooks_of_step,
     load_is_hooked,
-    profiler_enabled,
     state_dict_hooks,
+    step_is_watched,
     without_hooks,
 )
 from .unscheduled import Unscheduled
@@ -341,14 +340,7 @@ class Scheduled(Optimizer):
 
         @wraps(func)
         def step(self: Scheduled, *args: Any, **kwargs: Any) -> Any:
-            if (
-                args  # a closure may do anything, also register a hook
-                or kwargs
-                or compiler_is_near()
-                or hooks_of_step(self)
-                or profiler_enabled()
-                or dispatch_modes_active()
-            ):
+            if args or kwargs or step_is_watched(self):  # a closure may do anything, also register a hook
                 return self._watched_step(step, watched, func, args, kwargs)
             return self._schedules.step(self, None) if is_ours else func(self)
 

@@ -12,14 +12,15 @@ from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
 from .device.sgd import SGDUpdate
+from .grad_mode import with_grad
 from .groups import Kinds, check_numbers, check_policy
-from .host.fused import HYPERPARAMETERS, dense_beside, fused_update, takes_fused, unscale
+from .host.fused import HYPERPARAMETERS, Rows, dense_beside, fused_update, takes_fused, unscale
 from .host.ordinary import update_ordinary
 from .policies import Policy
 from .policies.asked import values_at
 from .scheduled import Scheduled
 from .slots import Group
-from .torch_private import NEEDS_FUSED_CHECK, check_fused_param, set_grad_enabled, uncompiled
+from .torch_private import NEEDS_FUSED_CHECK, check_fused_param, uncompiled
 
 
 class CyclicSGD(Scheduled, SGD):
@@ -141,36 +142,19 @@ class CyclicSGD(Scheduled, SGD):
     # -- the update -------------------------------------------------------------------------------------------------
 
     def _apply(self, closure: Callable[[], Any] | None) -> Any:
-        if closure is not None:
-            return self._in_grad_mode(closure, self._scheduled_update)
-        enabled = torch.is_grad_enabled()
-        try:
-            set_grad_enabled(self.defaults["differentiable"])
-            self._scheduled_update()
-        finally:
-            set_grad_enabled(enabled)
+        loss = None if closure is None else with_grad(True, closure)
+        self._scheduled_update()
+        return loss
 
     def _plain_step(self, closure: Callable[[], Any] | None) -> Any:
-        return self._in_grad_mode(closure, self._plain_update)
+        loss = None if closure is None else with_grad(True, closure)
+        with_grad(self.defaults["differentiable"], self._plain_update)
+        return loss
 
     def _compiled_plain_step(self, closure: Callable[[], Any] | None) -> Any:
         if torch.compiler.is_compiling():
             return self._base_step(closure)
         return _uncompiled_plain_step(self, closure)
-
-    def _in_grad_mode(self, closure: Callable[[], Any] | None, update: Callable[[], None]) -> Any:
-        """The closure's loss, and an update, with gradients enabled as torch's wrapper of a step has it."""
-        loss = None
-        enabled = torch.is_grad_enabled()
-        try:
-            set_grad_enabled(self.defaults["differentiable"])
-            if closure is not None:
-                with torch.enable_grad():
-                    loss = closure()
-            update()
-        finally:
-            set_grad_enabled(enabled)
-        return loss
 
     def _scheduled_update(self) -> None:
         """Update every group: the fused update wherever it is right and no flag says otherwise."""
@@ -179,8 +163,11 @@ class CyclicSGD(Scheduled, SGD):
             self._was_checked = True
         grad_scale: Tensor | None = self.__dict__.get("grad_scale")
         rest = update_ordinary(self.param_groups, self.state, grad_scale)
-        if not rest:
-            return
+        if rest:
+            with_grad(self.defaults["differentiable"], lambda: self._update_rest(rest, grad_scale))
+
+    def _update_rest(self, rest: Rows, grad_scale: Tensor | None) -> None:
+        """Update what is out of the ordinary."""
         self._check_that_it_can_be_fused()
         fused = [row for row in rest if takes_fused(row[0], True)]
         if fused:

@@ -17,7 +17,7 @@ class Slot(NamedTuple):
     key: str
     read: Callable[[Group], Any]
     stored: Callable[[Group, Any], Any]
-    column: Callable[[list[Group], list[Any]], list[Any]]  # ``stored`` for all groups; what is ABSENT stays so
+    column: Callable[[list[Group], Any], Any] | None  # ``stored`` for all groups, of a list or one for all; None: as is
     below: float  # momentum must be less than this
     where: str  # its name in errors
 
@@ -30,10 +30,6 @@ def _itself(group: Group, value: Any) -> Any:
     return value
 
 
-def _themselves(groups: list[Group], momenta: list[Any]) -> list[Any]:
-    return momenta
-
-
 def _beta1(group: Group) -> Any:
     return group["betas"][0]
 
@@ -42,14 +38,16 @@ def _betas(group: Group, value: Any) -> tuple[Any, ...]:
     return (value, *group["betas"][1:])
 
 
-def _column_of_betas(groups: list[Group], momenta: list[Any]) -> list[Any]:
+def _column_of_betas(groups: list[Group], momenta: Any) -> Any:
+    if not isinstance(momenta, list):
+        return [_betas(group, momenta) for group in groups]
     return [
         ABSENT if momentum is ABSENT else _betas(group, momentum)
         for group, momentum in zip(groups, momenta, strict=True)
     ]
 
 
-MOMENTUM = Slot("momentum", _momentum, _itself, _themselves, math.inf, "momentum")
+MOMENTUM = Slot("momentum", _momentum, _itself, None, math.inf, "momentum")
 #: Adam divides by ``1 - beta1**step``.
 BETA1 = Slot("betas", _beta1, _betas, _column_of_betas, 1.0, "betas[0]")
 

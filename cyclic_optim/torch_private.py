@@ -82,6 +82,23 @@ def hooks_of_step(optimizer: Any) -> bool:
     )
 
 
+def step_is_watched(optimizer: Any) -> Any:
+    """Whether torch's wrapper of a step has anything to do: hooks, a profiler, a dispatch mode, torch.compile.
+
+    One function, as it is called on every step. Without it torch's wrapper would run on every step, at some 10 us.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+        or _eval_frame_callback() is not None
+        or profiler_enabled()
+        or dispatch_modes_active()
+    )
+
+
 def without_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
     """The function that torch wrapped in hooks and profiling. Without it hooks would run twice in one step."""
     return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]

@@ -410,6 +410,7 @@ def test_near_a_compiler_the_steps_are_the_same(monkeypatch, policy, foreach):
         with monkeypatch.context() as patch:
             if near:
                 patch.setattr(scheduled_module, "compiler_is_near", lambda: True)
+                patch.setattr(scheduled_module, "step_is_watched", lambda _: True)
             param = torch.nn.Parameter(torch.ones(3))
             optimizer = CyclicSGD([param], lr=0.1, momentum=0.9, policy=policy, foreach=foreach)
             for step in range(5):
@@ -628,6 +629,7 @@ def test_near_a_compiler_the_step_is_out_of_its_sight(monkeypatch, policy, modul
     calls = []
     monkeypatch.setattr(module, step, lambda *given: calls.append(given))
     monkeypatch.setattr(scheduled_module, "compiler_is_near", lambda: near)
+    monkeypatch.setattr(scheduled_module, "step_is_watched", lambda _: near)
     CyclicSGD([parameter(2)], policy=policy).step()
     assert len(calls) == near
 
@@ -635,6 +637,7 @@ def test_near_a_compiler_the_step_is_out_of_its_sight(monkeypatch, policy, modul
 def test_near_a_compiler_autograd_goes_through_steps_where_it_may(monkeypatch):
     """The way round torch.compile keeps the graph of a differentiable step, too."""
     monkeypatch.setattr(scheduled_module, "compiler_is_near", lambda: True)
+    monkeypatch.setattr(scheduled_module, "step_is_watched", lambda _: True)
     param = torch.ones(2, requires_grad=True).clone()
     param.grad = torch.ones(2)
     CyclicSGD([param], lr=0.1, differentiable=True).step()

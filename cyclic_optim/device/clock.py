@@ -84,6 +84,7 @@ class DeviceClock:
         self.horizon: int | None = _check_horizon("horizon", horizon)
         self.device = device
         self.parts: list[Part] = []  # of each group
+        self.rows = 0  # of all of them
         self._make_room(LEAST_GROUPS)
         self.table = torch.full((LEAST_ROWS, 2), torch.nan, dtype=torch.float64, device=device)
 
@@ -116,7 +117,7 @@ class DeviceClock:
     @property
     def tensors(self) -> list[Tensor]:
         """All that a graph reads or writes."""
-        return [self.step, self.values, self.scale, self.place, self.now, self.seen, self.table]
+        return [self.step, self.values, self.scale, self.place, self.now, self.seen, self.table[: self.rows]]
 
     # -- groups -------------------------------------------------------------------------------------------------------
 
@@ -160,7 +161,8 @@ class DeviceClock:
         first = {id(part): end - len(part.rows) for part, end in zip(distinct, ends, strict=True)}
         if ends[-1] > len(self.table):  # graphs captured before this go on with the old one
             self.table = torch.full((2 * ends[-1], 2), torch.nan, dtype=torch.float64, device=self.device)
-        self.table[: ends[-1]].copy_(torch.cat([part.rows for part in distinct]))
+        self.rows = ends[-1]
+        self.table[: self.rows].copy_(torch.cat([part.rows for part in distinct]))
         places = [(first[id(part)], part.period or NEVER, len(part.rows) - 1, part.start) for part in parts]
         self.place[:, : len(parts)].copy_(torch.tensor(places, dtype=torch.int64, device="cpu").t())
         self.step[: len(parts)].copy_(torch.tensor([*steps], dtype=torch.int64, device="cpu"))

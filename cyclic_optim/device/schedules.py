@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import BY_HAND, fill
+from ..grad_mode import with_grad
 from ..groups import check_groups
 from ..host.schedules import gradients_are_zero, is_zero, warn_of_scheduler
 from ..native import ABSENT, holds
@@ -23,7 +24,6 @@ from ..rules import finite
 from ..schedule import Changes, Known, check_step, plan, reported, values_of
 from ..schedules import Closure, Schedules
 from ..slots import Group, Slot
-from ..torch_private import set_grad_enabled
 from .capture import is_capturing, refuse_in_capture
 from .clock import DeviceClock, Stand
 from .update import BaseUpdate, is_object
@@ -249,12 +249,7 @@ class DeviceSchedules:
     # -- the step -----------------------------------------------------------------------------------------------------
 
     def step(self, optimizer: Any, closure: Closure | None) -> Any:
-        enabled = torch.is_grad_enabled()
-        try:
-            set_grad_enabled(False)
-            return self._step(optimizer, closure, holds)
-        finally:
-            set_grad_enabled(enabled)
+        return with_grad(False, lambda: self._step(optimizer, closure, holds))
 
     def compiled_step(self, optimizer: Any, closure: Closure | None) -> Any:
         with torch.no_grad():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from .. import native
+from ..grad_mode import with_grad
 from ..torch_private import dispatch_modes_active, increment_version
 from .fused import SMALL, Group, Rows, State, by_op
 
@@ -20,6 +23,11 @@ def update_ordinary(groups: list[Group], state: State, grad_scale: Tensor | None
     done, calls, rest = native.compiled.update(groups, state, SMALL, grad_scale is not None)
     if done:
         increment_version(done)  # as torch's op does not, either
+    if calls:
+        with_grad(False, lambda: _call(groups, calls, grad_scale))
+    return [(groups[group], params) for group, params in rest]
+
+
+def _call(groups: list[Group], calls: list[Any], grad_scale: Tensor | None) -> None:
     for group, is_small, params, grads, buffers in calls:
         by_op(groups[group], params, grads, buffers, serial=is_small, grad_scale=grad_scale)
-    return [(groups[group], params) for group, params in rest]

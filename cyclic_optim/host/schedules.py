@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import native
 from ..checkpoint import BY_HAND, fill
+from ..grad_mode import with_grad
 from ..groups import HELD_BY_ALL, check_groups, check_rate
-from ..native import ABSENT, holds, put, scaled
+from ..native import ABSENT
 from ..policies.asked import values_at
 from ..schedule import Changes, Known, as_held, at_once, check_step, plan, rate, reported, values_of, warn, writing
 from ..schedules import Closure, Schedules
-from ..slots import MOMENTUM, Group, Slot, check_momentum
+from ..slots import Group, Slot, check_momentum
 from ..torch_private import uncompiled, wrapped_by_scheduler
 from .written import Lane, Written, item_of
 
@@ -29,7 +31,7 @@ _CLOCK_AND_RATE: tuple[str, ...] = ("schedule_step", "lr")
 
 #: The next step's values, in lists or one for all groups: steps, rates, momenta (None: they all stay), and calls that
 #: fill tensor rates.
-Upcoming = tuple[Any, list[Any], Any, "list[partial[Any]]"]
+Upcoming = tuple[Any, list[Any], Any, "Sequence[partial[Any]]"]
 
 
 class HostSchedules:
@@ -50,14 +52,15 @@ class HostSchedules:
 
     def step(self, optimizer: Any, closure: Closure | None) -> Any:
         groups, own, written = optimizer.param_groups, optimizer.__dict__, self._written
-        if "step" in own or not holds(groups, written.keys, written.columns):
+        part = native.compiled or native
+        if "step" in own or not part.holds(groups, written.keys, written.columns):
             check_groups(groups)
             if self._is_dry_run(optimizer):
                 return self._dry_run(optimizer)
             self._take_edits(optimizer)
         found_inf = own.get("found_inf")  # GradScaler sets it where the step does its own unscaling
         if found_inf is not None and found_inf.item() != 0:
-            return None if closure is None else torch.enable_grad()(closure)()
+            return None if closure is None else with_grad(True, closure)
         columns = self._written.columns
         upcoming = self._upcoming(groups)  # before the update: if a policy has no valid answer, nothing has moved
         loss = optimizer._apply(closure)
@@ -70,11 +73,10 @@ class HostSchedules:
         return _uncompiled_step(self, optimizer, closure)
 
     def _upcoming(self, groups: list[Group]) -> Upcoming:
-        lane, slot = self._written.single, self._slot
-        fills: list[partial[Any]] = []
+        lane = self._written.single
         if lane is not None:  # one policy and one clock for all groups
-            step, rates, momentum = self._next(groups, lane)
-            return step, rates, momentum if momentum is None or slot is MOMENTUM else [momentum] * len(groups), fills
+            return *self._next(groups, lane), ()
+        fills: list[partial[Any]] = []
         steps, lrs, momenta = ([ABSENT] * len(groups) for _ in range(3))
         for lane in self._written.lanes:
             step, rates, momentum = self._next(groups, lane)
@@ -84,7 +86,7 @@ class HostSchedules:
                 check_rate(groups[i]["lr"])
                 fills.append(partial(groups[i]["lr"].fill_, lrs[i]))
                 lrs[i] = ABSENT
-        return steps, lrs, None if slot is None else momenta, fills
+        return steps, lrs, None if self._slot is None else momenta, fills
 
     def _next(self, groups: list[Group], lane: Lane) -> tuple[int, list[float], float | None]:
         """A lane's next step, rates and momentum, checked."""
@@ -95,18 +97,24 @@ class HostSchedules:
         if lane.highest * lr_factor > HELD_BY_ALL:
             for i in lane.indices:
                 rate(groups[i], lr_factor, step)
-        return step, scaled(lane.peaks, lr_factor), momentum
+        return step, (native.compiled or native).scaled(lane.peaks, lr_factor), momentum
 
     def _write(self, groups: list[Group], upcoming: Upcoming) -> None:
         """Write the values in all groups or, where an interrupt comes first, in none."""
         steps, lrs, momenta, fills = upcoming
-        keys, columns = _CLOCK_AND_RATE, (steps, lrs)
-        if momenta is not None and self._slot is not None:
-            keys, columns = self._keys, (steps, lrs, self._slot.column(groups, momenta))
-        if fills:
-            at_once([*fills, *_updates(groups, keys, columns)])
-        else:
-            put_all(groups, keys, columns)
+        slot = self._slot
+        keys, columns = self._keys, (steps, lrs, momenta)
+        if momenta is None or slot is None:
+            keys, columns = _CLOCK_AND_RATE, (steps, lrs)  # type: ignore[assignment]
+        elif slot.column is not None:
+            columns = (steps, lrs, slot.column(groups, momenta))
+        try:
+            if fills:
+                at_once([*fills, *_updates(groups, keys, columns)])
+            else:
+                (native.compiled or native).put(groups, keys, columns)
+        except TypeError:  # groups of other types, before anything was written: by their own methods
+            at_once(_updates(groups, keys, columns))
         self._written.moved(steps, lrs, momenta)
 
     # -- edits ----------------------------------------------------------------------------------------------------
@@ -149,9 +157,8 @@ class HostSchedules:
         if changed <= {"lr"}:
             return {}, by_hand
         values |= values_of(planned, after, self._slot)
-        return {
-            key: value for key, value in values.items() if not self._stays(key, i, group, changed, by_hand)
-        }, by_hand
+        stay = [key for key in values if self._stays(key, i, group, changed, by_hand)]
+        return {key: value for key, value in values.items() if key not in stay}, by_hand
 
     def _stays(self, key: str, i: int, group: Group, changed: set[str], by_hand: bool) -> bool:
         """Whether a value stays as it is: an edited lr, an edited momentum, and momentum where only the peak was."""
@@ -196,7 +203,7 @@ class HostSchedules:
         optimizer._create_state()
         groups, written = optimizer.param_groups, self._written
         if written.n == len(groups):
-            put_all(groups, ("lr",), (written.rates,))
+            at_once(_updates(groups, ("lr",), (written.rates,)))
 
     # -- between steps --------------------------------------------------------------------------------------------
 
@@ -302,15 +309,8 @@ def gradients_are_zero(groups: list[Group]) -> bool:
     return bool(grads) and not any(grad.any() for grad in grads)
 
 
-def put_all(groups: list[Group], keys: tuple[str, ...], columns: tuple[Any, ...]) -> None:
-    """``put``, also into groups and lists of other types, which are written to by their own methods."""
-    try:
-        put(groups, keys, columns)
-    except TypeError:  # before anything was written
-        at_once(_updates(groups, keys, columns))
-
-
 def _updates(groups: list[Group], keys: tuple[str, ...], columns: tuple[Any, ...]) -> list[partial[Any]]:
+    """The calls that write columns into groups of any type."""
     calls = []
     for i, group in enumerate(groups):
         row = {key: item_of(column, i) for key, column in zip(keys, columns, strict=True)}

@@ -23,7 +23,8 @@ class Lane:
     __slots__ = ("highest", "indices", "peaks", "policy", "state", "step", "tensors")
 
     def __init__(self, share: Share, groups: list[Group]) -> None:
-        self.policy, self.state, self.step, self.indices = share
+        policy, self.state, self.step, self.indices = share
+        self.policy = policy
         self.peaks: list[float] = [groups[i]["max_lr"] for i in share.indices]
         self.highest = max(self.peaks)
         #: Groups whose rate is a tensor: it is filled, not replaced.
@@ -78,17 +79,20 @@ class Written:
 
     def moved(self, steps: Any, rates: list[Any], momenta: Any) -> None:
         """One step on: these values were written, in each group or one in all, where they are not ABSENT."""
+        columns = self.columns
         # The clocks first: an interrupt in between leaves columns that do not hold, and then all is read anew.
-        for lane in self.lanes:
-            lane.step += 1
-        if self.single is None:
-            rates = _over(rates, self.columns[3])
+        if self.single is not None:
+            self.single.step = steps
+        else:
+            for lane in self.lanes:
+                lane.step += 1
+            rates = _over(rates, columns[3])
             momenta = momenta and _over(momenta, self.momenta)
         if momenta is not None:
             self.momenta = momenta
         if self.by_hand:
             self.by_hand = frozenset()
-        self.columns = (self.columns[0], steps, self.columns[2], rates, *self.columns[4:])
+        self.columns = (columns[0], steps, columns[2], rates, *columns[4:])
 
     def as_data(self) -> tuple[Any, ...]:
         """For pickling, which keeps values and no objects."""

@@ -19,7 +19,8 @@ def values_at(policy: Policy, step: int, state: dict[str, Any] | None) -> tuple[
     answer: Any = policy.at(step) if state is None else policy.after(state, step)
     if type(answer) is Values:  # asked on every step: the usual answer is checked here
         lr_factor, momentum = answer
-        if type(lr_factor) is float and 0 <= lr_factor < inf and (momentum is None or is_ordinary(momentum)):
+        is_right = type(lr_factor) is float and 0 <= lr_factor < inf
+        if is_right and (momentum is None or (type(momentum) is float and 0 <= momentum < inf)):
             return answer
     return checked(answer, policy, step)
 
