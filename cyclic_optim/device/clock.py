@@ -20,6 +20,7 @@ from ..policies import Policy
 from ..policies.asked import values_at
 from ..rules import whole
 from ..schedule import at_once
+from ..torch_private import version_of
 
 #: Steps that the table of a policy without end or period reaches, where the user names no ``horizon``.
 HORIZON = 100_000
@@ -103,7 +104,7 @@ class DeviceClock:
         # Views, made once: groups show these objects, and an edit shows as another object.
         self.lr, self.momentum = [*self.values[:, 0].unbind()], [*self.values[:, 1].unbind()]
         self.max_lr, self.steps = [*self.scale[:, 0].unbind()], [*self.step.unbind()]
-        self._known_scale = self.scale._version
+        self._known_scale = version_of(self.scale)
 
     def __getstate__(self) -> dict[str, Any]:
         views = ("lr", "momentum", "max_lr", "steps")  # which pickling would tear from what they are views of
@@ -183,13 +184,13 @@ class DeviceClock:
 
     def settled(self) -> None:
         """What was written to the peaks so far was no edit."""
-        self._known_scale = self.scale._version
+        self._known_scale = version_of(self.scale)
 
     def is_edited_in_place(self) -> bool:
         """Whether somebody wrote into a peak since this was asked last, without looking at values."""
-        if self.scale._version == self._known_scale:
+        if version_of(self.scale) == self._known_scale:
             return False
-        self._known_scale = self.scale._version
+        self._known_scale = version_of(self.scale)
         return True
 
     def tick(self, found_inf: Tensor | None) -> None:
