@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch.optim import SGD, Optimizer
@@ -21,11 +21,13 @@ from .policies.decay import Constant, ExponentialDecay, LinearRamp, MultiStepDec
 from .policies.onecycle import OneCycle
 from .policies.plateau import Plateau
 from .rules import whole
-from .scheduled import Scheduled
 from .slots import Group, Slot, momentum_slot
-from .torch_private import HOOKS, last_rates, phases_of, scale_function_of, sequence_of, was_stepped, writes_to
+from .torch_private import HOOKS, last_rates, phases_of, scale_function_of, sequence_of, version_of, was_stepped
 
-Cycled = TypeVar("Cycled", bound=Scheduled)
+if TYPE_CHECKING:
+    from .scheduled import Scheduled
+
+Cycled = TypeVar("Cycled", bound="Scheduled")
 
 
 class Taken(NamedTuple):
@@ -120,9 +122,8 @@ def _with_state_of(optimizer: Optimizer, taking_over: Cycled) -> Cycled:
 
 def _check_optimizer(cls: type[Scheduled], optimizer: Any) -> None:
     base = cls._base()
-    # The classes between them change nothing but the schedule.
-    known = [base, *(one for one in cls.__mro__ if issubclass(one, Scheduled) and one is not Scheduled)]
-    if type(optimizer) not in known:
+    # The classes above the base change nothing but the schedule.
+    if type(optimizer) not in cls.__mro__[: cls.__mro__.index(base) + 1]:
         raise TypeError(
             f"need a {_public_name(base)} itself, as another class, a subclass included, may update in another way, "
             f"got {type(optimizer).__module__}.{type(optimizer).__qualname__}"
@@ -206,7 +207,7 @@ def _updates_of(optimizer: Optimizer, param: torch.Tensor) -> int:
     state = optimizer.state.get(param, {})
     if _is_sgd(optimizer):
         buffer = state.get("momentum_buffer")
-        return 0 if buffer is None else (writes_to(buffer) + 2) // 2
+        return 0 if buffer is None else (_writes_to(buffer) + 2) // 2
     count = state.get("step", 0)
     return int(count) if isinstance(count, (int, float, torch.Tensor)) else 0
 
@@ -220,13 +221,17 @@ def _least_updates(optimizer: Optimizer) -> int:
         return 0
     params = [param for group in optimizer.param_groups for param in group["params"]]
     bare = [param for param in params if optimizer.state.get(param, {}).get("momentum_buffer") is None]
-    return max((max(0, writes_to(param) - 8) // 2 for param in bare), default=0)
+    return max((max(0, _writes_to(param) - 8) // 2 for param in bare), default=0)
+
+
+def _writes_to(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else version_of(tensor)
 
 
 def _is_sgd(optimizer: Optimizer) -> bool:
     """Whether its update is that of torch's SGD, whose writes are known."""
-    cls = type(optimizer)
-    return (cls._base() if issubclass(cls, Scheduled) else cls) is SGD
+    base = getattr(optimizer, "_base", lambda: type(optimizer))
+    return base() is SGD
 
 
 def _check_current(optimizer: Optimizer, taken: list[Taken], position: int) -> None:

@@ -19,6 +19,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from .torch_private import TENSOR_BYTES, impl_address, negated_view
+
 Group: TypeAlias = dict[str, Any]
 Columns: TypeAlias = tuple[Any, ...]
 
@@ -42,12 +44,12 @@ def find_negation() -> tuple[int, int, int]:
         for shape in ((), (3,), (2, 0), (2, 3, 4)):
             tensor = torch.zeros(shape, dtype=dtype, device="cpu")
             plain += [tensor, tensor.detach(), tensor.view_as(tensor), torch.nn.Parameter(tensor)]
-    negated = [torch._neg_view(tensor) for tensor in plain]
+    negated = [negated_view(tensor) for tensor in plain]
     negated += [tensor.detach() for tensor in negated]
     impl = [
         offset
-        for offset in range(0, torch._C.TensorBase.__basicsize__, 8)
-        if all(_word(id(tensor) + offset) == tensor._cdata for tensor in (*plain, *negated))
+        for offset in range(0, TENSOR_BYTES, 8)
+        if all(_word(id(tensor) + offset) == impl_address(tensor) for tensor in (*plain, *negated))
     ]
     bits = 0
     for words in WORDS:  # the keys are the last member: if they are not found, there is more to read
@@ -67,7 +69,7 @@ def _word(address: int) -> int:
 
 def _contents(tensors: list[Tensor], words: int) -> list[int]:
     """The memory of each TensorImpl as one integer, first byte lowest."""
-    return [int.from_bytes(ctypes.string_at(tensor._cdata, 8 * words), "little") for tensor in tensors]
+    return [int.from_bytes(ctypes.string_at(impl_address(tensor), 8 * words), "little") for tensor in tensors]
 
 
 compiled: ModuleType | None = None
@@ -78,7 +80,7 @@ try:
         torch.Tensor.__dlpack_c_exchange_api__,
         torch.Tensor,
         torch.nn.Parameter,
-        torch._C.TensorBase.is_neg,
+        torch.Tensor.is_neg,
         torch.nn.Parameter.grad,
     )
     _native.use(*OF_TORCH, *find_negation())

@@ -20,7 +20,7 @@ from .policies import Policy
 from .policies.asked import values_at
 from .scheduled import Scheduled
 from .slots import Group
-from .torch_private import NEEDS_FUSED_CHECK, check_fused_param, uncompiled
+from .torch_private import NEEDS_FUSED_CHECK, check_fused_param, sgd_tensors, uncompiled
 
 
 class CyclicSGD(Scheduled, SGD):
@@ -201,10 +201,7 @@ class CyclicSGD(Scheduled, SGD):
 
     def _by_torch(self, group: Group, scale: dict[str, Any], *, beside_sparse: bool = False) -> None:
         """Update a group by torch's own ``sgd``, which knows no loss scale unless it is fused."""
-        params: list[Tensor] = []
-        grads: list[Tensor] = []
-        buffers: list[Tensor | None] = []
-        has_sparse_grad = self._init_group(group, params, grads, buffers)  # type: ignore[no-untyped-call]
+        params, grads, buffers, has_sparse_grad = sgd_tensors(self, group)
         if beside_sparse and buffers:  # SGD itself raises
             buffers = dense_beside(grads, buffers)
         options: dict[str, Any] = {key: group[key] for key in HYPERPARAMETERS}

@@ -7,6 +7,7 @@ without them importing this package fails, which the tests of a new torch versio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -43,6 +44,35 @@ def is_zero_tensor(tensor: Tensor) -> bool:
     """Whether it is torch's symbolic zero. It has no memory to read: without this, a crash in the fused op."""
     return bool(tensor._is_zerotensor())
 
+
+#: Operations on whole lists of tensors: few launches on a device, few nodes in a graph. Without them: loops.
+foreach_add = torch._foreach_add
+foreach_sub = torch._foreach_sub
+foreach_mul = torch._foreach_mul
+foreach_div = torch._foreach_div
+foreach_neg = torch._foreach_neg
+foreach_copy_ = torch._foreach_copy_
+
+# -- tensors ------------------------------------------------------------------------------------------------------
+
+#: How often a tensor was written to in place. Without it edits inside a peak on the device would go unnoticed, and
+#: from_torch would never know how often a scheduler was stepped.
+version_of: Callable[[Tensor], int] = attrgetter("_version")
+
+#: The address of a tensor's TensorImpl. It lets native code read the "negative" bit; without it: one call per tensor.
+impl_address: Callable[[Tensor], int] = attrgetter("_cdata")
+
+#: The size of a tensor object in bytes, where that address is looked for. Without it: one call per tensor, too.
+TENSOR_BYTES: int = torch._C.TensorBase.__basicsize__
+
+
+def negated_view(tensor: Tensor) -> Tensor:
+    """A lazily negated view, in which the "negative" bit is set. Without it: one call per tensor, too."""
+    return torch._neg_view(tensor)
+
+
+#: torch's extension module, whose OpenMP is asked for one thread. Without it small updates start a team of threads.
+EXTENSION: str = torch._C.__file__
 
 # -- the step -----------------------------------------------------------------------------------------------------
 
@@ -111,7 +141,7 @@ def innermost(step: Callable[..., Any]) -> Callable[..., Any]:
     return step
 
 
-# -- state of an optimizer ----------------------------------------------------------------------------------------
+# -- an optimizer ----------------------------------------------------------------------------------------
 
 #: The dicts of hooks that stay behind when a run is taken over. Without them hooks would be lost silently.
 HOOKS = (
@@ -150,6 +180,16 @@ def wrapped_by_scheduler(optimizer: Any) -> bool:
     return bool(getattr(optimizer.__dict__.get("step"), "_wrapped_by_lr_sched", False))
 
 
+def sgd_tensors(optimizer: Any, group: dict[str, Any]) -> tuple[list[Any], list[Any], list[Any], bool]:
+    """A group's parameters with a gradient, the gradients, the buffers, and whether a gradient is sparse, as SGD sees
+    them. Without it: a copy of SGD's loop.
+    """
+    params: list[Any] = []
+    grads: list[Any] = []
+    buffers: list[Any] = []
+    return params, grads, buffers, optimizer._init_group(group, params, grads, buffers)
+
+
 def was_stepped(optimizer: Optimizer) -> bool:
     """Whether a scheduler saw a step. Without it a first step before ``scheduler.step()`` would go unnoticed."""
     return bool(getattr(optimizer, "_opt_called", False))
@@ -169,12 +209,6 @@ def sequence_of(scheduler: Any) -> tuple[list[Any], list[int]]:
     return scheduler._schedulers, scheduler._milestones
 
 
-def chain_of(scheduler: Any) -> list[Any]:
-    """The parts of a ChainedScheduler."""
-    parts: list[Any] = list(scheduler._schedulers)
-    return parts
-
-
 def phases_of(scheduler: Any) -> tuple[list[dict[str, Any]], str]:
     """The phases and the annealing of a OneCycleLR."""
     return scheduler._schedule_phases, scheduler._anneal_func_type
@@ -184,8 +218,3 @@ def scale_function_of(scheduler: Any) -> Callable[[int], float] | None:
     """The function that a CyclicLR was given; None for its built-in modes."""
     function: Callable[[int], float] | None = scheduler._scale_fn_custom
     return function
-
-
-def writes_to(tensor: Tensor) -> int:
-    """How often a tensor was written to. Without it nobody could tell how often a scheduler was stepped."""
-    return 0 if tensor.is_inference() else tensor._version

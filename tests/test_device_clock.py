@@ -18,7 +18,7 @@ from cyclic_optim import (
     Triangular,
     Triangular2,
 )
-from cyclic_optim.device.clock import DeviceClock, Stand
+from cyclic_optim.device.clock import DeviceClock, Position
 
 CPU = torch.device("cpu")
 
@@ -49,8 +49,8 @@ def clock_at(policy, step, peak, momentum=0.5, **options):
 
 def fill(clock, policy, step):
     """Tabulate one policy for all groups, from this step on where it has to start somewhere."""
-    stands = [Stand(policy, None, step, restarts=True)] * len(clock.parts)
-    clock.fill(clock.parts_for(stands), [step] * len(stands))
+    positions = [Position(policy, None, step, restarts=True)] * len(clock.parts)
+    clock.fill(clock.parts_for(positions), [step] * len(positions))
 
 
 def assert_is(clock, policy, step, peak, momentum=0.5):
@@ -133,7 +133,7 @@ def test_an_endless_policy_reaches_its_horizon_and_holds(policy, start):
         clock.step.fill_(step - 1)
         clock.tick(None)
         assert clock.lr[0].item() == rounded(policy.at(min(step, start + 9)).lr_factor)
-        assert clock.parts[0].held(step) == min(step, start + 9)
+        assert clock.parts[0].row_step(step) == min(step, start + 9)
 
 
 def test_the_horizon_is_a_hundred_thousand_by_default():
@@ -208,8 +208,8 @@ def test_more_groups_and_policies_take_no_more_operations(overflow):
         clock, called = DeviceClock(CPU), []
         for _ in range(groups):
             clock.join()
-        stands = [Stand(OneCycle(100 + i), None, i) for i in range(groups)]
-        clock.fill(clock.parts_for(stands), range(groups))
+        positions = [Position(OneCycle(100 + i), None, i) for i in range(groups)]
+        clock.fill(clock.parts_for(positions), range(groups))
         with Counter():
             clock.tick(None if overflow is None else torch.tensor(overflow))
         counts.append(len(called))

@@ -903,8 +903,8 @@ def test_a_checkpoint_after_the_switch_is_the_run(name, data):
     taken = one.optimizer
     clones = [[torch.nn.Parameter(param.detach().clone()) for param in group] for group in one.params]
     code = [
-        {"params": params, "lr": group["max_lr"], "policy": group["policy"]}
-        for params, group in zip(clones, taken.param_groups, strict=True)
+        {"params": params, "lr": group["max_lr"], "policy": policy}
+        for params, group, policy in zip(clones, taken.param_groups, taken.policies, strict=True)
     ]
     twin = CyclicSGD(code)
     twin.load_state_dict(pickle.loads(pickle.dumps(taken.state_dict())))

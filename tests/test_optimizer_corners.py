@@ -20,7 +20,7 @@ from cyclic_optim import (
 )
 from cyclic_optim import scheduled as scheduled_module
 from cyclic_optim import sgd as sgd_module
-from cyclic_optim.device.clock import DeviceClock, Stand, _extent
+from cyclic_optim.device.clock import DeviceClock, Position, _extent
 from cyclic_optim.host import schedules as host_schedules
 
 
@@ -683,7 +683,7 @@ def clock(policy, **options):
     step, horizon = options.get("step", 0), options.get("horizon")
     made = DeviceClock(torch.device("cpu"), horizon)
     made.join()
-    made.fill(made.parts_for([Stand(policy, None, step)]), [step])
+    made.fill(made.parts_for([Position(policy, None, step)]), [step])
     return made
 
 

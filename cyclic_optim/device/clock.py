@@ -1,7 +1,7 @@
-"""The schedules of all groups on the device: clocks, one flat table of what the policies say, and a tick.
+"""The schedules of all groups on the device: clocks, one flat table of the policies' values, and a tick.
 
 Everything that an update needs of the schedules is in tensors, so that a captured or compiled step goes on cycling by
-itself. The table is the policies' own ``at()``, in float64; no formula is written twice. A rate is
+itself. The table comes from the policies' own ``at()``, in float64; no formula is written twice. A rate is
 ``max_lr * lr_factor`` in float64, as on the host, rounded once to the float32 that ``group["lr"]`` shows. The number
 of operations of a tick does not depend on the number of groups or policies.
 """
@@ -20,18 +20,19 @@ from ..policies import Policy
 from ..policies.asked import values_at
 from ..rules import whole
 from ..schedule import at_once
+from ..torch_private import version_of
 
-#: Steps that the table of a policy without end or period reaches, where the user names no ``horizon``.
+#: Steps in the table of a policy without end or period, unless the user gives a ``horizon``.
 HORIZON = 100_000
-#: Rows (16 bytes each) that a policy with an end or a period may take without the user's asking for them.
+#: The most rows (16 bytes each) for a policy with an end or a period, unless the user gives a ``horizon``.
 MOST_ROWS = 2**20
-#: Rows and groups that there is room for from the start: what comes later goes into the same memory.
+#: Room for rows and groups from the start, so that later ones go into the memory that captured graphs read.
 LEAST_ROWS, LEAST_GROUPS = 2**15, 8
 #: The period of a policy that does not repeat.
 NEVER = 2**62
 
 _check_horizon = whole(1, optional=True)["rule"]
-_NOBODY = (torch.nan, torch.nan)  # the row of a group without a policy: its values stay
+_NO_POLICY = (torch.nan, torch.nan)  # the row of a group without a policy: its values stay
 
 
 class Part(NamedTuple):
@@ -40,24 +41,34 @@ class Part(NamedTuple):
     policy: Policy | None
     state: dict[str, Any] | None
     start: int
-    moves: bool  # whether it starts where it was made, and not at step 0
+    is_window: bool  # whether it starts at the step for which it was made, not at step 0
     period: int | None
     rows: Tensor  # float64 [n, 2], on the host: factor and momentum, NaN where the policy leaves momentum alone
     highest_factor: float
     cycles_momentum: bool
 
-    def held(self, step: int) -> int:
-        """The step whose values count at ``step``: an earlier one, where the last row holds."""
+    def row_step(self, step: int) -> int:
+        """The step whose row is used at ``step``: after the end of the table, the last row's."""
         return step if self.period is not None else min(step, self.start + len(self.rows) - 1)
 
 
-class Stand(NamedTuple):
-    """Where one group stands."""
+class Position(NamedTuple):
+    """Where one group is on its policy."""
 
     policy: Policy | None = None
     state: dict[str, Any] | None = None
     step: int = 0
     restarts: bool = False  # whether its horizon is counted from this step
+
+
+class Held(NamedTuple):
+    """What the tensors of one group hold, in numbers."""
+
+    step: int
+    lr: float
+    momentum: float
+    peak: float
+    peak_of_lr: float  # the peak that lr was computed from
 
 
 class DeviceClock:
@@ -98,21 +109,21 @@ class DeviceClock:
         self.place = zeros(4, n, dtype=torch.int64)
         self.place[1].fill_(NEVER)
         self.now, self.seen = zeros(n, 2, dtype=torch.float64), self.scale.clone()
-        self._show()
+        self._make_views()
 
-    def _show(self) -> None:
-        # Views, made once: groups show these objects, and an edit shows as another object.
+    def _make_views(self) -> None:
+        # Made once: groups show these objects, and an edit shows as another object.
         self.lr, self.momentum = [*self.values[:, 0].unbind()], [*self.values[:, 1].unbind()]
         self.max_lr, self.steps = [*self.scale[:, 0].unbind()], [*self.step.unbind()]
-        self._known_scale = self.scale._version
+        self.expect_no_edit()
 
     def __getstate__(self) -> dict[str, Any]:
-        views = ("lr", "momentum", "max_lr", "steps")  # which pickling would tear from what they are views of
+        views = ("lr", "momentum", "max_lr", "steps")  # pickling would make copies of them
         return {key: value for key, value in vars(self).items() if key not in views}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._show()
+        self._make_views()
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -121,36 +132,32 @@ class DeviceClock:
 
     # -- groups -------------------------------------------------------------------------------------------------------
 
-    def join(self) -> bool:
-        """Make room for one more group; whether all groups got new tensors for it."""
+    def join(self) -> None:
+        """Make room for one more group; where there is none, all groups get new tensors."""
         n, room = len(self.parts), len(self.step)
-        self.parts.append(_part(Stand(), self.horizon))
+        self.parts.append(_tabulated(Position(), self.horizon))
         if n < room:
-            return False
-        old = self.step, self.values, self.scale, self.now, self.seen, self.place
+            return
+        by_group = self.step, self.values, self.scale, self.now, self.seen, self.place.t()
         self._make_room(2 * room)
-        for new, before in zip((self.step, self.values, self.scale, self.now, self.seen), old, strict=False):
-            new[:room].copy_(before)
-        self.place[:, :room].copy_(old[-1])
-        self._show()
-        return True
+        for new, old in zip(
+            (self.step, self.values, self.scale, self.now, self.seen, self.place.t()), by_group, strict=True
+        ):
+            new[:room].copy_(old)
+        self._make_views()
 
-    def leave(self) -> None:
-        """Take back the last :meth:`join`."""
-        self.parts.pop()
-
-    def parts_for(self, stands: Sequence[Stand]) -> list[Part]:
-        """For each group its part: shared where it can be, and the old one where nothing changed.
+    def parts_for(self, positions: Sequence[Position]) -> list[Part]:
+        """The part for each group: shared where possible, and the present one where nothing changed.
 
         Raises:
-            ValueError, TypeError: a policy has no valid answer, or needs more rows than it may have.
+            ValueError, TypeError: a policy has no valid values, or needs more rows than it may have.
         """
         known = list({id(part): part for part in self.parts}.values())
         parts = []
-        for stand in stands:
-            part = next((part for part in known if _serves(part, stand)), None)
+        for position in positions:
+            part = next((part for part in known if _serves(part, position)), None)
             if part is None:
-                known.append(part := _part(stand, self.horizon))
+                known.append(part := _tabulated(position, self.horizon))
             parts.append(part)
         return parts
 
@@ -159,7 +166,7 @@ class DeviceClock:
         distinct = list({id(part): part for part in parts}.values())
         ends = [*accumulate(len(part.rows) for part in distinct)]
         first = {id(part): end - len(part.rows) for part, end in zip(distinct, ends, strict=True)}
-        if ends[-1] > len(self.table):  # graphs captured before this go on with the old one
+        if ends[-1] > len(self.table):  # graphs captured before this go on reading the old one
             self.table = torch.full((2 * ends[-1], 2), torch.nan, dtype=torch.float64, device=self.device)
         self.rows = ends[-1]
         self.table[: self.rows].copy_(torch.cat([part.rows for part in distinct]))
@@ -170,36 +177,44 @@ class DeviceClock:
 
     # -- the step -----------------------------------------------------------------------------------------------------
 
+    def held(self) -> list[Held]:
+        """What the tensors of each group hold; synchronizes with the device."""
+        n = len(self.parts)
+        rows = torch.cat([self.values[:n].double(), self.scale[:n, :1], self.seen[:n, :1]], dim=1)
+        return [Held(step, *row) for step, row in zip(self.step[:n].tolist(), rows.tolist(), strict=True)]
+
     def follow_edits(self) -> None:
         """Where a peak was edited, write the rate that follows; a rate that was edited, too, stays."""
         edited = (self.scale != self.seen) & (self.values == (self.now * self.seen).float())
         self.values.copy_(torch.where(edited, (self.now * self.scale).float(), self.values))
         self.seen.copy_(self.scale)
 
-    def settle(self) -> None:
-        """The current values are those of the current steps and peaks: what differs from now on was edited."""
-        first, period, last, start = self.place.unbind()
-        self.now.copy_(self.table.index_select(0, first + ((self.step - start) % period).minimum(last)))
+    def refresh(self) -> None:
+        """Look up the rows of the current steps: values and peaks that differ from now on were edited."""
+        self.now.copy_(self._rows_at(self.step))
         self.seen.copy_(self.scale)
-        self.settled()
+        self.expect_no_edit()
 
-    def settled(self) -> None:
+    def expect_no_edit(self) -> None:
         """What was written to the peaks so far was no edit."""
-        self._known_scale = self.scale._version
+        self._known_scale = version_of(self.scale)
 
     def is_edited_in_place(self) -> bool:
-        """Whether somebody wrote into a peak since this was asked last, without looking at values."""
-        if self.scale._version == self._known_scale:
-            return False
-        self._known_scale = self.scale._version
-        return True
+        """Whether a peak was written to since the last call, without looking at values."""
+        known = self._known_scale
+        self.expect_no_edit()
+        return self._known_scale != known
+
+    def _rows_at(self, step: Tensor) -> Tensor:
+        """The table's row for each group's step."""
+        first, period, last, start = self.place.unbind()
+        return self.table.index_select(0, first + ((step - start) % period).minimum(last))
 
     def tick(self, found_inf: Tensor | None) -> None:
         """Count one update, unless ``found_inf`` is other than 0, and write the next step's values."""
         applied: Any = 1 if found_inf is None else found_inf.to(self.device).reshape(()) == 0
-        first, period, last, start = self.place.unbind()
         step = self.step + applied
-        rows = self.table.index_select(0, first + ((step - start) % period).minimum(last))
+        rows = self._rows_at(step)
         values = (rows * self.scale).float()
         stays = rows.isnan()
         if found_inf is not None:
@@ -214,43 +229,50 @@ class DeviceClock:
             at_once([partial(self.step.copy_, step), partial(self.now.copy_, rows), partial(self.values.copy_, values)])
 
 
-def _serves(part: Part, stand: Stand) -> bool:
-    """Whether a part that exists is what a group needs."""
-    if part.policy is not stand.policy or part.state != stand.state:
+def _serves(part: Part, position: Position) -> bool:
+    """Whether a part that exists has the rows for a position."""
+    if part.policy is not position.policy or part.state != position.state:
         return False
-    return not part.moves or (part.start == stand.step if stand.restarts else part.start <= stand.step)
+    if not part.is_window:
+        return True
+    return part.start == position.step if position.restarts else part.start <= position.step
 
 
-def _part(stand: Stand, horizon: int | None) -> Part:
-    """Ask a policy for all of its rows."""
-    policy, state, step, _ = stand
+def _tabulated(position: Position, horizon: int | None) -> Part:
+    """The part for a position: all rows of its policy."""
+    policy, state, step, _ = position
     if policy is None:
-        return Part(None, None, 0, False, None, torch.tensor([_NOBODY], dtype=torch.float64, device="cpu"), 0.0, False)
-    period, length, moves = _extent(policy, horizon)
-    start = step if moves else 0
-    answers = [values_at(policy, start + row, state) for row in range(length)]
-    rows = [(factor, torch.nan if momentum is None else momentum) for factor, momentum in answers]
-    table = torch.tensor(rows, dtype=torch.float64, device="cpu")
-    cycles_momentum = any(momentum is not None for _, momentum in answers)
-    return Part(policy, state, start, moves, period, table, max(factor for factor, _ in answers), cycles_momentum)
+        return Part(None, None, 0, False, None, _table([_NO_POLICY]), 0.0, False)
+    period, length, is_window = _extent(policy, horizon)
+    start = step if is_window else 0
+    values = [values_at(policy, start + row, state) for row in range(length)]
+    rows = [(factor, torch.nan if momentum is None else momentum) for factor, momentum in values]
+    cycles_momentum = any(momentum is not None for _, momentum in values)
+    return Part(
+        policy, state, start, is_window, period, _table(rows), max(factor for factor, _ in rows), cycles_momentum
+    )
+
+
+def _table(rows: list[tuple[float, float]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
 def _extent(policy: Policy, horizon: int | None) -> tuple[int | None, int, bool]:
     """The period to take steps modulo, if any; the rows of the table; whether it starts where it is made."""
     end, period = policy.end, policy.period
-    if end is not None:
-        if horizon is not None and end >= horizon:
-            return None, horizon, True
-        length, period = end + 1, None
-    elif period is not None:
-        length = period
-        if horizon is not None and horizon < period:
-            raise ValueError(f"need horizon >= the policy's period, got {horizon=}, period={period} of {policy!r}")
-    else:
+    if end is not None and (horizon is None or end < horizon):
+        return None, _checked_length(policy, end + 1, horizon), False
+    if end is not None or period is None:
         return None, HORIZON if horizon is None else horizon, True
+    if horizon is not None and horizon < period:
+        raise ValueError(f"need horizon >= the policy's period, got {horizon=}, period={period} of {policy!r}")
+    return period, _checked_length(policy, period, horizon), False
+
+
+def _checked_length(policy: Policy, length: int, horizon: int | None) -> int:
     if length > MOST_ROWS and horizon is None:
         raise ValueError(
             f"need a policy of at most {MOST_ROWS} steps with capturable=True, got {length} steps of {policy!r}: "
             "give horizon=, the number of steps to tabulate"
         )
-    return period, length, False
+    return length

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..torch_private import foreach_add, foreach_copy_, foreach_div, foreach_mul, foreach_neg, foreach_sub
+
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -78,11 +80,11 @@ def _update_alike(rows: list[DeviceRow], grads: Any, grad_scale: Tensor | None, 
     moves = momentum != 0  # at 0, SGD has no use for buffers and leaves them
     grads = [grad.to(dtype) for grad in grads]
     if grad_scale is not None:
-        grads = torch._foreach_div(grads, grad_scale.to(device, dtype).reshape(()))
+        grads = foreach_div(grads, grad_scale.to(device, dtype).reshape(()))
     if first.maximize:
-        grads = torch._foreach_neg(grads)
+        grads = foreach_neg(grads)
     if first.weight_decay != 0:
-        grads = torch._foreach_add(grads, params, alpha=first.weight_decay)
+        grads = foreach_add(grads, params, alpha=first.weight_decay)
     if found_inf is not None:
         skip = found_inf.to(device).reshape(()) != 0
         # What overflowed must be gone before it is multiplied by 0.
@@ -90,7 +92,7 @@ def _update_alike(rows: list[DeviceRow], grads: Any, grad_scale: Tensor | None, 
         lr = torch.where(skip, 0.0, lr)
         moves = moves & ~skip
     steps = grads if first.buffer is None else _with_momentum(rows, grads, momentum, moves)
-    news = torch._foreach_sub(params, torch._foreach_mul(steps, lr))
+    news = foreach_sub(params, foreach_mul(steps, lr))
     _write(kept, news)
 
 
@@ -100,17 +102,17 @@ def _with_momentum(rows: list[DeviceRow], grads: list[Tensor], momentum: Tensor,
     stays = torch.where(moves, momentum, 1.0)
     shares: Any = moves.to(momentum.dtype)
     if first.started is None:
-        added: Any = torch._foreach_mul(grads, shares)
+        added: Any = foreach_mul(grads, shares)
     else:
         started = [row.started for row in rows if row.started is not None]
         each: list[Any] = [shares * (1 - first.dampening * flag.to(shares.dtype)) for flag in started]
         added = [grad * share for grad, share in zip(grads, each, strict=True)]
-        torch._foreach_copy_(started, [torch.where(moves, 1.0, flag) for flag in started])
+        foreach_copy_(started, [torch.where(moves, 1.0, flag) for flag in started])
     old: Any = [buffer.to(grad.dtype) for buffer, grad in zip(kept, grads, strict=True)]
-    buffers = torch._foreach_add(torch._foreach_mul(old, stays), added)
+    buffers = foreach_add(foreach_mul(old, stays), added)
     _write(kept, buffers)
     if first.nesterov:
-        return torch._foreach_add(grads, torch._foreach_mul(buffers, momentum))
+        return foreach_add(grads, foreach_mul(buffers, momentum))
     return [torch.where(moves, buffer, grad) for buffer, grad in zip(buffers, grads, strict=True)]
 
 
@@ -120,4 +122,4 @@ def _write(kept: list[Tensor], news: Any) -> None:
         for tensor, new in zip(kept, news, strict=True):
             tensor.copy_(new)
     else:
-        torch._foreach_copy_(kept, news)
+        foreach_copy_(kept, news)

@@ -1,9 +1,8 @@
 """Schedules whose values are tensors on the device: a step that never synchronizes with the host.
 
-The param groups show views of the clock's tensors. Rules of schedules stay where they are (:mod:`..schedule`): they
-see param groups of plain numbers, made from the tensors and written back into them. That synchronizes with the
-device, and happens when a checkpoint is made or loaded, a metric reported, a group added or rescheduled; never in a
-step.
+The param groups show views of the clock's tensors. The rules of schedules (:mod:`..schedule`) see param groups of plain
+numbers, made from the tensors and written back into them. That synchronizes with the device. It happens when a
+checkpoint is made or loaded, a metric reported, or a group added or rescheduled; never in a step.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..checkpoint import BY_HAND, fill
 from ..grad_mode import with_grad
@@ -20,15 +18,13 @@ from ..groups import check_groups
 from ..host.schedules import gradients_are_zero, is_zero, warn_of_scheduler
 from ..native import ABSENT, holds
 from ..policies.asked import values_at
-from ..rules import finite
 from ..schedule import Changes, Known, check_step, plan, reported, values_of
 from ..schedules import Closure, Schedules
 from ..slots import Group, Slot
 from .capture import is_capturing, refuse_in_capture
-from .clock import DeviceClock, Stand
-from .update import BaseUpdate, is_object
-
-_LARGEST = torch.finfo(torch.float32).max
+from .clock import DeviceClock, Held, Position
+from .shown import LARGEST, Shown, checked_edit, holds_traced, rounded, unrounded
+from .update import BaseUpdate
 
 
 class DeviceSchedules:
@@ -43,227 +39,150 @@ class DeviceSchedules:
         self.update: BaseUpdate = optimizer._device_update()
         self._slot: Slot | None = optimizer._slot
         self._known: Known = optimizer._known
-        # Numbers as they were given, before float32 rounded them; None where a tensor was.
-        self._given: list[Group] = []
-        self._keys: tuple[str, ...] = ()
-        self._columns: tuple[list[Any], ...] = ()  # what the groups show: other objects there are edits
+        self.shown = Shown(self.clock, self.update, self._slot)
         self._warned_of_scheduler = False
-        self.with_momentum: tuple[bool, ...] = ()
         for group in groups:
             self.update.check(group, self.clock.device)
-            self.clock.join()
-            self._given.append({})
+            self._make_room()
         self._put(groups, [dict(group) for group in groups], range(len(groups)))
         for i, group in enumerate(groups):
             self.update.create(self, i, group, optimizer.state)
 
-    # -- tensors and numbers ------------------------------------------------------------------------------------------
+    def _make_room(self) -> None:
+        """Make room for one more group."""
+        self.clock.join()
+        self.shown.given.append({})
 
-    def _own(self, i: int) -> dict[str, Tensor]:
-        """The tensors that group i shows, by key; momentum by that name, wherever it lives."""
-        clock = self.clock
-        own = {"lr": clock.lr[i]}
-        if clock.parts[i].policy is not None:
-            own |= {"max_lr": clock.max_lr[i], "schedule_step": clock.steps[i]}
-        if self._slot is not None and self.update.shows_momentum(clock.parts[i]):
-            own["momentum"] = clock.momentum[i]
-        return own
-
-    def _read(self, group: Group, key: str) -> Any:
-        return self._slot.read(group) if key == "momentum" and self._slot is not None else group[key]
-
-    def has_momentum(self, i: int) -> bool:
-        """Whether group i ever has a momentum other than 0."""
-        return self.with_momentum[i]
-
-    def _show(self, groups: list[Group]) -> None:
-        """Let all groups show their tensors, and remember what they show."""
-        self.with_momentum = tuple(
-            part.cycles_momentum or given.get("momentum", 0) != 0
-            for part, given in zip(self.clock.parts, self._given, strict=True)
-        )
-        for i, group in enumerate(groups):
-            for key, own in self._own(i).items():
-                if key != "momentum":
-                    group[key] = own
-                else:
-                    self._show_momentum(i, group, own)
-        self._keys = ("policy", "lr", "max_lr", "schedule_step", *([self._slot.key] if self._slot is not None else []))
-        self._columns = tuple([group.get(key, ABSENT) for group in groups] for key in self._keys)
-
-    def _show_momentum(self, i: int, group: Group, own: Tensor) -> None:
-        assert self._slot is not None
-        if self._is_stored_by_others(i, group):
-            self._given[i]["stored"] = group[self._slot.key]  # for what stands beside the momentum there
-        group[self._slot.key] = self.update.stored_momentum(self._slot, i, group, own)
-
-    def _is_stored_by_others(self, i: int, group: Group) -> bool:
-        """Whether what holds the momentum is not what was shown last."""
-        assert self._slot is not None
-        key = self._slot.key
-        column = dict(zip(self._keys, self._columns, strict=True)).get(key, [])
-        return i >= len(column) or not is_object(group[key], column[i])
+    # -- from numbers to tensors --------------------------------------------------------------------------------------
 
     def _put(self, groups: list[Group], plain: list[Group], indices: Iterable[int], restarts: bool = True) -> None:
-        """Go on from plain numbers in these groups, in the tensors that there are."""
+        """Write plain numbers into the tensors of these groups, and let all groups show theirs."""
         indices = [*indices]
         resolved = self._known.resolved(plain)
-        stands = [self._stand(group, restarts and i in indices) for i, group in enumerate(resolved)]
+        positions = [_position(group, restarts and i in indices) for i, group in enumerate(resolved)]
         for i in indices:
             self.update.check(plain[i], self.clock.device)
-        parts = self.clock.parts_for(stands)
+        parts = self.clock.parts_for(positions)
         for i in indices:
             self.update.check_part(plain[i], parts[i])
-            self._check_held(plain[i], parts[i].highest_factor)
-        self.clock.fill(parts, [stand.step for stand in stands])
+            self._check_float32(plain[i], parts[i].highest_factor)
+        self.clock.fill(parts, [position.step for position in positions])
         for i in indices:
-            self._put_one(i, groups[i], plain[i])
-        self.clock.settle()
-        self._show(groups)
+            self._copy_plain(groups[i], plain[i])
+            self.shown.write_all(i, plain[i])
+        self.clock.refresh()
+        self.shown.show(groups)
 
-    def _stand(self, group: Group, restarts: bool) -> Stand:
-        """Where a resolved group stands."""
-        if group.get("policy") is None:
-            return Stand()
-        return Stand(group["policy"], group.get("policy_state"), int(group["schedule_step"]), restarts)
-
-    def _check_held(self, group: Group, highest_factor: float) -> None:
+    def _check_float32(self, group: Group, highest_factor: float) -> None:
         momentum = self._slot.read(group) if self._slot is not None else 0.0
         highest = max(group.get("max_lr", 0.0) * highest_factor, group["lr"], momentum)
-        if highest > _LARGEST:
+        if highest > LARGEST:
             raise ValueError(f"need rates and momenta that float32 can hold with capturable=True, got up to {highest}")
 
-    def _put_one(self, i: int, group: Group, plain: Group) -> None:
+    def _copy_plain(self, group: Group, plain: Group) -> None:
+        """Copy what stays plain data: the policy and its state, and the betas beside the momentum."""
         for key in ("policy", "policy_state"):
             group.pop(key, None)
             if key in plain:
                 group[key] = plain[key]
         if self._slot is not None:
             group[self._slot.key] = plain[self._slot.key]
-        for key, own in self._own(i).items():
-            value = self._read(plain, key)
-            own.fill_(value.reshape(()) if isinstance(value, Tensor) else value)
-            self._given[i][key] = value
+
+    # -- from tensors to numbers --------------------------------------------------------------------------------------
 
     def plain(self, groups: list[Group]) -> list[Group]:
         if not groups:
             return []
-        clock, n = self.clock, len(groups)
-        steps = clock.step[:n].tolist()
-        held = torch.cat([clock.values[:n].double(), clock.scale[:n, :1], clock.seen[:n, :1]], dim=1).tolist()
-        return [self._plain(i, group, steps[i], *held[i]) for i, group in enumerate(groups[: len(clock.parts)])]
+        return [self._plain(i, *pair) for i, pair in enumerate(zip(groups, self.clock.held(), strict=False))]
 
-    def _plain(self, i: int, group: Group, step: int, lr: float, momentum: float, peak: float, seen: float) -> Group:
-        """A group in numbers: in full precision where float32 holds what the policy or the user said."""
-        made, part, given = dict(group), self.clock.parts[i], self._given[i]
-        assigned = dict(self._assigned(i, group))
-        if self._slot is not None and self.update.shows_momentum(part):
-            made[self._slot.key] = self._stored(i, group, momentum)
-        if part.policy is None:
-            made["lr"] = float(assigned.get("lr", unrounded(lr, given["lr"])))
-            return made
-        factor, cycled = values_at(part.policy, part.held(step), part.state)
-        peak = float(assigned.get("max_lr", peak))
-        follows = lr == rounded(seen * factor)  # nobody edited the rate
-        lr = peak * factor if follows else unrounded(lr, given["lr"])
-        if "lr" in assigned:
-            lr, follows = float(assigned["lr"]), False
-        made.update(lr=lr, max_lr=peak, schedule_step=int(assigned.get("schedule_step", step)))
-        if self._slot is not None and self.update.shows_momentum(part):
-            momentum = float(assigned.get("momentum", unrounded(momentum, cycled, given["momentum"])))
-            made[self._slot.key] = self._stored(i, group, momentum)
-        (resolved,) = self._known.resolved([made])
+    def _plain(self, i: int, group: Group, held: Held) -> Group:
+        """A group in numbers, in the full precision of the policy's and the user's where float32 holds them rounded."""
+        part, given = self.clock.parts[i], self.shown.given[i]
+        assigned = {key: value for _, key, value in self.shown.assigned(i, group)}
+        lr_factor = cycled = None
+        if part.policy is not None:
+            lr_factor, cycled = values_at(part.policy, part.row_step(held.step), part.state)
+        plain = dict(group)
+        if self._slot is not None and self.shown.shows_momentum(i):
+            momentum = float(assigned.get("momentum", unrounded(held.momentum, cycled, given["momentum"])))
+            plain[self._slot.key] = self.shown.stored_number(i, group, momentum)
+        plain["lr"] = float(assigned.get("lr", unrounded(held.lr, given["lr"])))
+        if lr_factor is not None:
+            self._add_schedule(plain, i, held, assigned, lr_factor)
+        return plain
+
+    def _add_schedule(self, plain: Group, i: int, held: Held, assigned: Group, lr_factor: float) -> None:
+        """Complete a group that has a policy: its clock, its peak, and the rate that follows from it unless edited."""
+        part = self.clock.parts[i]
+        plain["max_lr"] = float(assigned.get("max_lr", held.peak))
+        plain["schedule_step"] = int(assigned.get("schedule_step", held.step))
+        follows = "lr" not in assigned and held.lr == rounded(held.peak_of_lr * lr_factor)
+        if follows:
+            plain["lr"] = plain["max_lr"] * lr_factor
+        (resolved,) = self._known.resolved([plain])
         if "schedule_step" in assigned or resolved["policy"] is not part.policy:
-            made.update(values_of(plan(resolved, made["schedule_step"], self._slot), made, self._slot))
-            made["policy"] = self._known.text(resolved["policy"])
-        elif not follows or part.held(step) != step:  # a table that has ended is begun anew on loading
-            made[BY_HAND] = True
-        return made
-
-    def _stored(self, i: int, group: Group, momentum: float) -> Any:
-        """What group i stores for this momentum, in numbers."""
-        assert self._slot is not None
-        key = self._slot.key
-        found = group[key] if self._is_stored_by_others(i, group) else self._given[i]["stored"]
-        return _numbers(self._slot.stored({key: found}, momentum))
+            plain.update(values_of(plan(resolved, plain["schedule_step"], self._slot), plain, self._slot))
+            plain["policy"] = self._known.text(resolved["policy"])
+        elif not follows or part.row_step(held.step) != held.step:  # loading tabulates anew past the end of a table
+            plain[BY_HAND] = True
 
     # -- edits --------------------------------------------------------------------------------------------------------
 
-    def _assigned(self, i: int, group: Group) -> list[tuple[str, Any]]:
-        """What was assigned to a group in place of its tensors."""
-        shown = ((key, own, self._read(group, key)) for key, own in self._own(i).items())
-        return [(key, value) for key, own, value in shown if value is not own]
-
     def _take_edits(self, groups: list[Group]) -> None:
         """Write what was assigned since the last step into the tensors."""
-        edits = [(i, key, value) for i, group in enumerate(groups) for key, value in self._assigned(i, group)]
+        edits = [edit for i, group in enumerate(groups) for edit in self.shown.assigned(i, group)]
         resolved = self._known.resolved(groups)
         moved = {i for i, group in enumerate(resolved) if group["policy"] is not self.clock.parts[i].policy}
-        if not edits and not moved:
-            self._show(groups)
-            return
-        refuse_in_capture("lr, momentum, max_lr, schedule_step or policy was assigned to since the last step")
-        for _, key, value in edits:
-            _check_edit(key, value)
-        # Copies, as one group may have been given the very tensor of another that is written to, too.
-        values = [value.detach().clone() if isinstance(value, Tensor) else value for _, _, value in edits]
-        steps = {
-            i: check_step(int(value))
-            for (i, key, _), value in zip(edits, values, strict=True)
-            if key == "schedule_step"
-        }
-        if moved := moved | steps.keys():
-            self._move(resolved, moved, steps)  # the only one that can fail comes first
-        for (i, key, _), value in zip(edits, values, strict=True):
-            self._fill(i, key, value)
-        for i in moved:
-            groups[i].update(self._known.stored({"policy": resolved[i]["policy"]}))
-        self._show(groups)
+        if edits or moved:
+            refuse_in_capture("lr, momentum, max_lr, schedule_step or policy was assigned to since the last step")
+            edits = [checked_edit(*edit) for edit in edits]
+            steps = {i: check_step(int(value)) for i, key, value in edits if key == "schedule_step"}
+            self._move(resolved, moved | steps.keys(), steps)  # the only one that can fail comes first
+            for edit in edits:
+                self.shown.write(*edit)
+            for i in moved:
+                groups[i].update(self._known.stored({"policy": resolved[i]["policy"]}))
+        self.shown.show(groups)
 
-    def _move(self, groups: list[Group], moved: set[int], steps: dict[int, int]) -> None:
-        """Follow edited clocks and policies of these resolved groups."""
-        now = self.clock.step[: len(groups)].tolist()
-        plain = []
-        for i, group in enumerate(groups):
-            after = {**group, "max_lr": self.clock.max_lr[i].item(), "lr": 0.0, "schedule_step": steps.get(i, now[i])}
-            plain.append(after)
-        stands = [self._stand(group, i in moved) for i, group in enumerate(plain)]
-        parts = self.clock.parts_for(stands)
-        self.clock.fill(parts, [stand.step for stand in stands])
+    def _move(self, resolved: list[Group], moved: set[int], steps: dict[int, int]) -> None:
+        """Follow edited policies, and edited clocks (``steps``), of these groups."""
+        if not moved:
+            return
+        plain = [
+            {**group, "max_lr": held.peak, "lr": 0.0, "schedule_step": steps.get(i, held.step)}
+            for i, (group, held) in enumerate(zip(resolved, self.clock.held(), strict=False))
+        ]
+        positions = [_position(group, i in moved) for i, group in enumerate(plain)]
+        self.clock.fill(self.clock.parts_for(positions), [position.step for position in positions])
         for i in moved:
             if plain[i]["policy"] is not None:
-                planned = plan(plain[i], plain[i]["schedule_step"], self._slot)
-                self._fill(i, "lr", planned.lr)
-                if planned.momentum is not None and self.update.shows_momentum(parts[i]):
-                    self._fill(i, "momentum", planned.momentum)
-        self.clock.settle()
+                self._write_plan(i, plain[i])
+        self.clock.refresh()
 
-    def _fill(self, i: int, key: str, value: Any) -> None:
-        own = self._own(i)[key]
-        if isinstance(value, Tensor):
-            own.copy_(value.reshape(()))
-        else:
-            own.fill_(value)
-        self._given[i][key] = None if isinstance(value, Tensor) else value
+    def _write_plan(self, i: int, group: Group) -> None:
+        planned = plan(group, group["schedule_step"], self._slot)
+        self.shown.write(i, "lr", planned.lr)
+        if planned.momentum is not None and self.shown.shows_momentum(i):
+            self.shown.write(i, "momentum", planned.momentum)
 
     # -- the step -----------------------------------------------------------------------------------------------------
 
     def step(self, optimizer: Any, closure: Closure | None) -> Any:
-        return with_grad(False, lambda: self._step(optimizer, closure, holds))
+        return with_grad(False, lambda: self._update_and_tick(optimizer, closure, holds))
 
     def compiled_step(self, optimizer: Any, closure: Closure | None) -> Any:
         with torch.no_grad():
-            return self._step(optimizer, closure, _holds_traced)
+            return self._update_and_tick(optimizer, closure, holds_traced)
 
-    def _step(self, optimizer: Any, closure: Closure | None, holds: Callable[..., bool]) -> Any:
+    def _update_and_tick(self, optimizer: Any, closure: Closure | None, holds: Callable[..., bool]) -> Any:
         groups, own = optimizer.param_groups, optimizer.__dict__
         if "step" in own and not torch.compiler.is_compiling():
             self._warned_of_scheduler = self._warned_of_scheduler or warn_of_scheduler(optimizer, False)
-        if not holds(groups, self._keys, self._columns):
+        if not holds(groups, self.shown.keys, self.shown.columns):
             check_groups(groups)
             if self._is_dry_run(optimizer):
                 optimizer._create_state()
-                self._show(groups)
+                self.shown.show(groups)
                 return None
             self._take_edits(groups)
         if torch.compiler.is_compiling() or is_capturing() or self.clock.is_edited_in_place():
@@ -274,10 +193,10 @@ class DeviceSchedules:
         return loss
 
     def _is_dry_run(self, optimizer: Any) -> bool:
-        """See the host's; a rate set to 0 inside its tensor is a rate like others, and is not read."""
+        """As on the host; but a rate set to 0 inside its tensor is not read, and is a rate like others."""
         groups = optimizer.param_groups
         for i, group in enumerate(groups):
-            if i >= len(self._given) or group["lr"] is self.clock.lr[i] or not is_zero(group["lr"]):
+            if i >= len(self.shown.given) or group["lr"] is self.clock.lr[i] or not is_zero(group["lr"]):
                 return False
         return not any(optimizer.state.values()) and gradients_are_zero(groups)
 
@@ -295,13 +214,12 @@ class DeviceSchedules:
         undo = self.remember()
         try:
             plain = [*self.plain(groups[:-1]), dict(group)]
-            self.clock.join()
-            self._given.append({})
+            self._make_room()
             self._put(groups, plain, [i])
             self.update.create(self, i, group, optimizer.state)
         except BaseException:
             undo()
-            self._show(groups[:-1])
+            self.shown.show(groups[:-1])
             for param in group["params"]:
                 optimizer.state.pop(param, None)
             raise
@@ -352,18 +270,17 @@ class DeviceSchedules:
         return self.plain(groups)
 
     def remember(self) -> Callable[[], None]:
-        clock, ours = dict(vars(self.clock)), dict(vars(self))
-        given = [dict(numbers) for numbers in self._given]
-        parts = list(self.clock.parts)
-        tensors = [*self.clock.tensors, *self.update.tensors]
-        values = [tensor.clone() for tensor in tensors]
+        ours = [(vars(one), dict(vars(one))) for one in (self, self.clock, self.shown)]
+        parts, given = list(self.clock.parts), [dict(numbers) for numbers in self.shown.given]
+        tensors = [(tensor, tensor.clone()) for tensor in (*self.clock.tensors, *self.update.tensors)]
 
         def undo() -> None:
-            vars(self).update(ours, _given=given)
-            vars(self.clock).update(clock, parts=parts)
-            for tensor, value in zip(tensors, values, strict=True):
+            for attributes, before in ours:
+                attributes.update(before)
+            self.clock.parts, self.shown.given = parts, given
+            for tensor, value in tensors:
                 tensor.copy_(value)
-            self.clock.settled()
+            self.clock.expect_no_edit()
 
         return undo
 
@@ -380,57 +297,11 @@ class DeviceSchedules:
 
     def unpickled(self, optimizer: Any) -> None:
         self.update.claim_scaling(optimizer)  # torch forgets it on unpickling
-        groups = optimizer.param_groups
-        edits = [
-            (i, key, group[key])
-            for key, column in zip(self._keys, self._columns, strict=True)
-            for i, group in enumerate(groups)
-            if key in group and not _is_same(group[key], column[i])
-        ]
-        self._show(groups)
-        for i, key, value in edits:
-            groups[i][key] = value
+        self.shown.show_again(optimizer.param_groups)
 
 
-def _holds_traced(groups: list[Group], keys: tuple[str, ...], columns: tuple[list[Any], ...]) -> bool:
-    """``holds`` for torch.compile."""
-    for i, group in enumerate(groups):
-        for key, column in zip(keys, columns, strict=True):
-            if column[i] is not ABSENT and not is_object(group[key], column[i]):
-                return False
-    return True
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    """Whether pickling made two objects of one."""
-    if isinstance(one, tuple) and isinstance(other, tuple):
-        return len(one) == len(other) and all(map(_is_same, one, other))
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return type(one) is type(other) and torch.equal(one, other)
-    return bool(one is other or one == other)
-
-
-def _check_edit(name: str, value: Any) -> None:
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(f"need {name} to be a number or a tensor of one, got {name}={value!r}")
-    elif name == "schedule_step":
-        check_step(value)
-    elif finite(name, value, minimum=0) > _LARGEST:
-        raise ValueError(f"need {name} to be a number that float32 can hold, got {name}={value!r}")
-
-
-def _numbers(stored: Any) -> Any:
-    """Betas without tensors."""
-    if not isinstance(stored, tuple):
-        return stored
-    return tuple(value.item() if isinstance(value, Tensor) else value for value in stored)
-
-
-def rounded(number: float) -> float:
-    return torch.tensor(number, dtype=torch.float32, device="cpu").item()
-
-
-def unrounded(held: float, *candidates: float | None) -> float:
-    """The float64 original of a float32 value: the first candidate that rounds to it; ``held`` itself if none does."""
-    return next((number for number in candidates if number is not None and rounded(number) == held), held)
+def _position(group: Group, restarts: bool) -> Position:
+    """Where a resolved group is."""
+    if group.get("policy") is None:
+        return Position()
+    return Position(group["policy"], group.get("policy_state"), int(group["schedule_step"]), restarts)

@@ -60,7 +60,7 @@ class SGDUpdate(BaseUpdate):
 
     def create(self, schedules: Any, i: int, group: Group, state: State) -> None:
         """Create missing buffers; only parameters that are thawed later lack theirs after the start."""
-        if not schedules.has_momentum(i):
+        if not schedules.shown.has_momentum[i]:
             return
         for param in group["params"]:
             if not param.requires_grad and param.grad is None:
@@ -123,7 +123,7 @@ class SGDUpdate(BaseUpdate):
     def _ready(self, schedules: Any, groups: list[Group], state: State) -> tuple[Update, list[Any], bytes | None]:
         """The update, the gradients, and their addresses where native code has looked at everything."""
         made, found = self._made, layout(groups, state, _STATE)
-        if made is not None and found is not None and made.serves(found[0], schedules.with_momentum, groups):
+        if made is not None and found is not None and made.serves(found[0], schedules.shown.has_momentum, groups):
             return made.update, [row.param.grad for row in made.rows], found[1]
         rows, grads = self._rows(schedules, groups, state)
         key = [tuple(map(id, row[:5])) + row[5:] for row in rows]
@@ -131,7 +131,7 @@ class SGDUpdate(BaseUpdate):
         if not is_capturing():  # a captured update is that graph's own: no kernel can be loaded then
             found = layout(groups, state, _STATE)  # with the buffers that were just created
             options = tuple([group[option] for group in groups] for option in _OPTIONS)
-            self._made = Made(key, rows, update, found and found[0], schedules.with_momentum, options)
+            self._made = Made(key, rows, update, found and found[0], schedules.shown.has_momentum, options)
         return update, grads, None
 
     def _choose(self, rows: list[DeviceRow], device: torch.device) -> Update:
@@ -147,7 +147,7 @@ class SGDUpdate(BaseUpdate):
         rows, grads = [], []
         for i, group in enumerate(groups):
             self.create(schedules, i, group, state)
-            with_buffers = schedules.has_momentum(i)
+            with_buffers = schedules.shown.has_momentum[i]
             values = schedules.clock.lr[i], schedules.clock.momentum[i]
             options = group["dampening"], group["weight_decay"], group["nesterov"], group["maximize"]
             for param in group["params"]:
@@ -170,12 +170,12 @@ class Made(NamedTuple):
     rows: list[DeviceRow]  # so that no id is given out again
     update: Update
     layout: bytes | None
-    with_momentum: tuple[bool, ...]
+    has_momentum: tuple[bool, ...]
     options: tuple[list[Any], ...]
 
-    def serves(self, layout: bytes, with_momentum: tuple[bool, ...], groups: list[Group]) -> bool:
+    def serves(self, layout: bytes, has_momentum: tuple[bool, ...], groups: list[Group]) -> bool:
         """Whether it is right for tensors that are laid out like this, under the groups' present options."""
-        return layout == self.layout and with_momentum == self.with_momentum and holds(groups, _OPTIONS, self.options)
+        return layout == self.layout and has_momentum == self.has_momentum and holds(groups, _OPTIONS, self.options)
 
 
 def choose_device_update(rows: list[DeviceRow]) -> Update:

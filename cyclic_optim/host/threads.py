@@ -11,11 +11,13 @@ from collections.abc import Callable
 
 import torch
 
+from ..torch_private import EXTENSION
+
 
 def _openmps_setting() -> Callable[[int], None] | None:
     """OpenMP's ``omp_set_num_threads``, where torch turns out to go by it."""
     try:
-        set_threads: Callable[[int], None] = ctypes.PyDLL(torch._C.__file__).omp_set_num_threads
+        set_threads: Callable[[int], None] = ctypes.PyDLL(EXTENSION).omp_set_num_threads
         set_threads.argtypes, set_threads.restype = [ctypes.c_int], None  # type: ignore[attr-defined]
     except (AttributeError, OSError):  # torch was built with another library, or with none
         return None
