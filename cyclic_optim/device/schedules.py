@@ -8,7 +8,7 @@ step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -18,9 +18,22 @@ from ..checkpoint import BY_HAND, fill
 from ..groups import check_groups
 from ..host.schedules import gradients_are_zero, is_zero, warn_of_scheduler
 from ..native import ABSENT, holds
+from ..policies import Policy
 from ..policies.asked import values_at
 from ..rules import finite
-from ..schedule import Changes, Known, check_step, plan, reported, values_of
+from ..schedule import (
+    Changes,
+    Known,
+    at_once,
+    check_clock_is_there,
+    check_step,
+    merged,
+    plan,
+    policy_values,
+    reported,
+    values_of,
+    writing,
+)
 from ..schedules import Closure, Schedules
 from ..slots import Group, Slot
 from ..torch_private import set_grad_enabled
@@ -156,29 +169,34 @@ class DeviceSchedules:
     def _plain(self, i: int, group: Group, step: int, lr: float, momentum: float, peak: float, seen: float) -> Group:
         """A group in numbers: in full precision where float32 holds what the policy or the user said."""
         made, part, given = dict(group), self.clock.parts[i], self._given[i]
-        assigned = dict(self._assigned(i, group))
-        if self._slot is not None and self.update.shows_momentum(part):
-            made[self._slot.key] = self._stored(i, group, momentum)
-        if part.policy is None:
-            made["lr"] = float(assigned.get("lr", unrounded(lr, given["lr"])))
-            return made
-        factor, cycled = values_at(part.policy, part.held(step), part.state)
-        peak = float(assigned.get("max_lr", peak))
-        follows = lr == rounded(seen * factor)  # nobody edited the rate
-        lr = peak * factor if follows else unrounded(lr, given["lr"])
-        if "lr" in assigned:
-            lr, follows = float(assigned["lr"]), False
-        made.update(lr=lr, max_lr=peak, schedule_step=int(assigned.get("schedule_step", step)))
+        assigned, (resolved,) = dict(self._assigned(i, group)), self._known.resolved([group])
+        self._check_other(i, resolved)
+        factor, cycled = (0.0, None) if part.policy is None else values_at(part.policy, part.held(step), part.state)
         if self._slot is not None and self.update.shows_momentum(part):
             momentum = float(assigned.get("momentum", unrounded(momentum, cycled, given["momentum"])))
             made[self._slot.key] = self._stored(i, group, momentum)
-        (resolved,) = self._known.resolved([made])
+        if part.policy is None or resolved["policy"] is None:
+            made["lr"] = float(assigned.get("lr", unrounded(lr, given["lr"], peak * factor)))
+            return merged(made, policy_values(None))
+        peak = float(assigned.get("max_lr", peak))
+        follows = "lr" not in assigned and lr == rounded(seen * factor)  # nobody edited the rate
+        lr = peak * factor if follows else float(assigned.get("lr", unrounded(lr, given["lr"])))
+        made.update(lr=lr, max_lr=peak, schedule_step=int(assigned.get("schedule_step", step)))
         if "schedule_step" in assigned or resolved["policy"] is not part.policy:
-            made.update(values_of(plan(resolved, made["schedule_step"], self._slot), made, self._slot))
-            made["policy"] = self._known.text(resolved["policy"])
-        elif not follows or part.held(step) != step:  # a table that has ended is begun anew on loading
-            made[BY_HAND] = True
-        return made
+            return self._moved(made, resolved["policy"], part.policy, assigned)
+        # A table that has ended is begun anew on loading.
+        return made if follows and part.held(step) == step else {**made, BY_HAND: True}
+
+    def _moved(self, group: Group, policy: Policy, before: Policy, assigned: Group) -> Group:
+        """What a group of numbers becomes with another clock or policy; a rate and a momentum assigned to it stay."""
+        other = {"policy": policy} if policy is before else policy_values(policy)
+        after = merged(group, other)
+        values = values_of(plan(after, after["schedule_step"], self._slot), after, self._slot)
+        if "momentum" in assigned and self._slot is not None:
+            values.pop(self._slot.key, None)
+        if "lr" in assigned:
+            values.update({"lr": group["lr"], BY_HAND: True})
+        return self._known.stored({**after, **values})
 
     def _stored(self, i: int, group: Group, momentum: float) -> Any:
         """What group i stores for this momentum, in numbers."""
@@ -189,6 +207,11 @@ class DeviceSchedules:
 
     # -- edits --------------------------------------------------------------------------------------------------------
 
+    def _check_other(self, i: int, resolved: Group) -> None:
+        """Refuse a policy that was assigned to a group without a schedule."""
+        if resolved["policy"] is not None and self.clock.parts[i].policy is None:
+            check_clock_is_there(resolved)
+
     def _assigned(self, i: int, group: Group) -> list[tuple[str, Any]]:
         """What was assigned to a group in place of its tensors."""
         shown = ((key, own, self._read(group, key)) for key, own in self._own(i).items())
@@ -198,8 +221,12 @@ class DeviceSchedules:
         """Write what was assigned since the last step into the tensors."""
         edits = [(i, key, value) for i, group in enumerate(groups) for key, value in self._assigned(i, group)]
         resolved = self._known.resolved(groups)
-        moved = {i for i, group in enumerate(resolved) if group["policy"] is not self.clock.parts[i].policy}
-        if not edits and not moved:
+        others = {
+            i: policy_values(group["policy"])
+            for i, group in enumerate(resolved)
+            if group["policy"] is not self.clock.parts[i].policy
+        }
+        if not edits and not others:
             self._show(groups)
             return
         refuse_in_capture("lr, momentum, max_lr, schedule_step or policy was assigned to since the last step")
@@ -212,15 +239,19 @@ class DeviceSchedules:
             for (i, key, _), value in zip(edits, values, strict=True)
             if key == "schedule_step"
         }
-        if moved := moved | steps.keys():
+        if moved := others.keys() | steps.keys():
+            for i, changed in others.items():
+                self._check_other(i, resolved[i])
+                resolved[i] = merged(resolved[i], changed)
             self._move(resolved, moved, steps)  # the only one that can fail comes first
         for (i, key, _), value in zip(edits, values, strict=True):
-            self._fill(i, key, value)
-        for i in moved:
-            groups[i].update(self._known.stored({"policy": resolved[i]["policy"]}))
+            if key in self._own(i):  # a clock goes with its policy
+                self._fill(i, key, value)
+        for i, changed in others.items():
+            at_once(writing(groups[i], self._known.stored(changed)))
         self._show(groups)
 
-    def _move(self, groups: list[Group], moved: set[int], steps: dict[int, int]) -> None:
+    def _move(self, groups: list[Group], moved: Collection[int], steps: dict[int, int]) -> None:
         """Follow edited clocks and policies of these resolved groups."""
         now = self.clock.step[: len(groups)].tolist()
         plain = []
@@ -229,13 +260,14 @@ class DeviceSchedules:
             plain.append(after)
         stands = [self._stand(group, i in moved) for i, group in enumerate(plain)]
         parts = self.clock.parts_for(stands)
+        plans = {i: plan(plain[i], stands[i].step, self._slot) for i in moved if stands[i].policy is not None}
+        for i in plans:
+            self.update.check_part(groups[i], parts[i])
         self.clock.fill(parts, [stand.step for stand in stands])
-        for i in moved:
-            if plain[i]["policy"] is not None:
-                planned = plan(plain[i], plain[i]["schedule_step"], self._slot)
-                self._fill(i, "lr", planned.lr)
-                if planned.momentum is not None and self.update.shows_momentum(parts[i]):
-                    self._fill(i, "momentum", planned.momentum)
+        for i, planned in plans.items():
+            self._fill(i, "lr", planned.lr)
+            if planned.momentum is not None and self.update.shows_momentum(parts[i]):
+                self._fill(i, "momentum", planned.momentum)
         self.clock.settle()
 
     def _fill(self, i: int, key: str, value: Any) -> None:
@@ -328,8 +360,7 @@ class DeviceSchedules:
         groups = optimizer.param_groups
         plain = self._known.resolved(self.plain(groups))
         for i, values in changes.values(plain, self._slot).items():
-            plain[i].update(values)
-            plain[i] = {key: value for key, value in plain[i].items() if value is not ABSENT}
+            plain[i] = merged(plain[i], values)
         self._replace(groups, plain, changes.indices, restarts=True)
 
     def _replace(self, groups: list[Group], plain: list[Group], indices: Iterable[int], restarts: bool = False) -> None:
@@ -385,16 +416,18 @@ class DeviceSchedules:
 
     def unpickled(self, optimizer: Any) -> None:
         self.update.claim_scaling(optimizer)  # torch forgets it on unpickling
-        groups = optimizer.param_groups
+        groups, before = optimizer.param_groups, self._columns
         edits = [
-            (i, key, group[key])
-            for key, column in zip(self._keys, self._columns, strict=True)
+            (k, i, group[key])
+            for k, key in enumerate(self._keys)
             for i, group in enumerate(groups)
-            if key in group and not _is_same(group[key], column[i])
+            if key in group and not _is_same(group[key], before[k][i])
         ]
         self._show(groups)
-        for i, key, value in edits:
-            groups[i][key] = value
+        for k, i, value in edits:
+            groups[i][self._keys[k]] = value
+            if value is self._columns[k][i]:  # a policy: no tensor was shown in its place
+                self._columns[k][i] = before[k][i]
 
 
 def _holds_traced(groups: list[Group], keys: tuple[str, ...], columns: tuple[list[Any], ...]) -> bool:
