@@ -158,6 +158,14 @@ def _cloned(value: Any, with_graph: bool) -> Any:
     return value
 
 
+def drop_empty(state: dict[Any, Any]) -> None:
+    """Drop what distributed checkpointing puts where a parameter has no such entry; base classes stumble over it."""
+    for entries in state.values():
+        if isinstance(entries, dict):
+            for key in [key for key, value in entries.items() if _is_empty(value)]:
+                del entries[key]
+
+
 def with_capturable(state_dict: dict[str, Any], groups: list[Group], capturable: bool) -> dict[str, Any]:
     """The state dict with the code's ``capturable`` beside a policy: it says where state and schedules live."""
     saved = state_dict["param_groups"]
@@ -206,7 +214,7 @@ def adopt(groups: list[Group], previous: list[Group], known: Known, slot: Slot |
     for i, (group, old) in enumerate(zip(groups, previous, strict=True)):
         if "schedule_step" in group:
             is_by_hand = group.pop(BY_HAND, False) is True
-            changed |= _adopt_group(group, old, slot, kinds)
+            changed |= _adopt_group(group, old, slot, kinds, is_by_hand)
             difference = _difference(i, group, slot)  # asks the policy, also where the answer is not needed
             if is_by_hand:
                 by_hand.add(i)
@@ -245,7 +253,7 @@ def _check_presence(groups: list[Group]) -> None:
         raise ValueError("need schedule_step beside policy in a param group of the checkpoint, got policy alone")
 
 
-def _adopt_group(group: Group, old: Group, slot: Slot | None, kinds: Kinds) -> dict[str, None]:
+def _adopt_group(group: Group, old: Group, slot: Slot | None, kinds: Kinds, is_by_hand: bool) -> dict[str, None]:
     """Give a group its policy; returns the warning, if that is another than the checkpoint's."""
     ours: Policy | None = old["policy"]
     if ours is not None:
@@ -259,7 +267,16 @@ def _adopt_group(group: Group, old: Group, slot: Slot | None, kinds: Kinds) -> d
     if isinstance(saved, str) and saved.rstrip() == encode(policy):
         _take_reports(policy, group)
         return {}
-    return _change_policy(group, policy, saved, old, slot)
+    carried = "" if is_by_hand else _carried(group, saved, slot)
+    values = _change_policy(group, policy, old, slot)
+    if is_by_hand:
+        del values["lr"]
+    at_once(writing(group, values))
+    message = (
+        f"the checkpoint was written under the policy {_text(saved)}; going on at step {group['schedule_step']} "
+        f"under the one in the code, {_text(encode(policy))}{carried}"
+    )
+    return {message: None}
 
 
 def _check_clock(group: Group) -> None:
@@ -301,11 +318,8 @@ def _take_reports(policy: Policy, group: Group) -> None:
         group["policy_state"] = dict(state)
 
 
-def _change_policy(group: Group, policy: Policy, saved: Any, old: Group, slot: Slot | None) -> dict[str, None]:
-    message = (
-        f"the checkpoint was written under the policy {_text(saved)}; going on at step {group['schedule_step']} "
-        f"under the one in the code, {_text(encode(policy))}"
-    )
+def _change_policy(group: Group, policy: Policy, old: Group, slot: Slot | None) -> Group:
+    """Take over the memory of reports and the code's momentum; returns the values to store under the new policy."""
     try:
         _take_reports(policy, group)
     except ValueError:  # the other policy's memory
@@ -315,8 +329,23 @@ def _change_policy(group: Group, policy: Policy, saved: Any, old: Group, slot: S
     if slot is not None and slot.key in old:
         # Where the old policy left momentum means nothing; the new one may leave it alone.
         group[slot.key] = slot.stored(group, slot.read(old))
-    at_once(writing(group, values_of(plan(group, group["schedule_step"], slot), group, slot)))
-    return {message: None}
+    return values_of(plan(group, group["schedule_step"], slot), group, slot)
+
+
+def _carried(group: Group, saved: Any, slot: Slot | None) -> str:
+    """What to add to a warning where a group's values are not those of its saved policy at its step."""
+    try:
+        policy = policy_of(saved)
+        policy.check_state(group.get("policy_state", policy.initial_state()))
+        difference = _difference(0, {**group, "policy": policy}, slot)
+    except (TypeError, ValueError):  # code that data cannot hold, or numbers that the rules refuse later
+        return ""
+    if difference is None:
+        return ""
+    return (
+        f". There it has {difference.held}, and the checkpoint's policy {difference.due} at that step: another "
+        "optimizer trained on with it, or its clock was edited. Call reschedule(step=...) for another step"
+    )
 
 
 def _text(saved: Any) -> str:

@@ -145,14 +145,12 @@ def check_groups(groups: list[Group]) -> None:
 _LEFT_BY_SCHEDULERS = {"min_lr", "base_momentum", "max_momentum"}
 #: Arguments that are given to the optimizer, or a policy, and mean nothing in a group.
 _ELSEWHERE = {
-    "capturable": "an argument of the optimizer",
-    "horizon": "an argument of the optimizer",
-    "policies": "a policy per group is 'policy'",
-    "scheduler": "a policy per group is 'policy'",
-    "schedule": "a policy per group is 'policy'",
+    **dict.fromkeys(("capturable", "horizon"), "an argument of the optimizer"),
+    **dict.fromkeys(("policies", "scheduler", "schedule"), "a policy per group is 'policy'"),
     **dict.fromkeys(
-        sorted(_LEFT_BY_SCHEDULERS), "an argument of the policy: {'policy': OneCycle(..., max_momentum=0.95)}"
+        ("base_momentum", "max_momentum"), "an argument of the policy: {'policy': OneCycle(..., max_momentum=0.95)}"
     ),
+    "min_lr": "an argument of the policy, as a fraction of the peak: {'policy': CosineDecay(..., min_factor=0.01)}",
 }
 
 
@@ -172,3 +170,19 @@ def check_keys(group: Group, defaults: Iterable[str]) -> None:
             raise ValueError(
                 f"need a param group without {key!r}, which has no effect there, got {key}={shown(group[key])}: {what}"
             )
+
+
+def check_unscheduled(group: Group, *, is_told: bool) -> None:
+    """Refuse our keys in a group without a policy; one that says ``policy=None`` may be a copy, and loses them.
+
+    A ``max_lr`` is accepted beside ``initial_lr``, as a torch scheduler leaves it.
+    """
+    for key in OURS:
+        if key not in group or (key == "max_lr" and "initial_lr" in group):
+            continue
+        if not is_told:
+            raise ValueError(
+                f"need a policy beside {key!r} in a param group, got {key}={shown(group[key])} and policy=None: pass "
+                "policy= to the optimizer, or 'policy' in the group"
+            )
+        del group[key]

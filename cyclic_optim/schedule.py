@@ -60,6 +60,12 @@ class Known:
     def __contains__(self, text: object) -> bool:
         return text in self._policies
 
+    def forget_others(self, groups: Iterable[Group]) -> list[Policy]:
+        """Forget policies that no group names; returns the others."""
+        named = [group.get("policy") for group in groups]
+        self._policies = {text: policy for text, policy in self._policies.items() if text in named}
+        return list(self._policies.values())
+
     def policy(self, text: Any) -> Policy | None:
         """The policy that a group names; None for None.
 
@@ -109,6 +115,12 @@ def check_step(step: Any, name: str = "schedule_step") -> int:
     return int(step)
 
 
+def check_clock_is_there(group: Group) -> None:
+    """Refuse a policy that was assigned to a group without a schedule."""
+    if not {"schedule_step", "max_lr"} <= group.keys():
+        raise ValueError("need schedule_step and max_lr beside policy in a param group: use reschedule(policy=...)")
+
+
 def plan(group: Group, step: int, slot: Slot | None) -> Plan:
     """The group's values at ``step``.
 
@@ -150,6 +162,19 @@ def values_of(planned: Plan, group: Group, slot: Slot | None) -> Group:
     return values
 
 
+def policy_values(policy: Policy | None) -> Group:
+    """What a group stores with another policy: no reports so far; without a policy none of our keys."""
+    if policy is None:
+        return {"policy": None, **dict.fromkeys(("policy_state", "schedule_step", "max_lr"), ABSENT)}
+    state = policy.initial_state()
+    return {"policy": policy, "policy_state": ABSENT if state is None else dict(state)}
+
+
+def merged(group: Group, values: Group) -> Group:
+    """A copy of the group with these values, and without what is ``ABSENT``."""
+    return {key: value for key, value in {**group, **values}.items() if value is not ABSENT}
+
+
 def writing(group: Group, values: Group) -> list[partial[Any]]:
     """The calls that store these values: a tensor lr is filled, and what is ``ABSENT`` is removed."""
     values, calls = dict(values), []
@@ -175,6 +200,7 @@ def enrol(group: Group, policy: Policy, peers: list[Group], slot: Slot | None) -
 
     A tensor lr is copied: rates are written in place, and the caller's tensor stays the caller's.
     """
+    _to_numbers(group, slot)
     lr: Any = group["lr"]
     check_rate(lr)
     if isinstance(lr, torch.Tensor):
@@ -187,6 +213,20 @@ def enrol(group: Group, policy: Policy, peers: list[Group], slot: Slot | None) -
     group["policy"] = policy
     _join_reports(group, policy, started)
     at_once(writing(group, values_of(plan(group, group["schedule_step"], slot), group, slot)))
+
+
+def _to_numbers(group: Group, slot: Slot | None) -> None:
+    """Make numbers of what a capturable optimizer shows in a group, of which this one is a copy."""
+    if not isinstance(group.get("schedule_step"), torch.Tensor):
+        return
+    group.update({key: group[key].item() for key in ("schedule_step", "max_lr", "lr")})
+    if slot is not None and slot.key in group:
+        stored = slot.stored(group, slot.read(group))
+        group[slot.key] = tuple(map(_number, stored)) if isinstance(stored, tuple) else _number(stored)
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, torch.Tensor) else value
 
 
 def _join_reports(group: Group, policy: Policy, peers: list[Group]) -> None:
@@ -257,12 +297,11 @@ class Changes(NamedTuple):
         return {i: self._values_in(groups[i], n, slot) for n, i in enumerate(self.indices)}
 
     def _values_in(self, group: Group, n: int, slot: Slot | None) -> Group:
-        changed: Group = {}
-        if self.policy is not None:
-            state = self.policy.initial_state()
-            changed = {"policy": self.policy, "policy_state": ABSENT if state is None else dict(state)}
-        changed["max_lr"] = self.peaks[n] if self.peaks is not None else group.get("max_lr", float(group["lr"]))
-        after = {key: value for key, value in {**group, **changed}.items() if value is not ABSENT}
+        changed = {} if self.policy is None else policy_values(self.policy)
+        # Without a clock it had no policy: then its peak is its rate, whatever max_lr a torch scheduler left there.
+        peak = group["max_lr"] if "schedule_step" in group else float(group["lr"])
+        changed["max_lr"] = peak if self.peaks is None else self.peaks[n]
+        after = merged(group, changed)
         step = group.get("schedule_step", 0) if self.step is None else self.step
         return {**changed, **values_of(plan(after, step, slot), after, slot)}
 

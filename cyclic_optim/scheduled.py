@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .checkpoint import adopt, check_state_dict, cloned_state, fill, policy_of, with_capturable
+from .checkpoint import adopt, check_state_dict, cloned_state, drop_empty, fill, policy_of, with_capturable
 from .device import BaseUpdate, DeviceSchedules
-from .groups import Kinds, check_capturable, check_groups, check_keys, check_policy
+from .groups import Kinds, check_capturable, check_groups, check_keys, check_policy, check_unscheduled
 from .passive import PassiveScheduler
 from .pickling import Guard
 from .policies import Policy
@@ -178,7 +178,7 @@ class Scheduled(Optimizer):
     @property
     def policies(self) -> list[Policy | None]:
         """The policy of each param group; None where nobody moves its values."""
-        return [self._known.policy(group.get("policy")) for group in self.param_groups]
+        return [group["policy"] for group in self._known.resolved(self.param_groups)]
 
     def __repr__(self) -> str:
         if self.policies.count(None) == len(self.param_groups):
@@ -215,12 +215,15 @@ class Scheduled(Optimizer):
 
     def _join(self, group: Group, peers: list[Group]) -> None:
         check_keys(group, self.defaults)
+        names_policy = "policy" in group
         policy = self._policy_for(group)
         if policy is not None:
             check_capturable(group, self.defaults)
             self._kinds.check_scheduled(group)
             enrol(group, policy, self._known.resolved(self._schedules.plain(peers)), self._slot)
             group["policy"] = self._known.text(policy)
+        else:
+            check_unscheduled(group, is_told=names_policy)
         self._schedules = self._schedules.for_groups(self, [*peers, group])
         self._schedules.join(self)
         self._to_device()
@@ -447,13 +450,15 @@ class Scheduled(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         ours = {key: self.__dict__[key] for key in ("_policy", "_known", "_schedules", "_capturable", "_horizon")}
-        return {"_guard": Guard(self.policies), **super().__getstate__(), **ours}
+        policies = [self._policy, *self._known.forget_others(self.param_groups)]
+        return {"_guard": Guard(policies), **super().__getstate__(), **ours}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # torch calls this to unpickle and, with new state and groups alone, to load a state dict.
         previous: list[Group] = self.__dict__.get("param_groups", [])
         if previous:
             self._schedules.fill(state["param_groups"], previous, self.defaults)
+            drop_empty(state["state"])
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.__dict__.pop("_guard", None)
         self.__dict__.setdefault("_running", [None])

@@ -19,6 +19,8 @@ from torch.optim.optimizer import (
     _global_optimizer_pre_hooks,
     _use_grad_for_differentiable,
 )
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 # -- operations ---------------------------------------------------------------------------------------------------
@@ -85,8 +87,22 @@ set_grad_enabled: Callable[[bool], Any] = torch._C._set_grad_enabled
 #: Whether a profiler records; then torch's wrapper of ``step`` runs. Without it that wrapper would run on every step.
 profiler_enabled: Callable[[], bool] = torch._C._autograd._profiler_enabled
 
-#: The number of active dispatch modes (make_fx, FLOP counters). Without it they would miss the native update's work.
-dispatch_modes_active: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_function_modes: Callable[[], int] = torch._C._len_torch_function_stack
+_function_mode_stack: Callable[[], list[Any]] = _get_current_function_mode_stack
+
+
+def modes_active() -> bool:
+    """Whether a mode watches operations: make_fx, FLOP counters. Without it they would miss the native update's work.
+
+    The default device is a mode, too, and watches nothing. make_fx before dispatch shows as a function mode alone.
+    """
+    return _dispatch_modes() > 0 or (_function_modes() > 0 and not _is_default_device_alone())
+
+
+def _is_default_device_alone() -> bool:
+    return all(type(mode) is DeviceContext for mode in _function_mode_stack())
+
 
 #: Keeps torch.compile out of a function. Without it, a float that changes on every step triggers a recompile per step.
 uncompiled: Callable[[Callable[..., Any]], Callable[..., Any]] = torch._disable_dynamo  # type: ignore[attr-defined]
@@ -125,7 +141,8 @@ def step_is_watched(optimizer: Any) -> Any:
         or _global_optimizer_post_hooks
         or _eval_frame_callback() is not None
         or profiler_enabled()
-        or dispatch_modes_active()
+        or _dispatch_modes()
+        or (_function_modes() and modes_active())
     )
 
 

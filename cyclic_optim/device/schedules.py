@@ -7,7 +7,7 @@ checkpoint is made or loaded, a metric reported, or a group added or rescheduled
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -16,9 +16,22 @@ from ..checkpoint import BY_HAND, fill
 from ..grad_mode import with_grad
 from ..groups import check_groups
 from ..host.schedules import gradients_are_zero, is_zero, warn_of_scheduler
-from ..native import ABSENT, holds
+from ..native import holds
+from ..policies import Policy
 from ..policies.asked import values_at
-from ..schedule import Changes, Known, check_step, plan, reported, values_of
+from ..schedule import (
+    Changes,
+    Known,
+    at_once,
+    check_clock_is_there,
+    check_step,
+    merged,
+    plan,
+    policy_values,
+    reported,
+    values_of,
+    writing,
+)
 from ..schedules import Closure, Schedules
 from ..slots import Group, Slot
 from .capture import is_capturing, refuse_in_capture
@@ -99,6 +112,8 @@ class DeviceSchedules:
         """A group in numbers, in the full precision of the policy's and the user's where float32 holds them rounded."""
         part, given = self.clock.parts[i], self.shown.given[i]
         assigned = {key: value for _, key, value in self.shown.assigned(i, group)}
+        (resolved,) = self._known.resolved([group])
+        self._check_other(i, resolved)
         lr_factor = cycled = None
         if part.policy is not None:
             lr_factor, cycled = values_at(part.policy, part.row_step(held.step), part.state)
@@ -106,12 +121,16 @@ class DeviceSchedules:
         if self._slot is not None and self.shown.shows_momentum(i):
             momentum = float(assigned.get("momentum", unrounded(held.momentum, cycled, given["momentum"])))
             plain[self._slot.key] = self.shown.stored_number(i, group, momentum)
+        if lr_factor is None or resolved["policy"] is None:
+            scheduled = None if lr_factor is None else held.peak * lr_factor
+            plain["lr"] = float(assigned.get("lr", unrounded(held.lr, given["lr"], scheduled)))
+            return merged(plain, policy_values(None))
         plain["lr"] = float(assigned.get("lr", unrounded(held.lr, given["lr"])))
-        if lr_factor is not None:
-            self._add_schedule(plain, i, held, assigned, lr_factor)
-        return plain
+        return self._with_schedule(plain, i, resolved["policy"], held, assigned, lr_factor)
 
-    def _add_schedule(self, plain: Group, i: int, held: Held, assigned: Group, lr_factor: float) -> None:
+    def _with_schedule(
+        self, plain: Group, i: int, policy: Policy, held: Held, assigned: Group, lr_factor: float
+    ) -> Group:
         """Complete a group that has a policy: its clock, its peak, and the rate that follows from it unless edited."""
         part = self.clock.parts[i]
         plain["max_lr"] = float(assigned.get("max_lr", held.peak))
@@ -119,12 +138,21 @@ class DeviceSchedules:
         follows = "lr" not in assigned and held.lr == rounded(held.peak_of_lr * lr_factor)
         if follows:
             plain["lr"] = plain["max_lr"] * lr_factor
-        (resolved,) = self._known.resolved([plain])
-        if "schedule_step" in assigned or resolved["policy"] is not part.policy:
-            plain.update(values_of(plan(resolved, plain["schedule_step"], self._slot), plain, self._slot))
-            plain["policy"] = self._known.text(resolved["policy"])
-        elif not follows or part.row_step(held.step) != held.step:  # loading tabulates anew past the end of a table
+        if "schedule_step" in assigned or policy is not part.policy:
+            return self._moved(plain, policy, part.policy, assigned)
+        if not follows or part.row_step(held.step) != held.step:  # loading tabulates anew past the end of a table
             plain[BY_HAND] = True
+        return plain
+
+    def _moved(self, group: Group, policy: Policy, before: Policy | None, assigned: Group) -> Group:
+        """What a group of numbers becomes with another clock or policy; a rate and a momentum assigned to it stay."""
+        after = merged(group, {"policy": policy} if policy is before else policy_values(policy))
+        values = values_of(plan(after, after["schedule_step"], self._slot), after, self._slot)
+        if "momentum" in assigned and self._slot is not None:
+            values.pop(self._slot.key, None)
+        if "lr" in assigned:
+            values.update({"lr": group["lr"], BY_HAND: True})
+        return self._known.stored({**after, **values})
 
     # -- edits --------------------------------------------------------------------------------------------------------
 
@@ -132,19 +160,32 @@ class DeviceSchedules:
         """Write what was assigned since the last step into the tensors."""
         edits = [edit for i, group in enumerate(groups) for edit in self.shown.assigned(i, group)]
         resolved = self._known.resolved(groups)
-        moved = {i for i, group in enumerate(resolved) if group["policy"] is not self.clock.parts[i].policy}
-        if edits or moved:
+        others = {
+            i: policy_values(group["policy"])
+            for i, group in enumerate(resolved)
+            if group["policy"] is not self.clock.parts[i].policy
+        }
+        if edits or others:
             refuse_in_capture("lr, momentum, max_lr, schedule_step or policy was assigned to since the last step")
             edits = [checked_edit(*edit) for edit in edits]
             steps = {i: check_step(int(value)) for i, key, value in edits if key == "schedule_step"}
-            self._move(resolved, moved | steps.keys(), steps)  # the only one that can fail comes first
-            for edit in edits:
-                self.shown.write(*edit)
-            for i in moved:
-                groups[i].update(self._known.stored({"policy": resolved[i]["policy"]}))
+            for i, changed in others.items():
+                self._check_other(i, resolved[i])
+                resolved[i] = merged(resolved[i], changed)
+            self._move(resolved, others.keys() | steps.keys(), steps)  # the only one that can fail comes first
+            for i, key, value in edits:
+                if key in self.shown.tensors(i):  # a clock goes with its policy
+                    self.shown.write(i, key, value)
+            for i, changed in others.items():
+                at_once(writing(groups[i], self._known.stored(changed)))
         self.shown.show(groups)
 
-    def _move(self, resolved: list[Group], moved: set[int], steps: dict[int, int]) -> None:
+    def _check_other(self, i: int, resolved: Group) -> None:
+        """Refuse a policy that was assigned to a group without a schedule."""
+        if resolved["policy"] is not None and self.clock.parts[i].policy is None:
+            check_clock_is_there(resolved)
+
+    def _move(self, resolved: list[Group], moved: Collection[int], steps: dict[int, int]) -> None:
         """Follow edited policies, and edited clocks (``steps``), of these groups."""
         if not moved:
             return
@@ -153,17 +194,16 @@ class DeviceSchedules:
             for i, (group, held) in enumerate(zip(resolved, self.clock.held(), strict=False))
         ]
         positions = [_position(group, i in moved) for i, group in enumerate(plain)]
-        self.clock.fill(self.clock.parts_for(positions), [position.step for position in positions])
-        for i in moved:
-            if plain[i]["policy"] is not None:
-                self._write_plan(i, plain[i])
+        parts = self.clock.parts_for(positions)
+        plans = {i: plan(plain[i], positions[i].step, self._slot) for i in moved if plain[i]["policy"] is not None}
+        for i in plans:
+            self.update.check_part(plain[i], parts[i])
+        self.clock.fill(parts, [position.step for position in positions])
+        for i, planned in plans.items():
+            self.shown.write(i, "lr", planned.lr)
+            if planned.momentum is not None and self.shown.shows_momentum(i):
+                self.shown.write(i, "momentum", planned.momentum)
         self.clock.refresh()
-
-    def _write_plan(self, i: int, group: Group) -> None:
-        planned = plan(group, group["schedule_step"], self._slot)
-        self.shown.write(i, "lr", planned.lr)
-        if planned.momentum is not None and self.shown.shows_momentum(i):
-            self.shown.write(i, "momentum", planned.momentum)
 
     # -- the step -----------------------------------------------------------------------------------------------------
 
@@ -241,8 +281,7 @@ class DeviceSchedules:
         groups = optimizer.param_groups
         plain = self._known.resolved(self.plain(groups))
         for i, values in changes.values(plain, self._slot).items():
-            plain[i].update(values)
-            plain[i] = {key: value for key, value in plain[i].items() if value is not ABSENT}
+            plain[i] = merged(plain[i], values)
         self._replace(groups, plain, changes.indices, restarts=True)
 
     def _replace(self, groups: list[Group], plain: list[Group], indices: Iterable[int], restarts: bool = False) -> None:

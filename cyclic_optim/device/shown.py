@@ -106,15 +106,18 @@ class Shown:
 
     def show_again(self, groups: list[Group]) -> None:
         """After pickling, which makes two objects of one: let groups show their tensors; other values are edits."""
+        before = self.columns
         edits = [
-            (i, key, group[key])
-            for key, column in zip(self.keys, self.columns, strict=True)
+            (k, i, group[key])
+            for k, key in enumerate(self.keys)
             for i, group in enumerate(groups)
-            if key in group and not _is_equal(group[key], column[i])
+            if key in group and not _is_equal(group[key], before[k][i])
         ]
         self.show(groups)
-        for i, key, value in edits:
-            groups[i][key] = value
+        for k, i, value in edits:
+            groups[i][self.keys[k]] = value
+            if value is self.columns[k][i]:  # a policy: no tensor was shown in its place
+                self.columns[k][i] = before[k][i]
 
 
 def holds_traced(groups: list[Group], keys: tuple[str, ...], columns: tuple[list[Any], ...]) -> bool:

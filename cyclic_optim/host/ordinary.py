@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import native
 from ..grad_mode import with_grad
-from ..torch_private import dispatch_modes_active, increment_version
+from ..torch_private import increment_version, modes_active
 from .fused import SMALL, Group, Rows, State, by_op
 
 
@@ -18,7 +18,7 @@ def update_ordinary(groups: list[Group], state: State, grad_scale: Tensor | None
     Beside a loss scale, which torch's op takes off the gradients, nothing but that op computes. A dispatch mode wants
     to see operations: then nothing is done here.
     """
-    if native.compiled is None or dispatch_modes_active():
+    if native.compiled is None or modes_active():
         return [(group, group["params"]) for group in groups]
     done, calls, rest = native.compiled.update(groups, state, SMALL, grad_scale is not None)
     if done:

@@ -16,7 +16,21 @@ from ..grad_mode import with_grad
 from ..groups import HELD_BY_ALL, check_groups, check_rate
 from ..native import ABSENT
 from ..policies.asked import values_at
-from ..schedule import Changes, Known, as_held, at_once, check_step, plan, rate, reported, values_of, warn, writing
+from ..schedule import (
+    Changes,
+    Known,
+    as_held,
+    at_once,
+    check_clock_is_there,
+    check_step,
+    plan,
+    policy_values,
+    rate,
+    reported,
+    values_of,
+    warn,
+    writing,
+)
 from ..schedules import Closure, Schedules
 from ..slots import Group, Slot, check_momentum
 from ..torch_private import uncompiled, wrapped_by_scheduler
@@ -140,16 +154,15 @@ class HostSchedules:
         row = self._written.row(i)
         if "policy" not in group:
             raise ValueError("need 'policy' in every param group beside a schedule: add groups with add_param_group")
-        if group["policy"] is None:
-            return {}, False
+        if group["policy"] is None:  # by hand, where there are other keys of ours
+            return policy_values(None), False
         changed = {key for key in (*row, "policy_state") if group.get(key, ABSENT) is not row.get(key, ABSENT)}
         is_edited, was_by_hand = self._rate_is_edited(group, row), i in self._written.by_hand
         if not changed and not is_edited:
             return {}, was_by_hand
-        if not {"schedule_step", "max_lr"} <= group.keys():
-            raise ValueError("need schedule_step and max_lr beside policy in a param group: use reschedule(policy=...)")
+        check_clock_is_there(group)
         (resolved,) = self._known.resolved([group])
-        values = _policy_values(resolved) if "policy" in changed and "policy_state" not in changed else {}
+        values = policy_values(resolved["policy"]) if "policy" in changed and "policy_state" not in changed else {}
         after = {key: value for key, value in {**resolved, **values}.items() if value is not ABSENT}
         planned = plan(after, check_step(group["schedule_step"]), self._slot)
         # An interrupt, or somebody who put old values back, leaves other objects of the same value.
@@ -281,12 +294,6 @@ class HostSchedules:
 
 # Run uncompiled: a float that changes on every step would trigger a recompile per step.
 _uncompiled_step = uncompiled(HostSchedules.step)
-
-
-def _policy_values(group: Group) -> Group:
-    """What goes with the policy of a resolved group: the policy, and its memory of no reports."""
-    state = group["policy"].initial_state()
-    return {"policy": group["policy"], "policy_state": ABSENT if state is None else dict(state)}
 
 
 def is_rate(lr: Any, rate: float) -> bool:
