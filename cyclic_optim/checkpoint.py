@@ -1,8 +1,8 @@
-"""Loading and saving: what a state dict must be, what is made of it, and what is said about it.
+"""Loading state dicts: they are validated, their state and schedules adopted, and differences warned about.
 
-A state dict comes from outside and may hold anything. torch's own loading copies, casts and indexes what it is given,
-and fails in the middle with whatever error comes of that. Here everything that it would stumble over is refused first,
-by rules that say what is wrong. Nothing is looked up, called or imported by a name in the dict.
+A state dict comes from outside and may hold anything. torch's own loading copies, casts and indexes it without a check,
+and may fail halfway. Here it is validated first, by rules that say what is wrong. Nothing is looked up, called or
+imported by a name in the dict.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .rules import finite, shown
 from .schedule import MOST_SET_STEPS, Known, Plan, as_held, at_once, encode, enrol, plan, values_of, warn, writing
 from .slots import Group, Slot
 
-#: Levels of containers in a state dict; four or five are usual, and copying takes a stack for each.
+#: The most levels of containers in a state dict. Four or five are usual; copying recurses for each.
 MOST_LEVELS = 20
 
 #: Marks a group whose lr the user had edited by hand when it was saved; only in state dicts.
@@ -31,7 +31,7 @@ BY_HAND = "edited_by_hand"
 
 _CONTAINERS = (dict, list, tuple, set, frozenset)
 
-# -- what a state dict must be --------------------------------------------------------------------------------------
+# -- validation -----------------------------------------------------------------------------------------------------
 
 
 def check_state_dict(state_dict: Any, groups: list[Group], kinds: Kinds) -> None:
@@ -54,10 +54,10 @@ def check_state_dict(state_dict: Any, groups: list[Group], kinds: Kinds) -> None
 
 
 def _nests_deeper(value: Any, levels: int) -> bool:
-    """Whether containers lie in containers more than ``levels`` deep, or hold themselves."""
+    """Whether containers are nested more than ``levels`` deep, or contain themselves."""
     level = [value]
     for _ in range(levels):
-        # Each once, however many hold it: what is shared on every level would take for ever.
+        # Each container once: shared ones would otherwise multiply with every level.
         level = list({id(item): item for holder in level for item in _contents(holder)}.values())
     return any(isinstance(item, _CONTAINERS) for item in level)
 
@@ -69,18 +69,18 @@ def _contents(holder: Any) -> Any:
 
 
 def _check_copies(saved: list[Group]) -> None:
-    """Loading copies the groups. What does not copy (a tensor with a graph behind it, a generator) is no data."""
+    """Refuse what cannot be copied, as loading does: a tensor with an autograd graph, a generator."""
     for group in saved:
         try:
             copy.deepcopy(group)
-        except Exception as error:  # noqa: PERF203 (whatever it is; the message says of which group)
+        except Exception as error:  # noqa: PERF203 (any error; the message says in which group)
             raise ValueError(f"need param groups that can be copied, got {shown(group)}: {error}") from error
 
 
 def _numbered(saved: list[Group], groups: list[Group]) -> dict[Any, Tensor]:
     """The parameters by the numbers that the state dict gives them."""
     numbered: dict[Any, Tensor] = {}
-    for group, live in zip(saved, groups, strict=False):  # torch has errors of its own for what does not match
+    for group, live in zip(saved, groups, strict=False):  # torch raises for groups that do not match
         for number, param in zip(group["params"], live["params"], strict=False):
             if not isinstance(number, (int, str)):
                 raise ValueError(f"need 'params' to be numbers or names, got {shown(number)}")
@@ -138,11 +138,11 @@ def _check_buffer(buffer: Any, param: Tensor) -> None:
         raise ValueError(f"need a momentum_buffer of {param.dtype}, or one that becomes it, got {buffer.dtype}")
 
 
-# -- what is made of it: the state -----------------------------------------------------------------------------------
+# -- state ----------------------------------------------------------------------------------------------------------
 
 
 def cloned_state(state: Any, groups: list[Group]) -> dict[Any, Any]:
-    """The loaded state with tensors of its own; torch's loading may hand over the very tensors of the dict."""
+    """A clone of the loaded state: torch's loading may return the tensors of the dict themselves."""
     # Keep a buffer's autograd graph only with differentiable=True; otherwise it leaks.
     with_graph = any(group.get("differentiable") for group in groups)
     return {key: _cloned(value, with_graph) for key, value in state.items()}
@@ -167,7 +167,7 @@ def drop_empty(state: dict[Any, Any]) -> None:
 
 
 def with_capturable(state_dict: dict[str, Any], groups: list[Group], capturable: bool) -> dict[str, Any]:
-    """The state dict with the code's ``capturable`` beside a policy: it says where state and schedules live."""
+    """The state dict, beside a policy with the code's ``capturable``: it decides where state and schedules are."""
     saved = state_dict["param_groups"]
     if all(group.get("policy") is None for group in (*groups, *saved)):
         return state_dict
@@ -186,15 +186,15 @@ def fill(groups: list[Group], previous: list[Group], keys: Iterable[str]) -> Non
                 group.setdefault(key, old[key])
 
 
-# -- what is made of it: the schedules -------------------------------------------------------------------------------
+# -- schedules ------------------------------------------------------------------------------------------------------
 
 
 def adopt(groups: list[Group], previous: list[Group], known: Known, slot: Slot | None, kinds: Kinds) -> set[int]:
     """Give freshly loaded groups their schedules; returns the groups whose lr was edited by hand.
 
     The policy in the code wins over the one in the checkpoint, with a warning where they differ; without one in the
-    code the checkpoint's is taken. A peak that differs is named, and the checkpoint's is kept. Groups of an optimizer
-    that kept no schedule (``torch.optim.SGD``) start at step 0, with the code's peaks.
+    code the checkpoint's is used. The peak in the checkpoint wins over the one in the code, with a warning where they
+    differ. Groups of an optimizer without schedules (``torch.optim.SGD``) start at step 0, with the code's peaks.
 
     Args:
         groups: the loaded groups.
@@ -204,44 +204,39 @@ def adopt(groups: list[Group], previous: list[Group], known: Known, slot: Slot |
         kinds: what must be numbers and flags.
 
     Raises:
-        ValueError, TypeError: the groups hold something that no schedule can have written.
+        ValueError, TypeError: the groups hold what no schedule can have written.
     """
     _check_presence(groups)
     previous = known.resolved(previous)
-    by_hand: set[int] = set()
-    differing: list[Difference] = []
-    changed: dict[str, None] = {}  # warnings of other policies, each once
+    with_clock = [i for i, group in enumerate(groups) if "schedule_step" in group]
+    by_hand = {i for i in with_clock if groups[i].pop(BY_HAND, False) is True}
+    messages: dict[str, None] = {}  # each once
     for i, (group, old) in enumerate(zip(groups, previous, strict=True)):
-        if "schedule_step" in group:
-            is_by_hand = group.pop(BY_HAND, False) is True
-            changed |= _adopt_group(group, old, slot, kinds, is_by_hand)
-            difference = _difference(i, group, slot)  # asks the policy, also where the answer is not needed
-            if is_by_hand:
-                by_hand.add(i)
-            elif difference is not None:
-                differing.append(difference)
+        if i in with_clock:
+            messages |= _adopt_group(group, old, slot, kinds, i in by_hand)
         elif old["policy"] is not None:
             _start(group, old, groups[:i], slot)
             kinds.check_scheduled(group)
-    _complete(groups)
-    for message in changed:
+    differences = [_compared(i, groups[i], slot) for i in with_clock]  # of all: a policy without valid values raises
+    _add_policy_key(groups)
+    for message in messages:
         warn(message)
-    _warn_of_values(groups, differing, slot)
+    _warn_of_values(groups, [found for found in differences if found is not None and found.group not in by_hand], slot)
     _warn_of_peaks(groups, previous)
     for group in groups:
         group.update(known.stored(group))
     return by_hand
 
 
-def _complete(groups: list[Group]) -> None:
-    """Say of every group that has no policy that it has none, beside others that have one."""
+def _add_policy_key(groups: list[Group]) -> None:
+    """Give every group the key ``policy``, where any group has a policy."""
     if any(group.get("policy") is not None for group in groups):
         for group in groups:
             group.setdefault("policy", None)
 
 
 def _check_presence(groups: list[Group]) -> None:
-    """A clock belongs to every group that has a policy, and ours say so where there is none."""
+    """Refuse a policy without a clock: all groups have clocks but those with ``policy=None``, or none has."""
     scheduled = ["schedule_step" in group for group in groups]
     without = [group.get("policy", group) for group, here in zip(groups, scheduled, strict=True) if not here]
     if any(scheduled) and any(policy is not None for policy in without):
@@ -255,14 +250,14 @@ def _check_presence(groups: list[Group]) -> None:
 
 def _adopt_group(group: Group, old: Group, slot: Slot | None, kinds: Kinds, is_by_hand: bool) -> dict[str, None]:
     """Give a group its policy; returns the warning, if that is another than the checkpoint's."""
-    ours: Policy | None = old["policy"]
-    if ours is not None:
+    in_code: Policy | None = old["policy"]
+    if in_code is not None:
         # Keys missing from an older checkpoint keep the code's values.
         group.setdefault("max_lr", old["max_lr"])
-        group.setdefault("policy", encode(ours))
+        group.setdefault("policy", encode(in_code))
     _check_clock(group)
     saved = group["policy"]
-    policy = group["policy"] = ours if ours is not None else policy_of(saved)
+    policy = group["policy"] = policy_of(saved) if in_code is None else in_code
     kinds.check_scheduled(group)
     if isinstance(saved, str) and saved.rstrip() == encode(policy):
         _take_reports(policy, group)
@@ -311,7 +306,7 @@ def _decoded(saved: Any) -> Any:
 
 
 def _take_reports(policy: Policy, group: Group) -> None:
-    """The group's memory of reports, checked; that of a policy that has had none is the initial one."""
+    """Check the group's state of reports, and copy it; where there is none, take the policy's initial one."""
     state = group.pop("policy_state", policy.initial_state())
     policy.check_state(state)
     if state is not None:
@@ -322,12 +317,12 @@ def _change_policy(group: Group, policy: Policy, old: Group, slot: Slot | None) 
     """Take over the memory of reports and the code's momentum; returns the values to store under the new policy."""
     try:
         _take_reports(policy, group)
-    except ValueError:  # the other policy's memory
+    except ValueError:  # the state of the other policy
         group.pop("policy_state", None)
         if (state := policy.initial_state()) is not None:
             group["policy_state"] = dict(state)
     if slot is not None and slot.key in old:
-        # Where the old policy left momentum means nothing; the new one may leave it alone.
+        # Momentum is not to stay where the old policy left it, if the new one does not set it.
         group[slot.key] = slot.stored(group, slot.read(old))
     return values_of(plan(group, group["schedule_step"], slot), group, slot)
 
@@ -337,7 +332,7 @@ def _carried(group: Group, saved: Any, slot: Slot | None) -> str:
     try:
         policy = policy_of(saved)
         policy.check_state(group.get("policy_state", policy.initial_state()))
-        difference = _difference(0, {**group, "policy": policy}, slot)
+        difference = _compared(0, {**group, "policy": policy}, slot)
     except (TypeError, ValueError):  # code that data cannot hold, or numbers that the rules refuse later
         return ""
     if difference is None:
@@ -355,29 +350,29 @@ def _text(saved: Any) -> str:
 
 
 def _start(group: Group, old: Group, peers: list[Group], slot: Slot | None) -> None:
-    """Begin the code's schedule at its step 0, in a group of an optimizer that kept none."""
-    # torch's schedulers leave a max_lr of their own behind, and momentum wherever it was.
+    """Start the code's schedule at step 0, in a group of an optimizer without schedules."""
+    # torch's schedulers leave another max_lr behind, and the momentum of their last step.
     group["max_lr"] = old["max_lr"]
     if "max_momentum" in group and slot is not None:
         group[slot.key] = slot.stored(group, slot.read(old))
-    group.pop("initial_lr", None)  # the sign of a scheduler, which stayed behind
+    group.pop("initial_lr", None)  # else a scheduler would seem to be attached
     group["schedule_step"] = 0
     enrol(group, old["policy"], peers, slot)
 
 
-# -- what is said about it -------------------------------------------------------------------------------------------
+# -- warnings -------------------------------------------------------------------------------------------------------
 
 
 class Difference(NamedTuple):
     """A group whose saved values are not its schedule's at its step."""
 
-    index: int
+    group: int
     due: str
     held: str
     planned: Plan
 
 
-def _difference(i: int, group: Group, slot: Slot | None) -> Difference | None:
+def _compared(i: int, group: Group, slot: Slot | None) -> Difference | None:
     planned = plan(group, group["schedule_step"], slot)
     found = [("lr", planned.lr, group["lr"])]
     if planned.momentum is not None and slot is not None:
@@ -390,7 +385,7 @@ def _difference(i: int, group: Group, slot: Slot | None) -> Difference | None:
 
 
 def _is_close(due: float, held: Any) -> bool:
-    """Equal as far as the dtype of the held number can tell, and other machines' arithmetic."""
+    """Equal up to the precision of the held number, and up to rounding on other machines."""
     if not isinstance(held, Tensor):
         return math.isclose(due, held, rel_tol=1e-6)
     tolerance = max(1e-6, 4 * torch.finfo(held.dtype).eps)
@@ -398,30 +393,30 @@ def _is_close(due: float, held: Any) -> bool:
 
 
 def _warn_of_values(groups: list[Group], differing: list[Difference], slot: Slot | None) -> None:
-    """Write the schedule's values where a checkpoint has others that nobody marked, and say so."""
-    for index, _, _, planned in differing:
-        at_once(writing(groups[index], values_of(planned, groups[index], slot)))
+    """Write the schedule's values where a checkpoint has others that are not marked as edits, and warn."""
+    for i, _, _, planned in differing:
+        at_once(writing(groups[i], values_of(planned, groups[i], slot)))
     if differing:
-        index, due, held, planned = differing[0]
+        first, due, held, planned = differing[0]
         warn(
-            f"param group {index} of the checkpoint has {held}, and its schedule {due} at its step {planned.step}: "
+            f"param group {first} of the checkpoint has {held}, and its schedule {due} at its step {planned.step}: "
             "another optimizer trained on with it, or its clock was edited. Going on with the schedule's values in "
-            f"param groups {[one.index for one in differing]}; call reschedule(step=...) or reschedule(lr=...) for "
+            f"param groups {[one.group for one in differing]}; call reschedule(step=...) or reschedule(lr=...) for "
             "others"
         )
 
 
 def _warn_of_peaks(groups: list[Group], previous: list[Group]) -> None:
-    """A peak that is not the code's is kept, and named."""
+    """Warn of peaks that are not the code's."""
     pairs = [
         (i, group["max_lr"], float(old["max_lr"]))
         for i, (group, old) in enumerate(zip(groups, previous, strict=True))
         if group.get("policy") is not None and old.get("policy") is not None
     ]
-    differing = [(i, saved, ours) for i, saved, ours in pairs if saved != ours]
+    differing = [pair for pair in pairs if pair[1] != pair[2]]
     if differing:
-        indices, saved, ours = map(list, zip(*differing, strict=True))
+        indices, saved, in_code = map(list, zip(*differing, strict=True))
         warn(
-            f"the peak in the checkpoint is kept where the code has another: max_lr={saved}, in the code {ours}, in "
+            f"the peak in the checkpoint is kept where the code has another: max_lr={saved}, in the code {in_code}, in "
             f"param groups {indices}. For the code's, call reschedule(lr=...)"
         )

@@ -15,16 +15,16 @@ from .policies import Policy
 from .rules import finite, shown
 from .slots import Group
 
-#: Our keys in a param group; the rest of the library writes no others.
-OURS = ("policy", "schedule_step", "max_lr", "policy_state")
+#: The keys of a schedule in a param group.
+SCHEDULE_KEYS = ("policy", "schedule_step", "max_lr", "policy_state")
 
-#: float16's largest number, the lowest among the floating-point dtypes that torch's updates take. Higher rates are
-#: checked against each parameter's dtype.
+#: float16's largest number, the lowest of all floating-point dtypes that torch's updates take. Higher rates are checked
+#: against each parameter's dtype.
 HELD_BY_ALL = torch.finfo(torch.float16).max
 
 
 class Kinds(NamedTuple):
-    """Which keys of an optimizer's groups are numbers, and which are flags; the others are the base class's concern."""
+    """Which keys of an optimizer's groups are numbers, and which are flags; the base class checks the others."""
 
     numbers: tuple[str, ...] = ("lr",)
     flags: tuple[str, ...] = ()
@@ -33,7 +33,7 @@ class Kinds(NamedTuple):
     momentum_buffer: bool = False  # whether a momentum_buffer is known to be of its parameter's shape
 
     def check(self, group: Group) -> None:
-        """Refuse what a checkpoint may not hold, whether or not there is a policy: kinds, whatever the values."""
+        """Refuse wrong types in a checkpoint, with or without a policy; values are not checked."""
         for key in self.numbers:
             if key in group and not isinstance(group[key], (numbers.Real, Tensor)):
                 raise TypeError(f"need {key} to be a number, got {key}={shown(group[key])}")
@@ -42,7 +42,7 @@ class Kinds(NamedTuple):
                 raise TypeError(f"need {key} to be a bool, got {key}={shown(group[key])}")
 
     def check_scheduled(self, group: Group) -> None:
-        """Refuse what a group with a policy may not hold."""
+        """Refuse wrong types and values in a group with a policy."""
         check_has_rate(group)
         check_rate(group["lr"])
         given = {key: group[key] for key in (*self.numbers, "max_lr") if key in group}
@@ -75,7 +75,7 @@ def _is_taken_by_torch(number: Any) -> bool:
 
 
 def check_numbers(**given: Any) -> None:
-    """Refuse what plain SGD accepts (NaN, inf) and what would spoil a schedule for good."""
+    """Refuse NaN, inf and other values that plain SGD accepts, but that no later step could repair."""
     for name, value in given.items():
         if isinstance(value, Tensor):
             if value.numel() != 1:
@@ -87,7 +87,7 @@ def check_numbers(**given: Any) -> None:
 
 
 def check_policy(policy: object) -> None:
-    """Refuse what is neither a policy nor None, with the way out for common mistakes."""
+    """Refuse anything but a policy or None; the message has the way out for common mistakes."""
     if policy is None or isinstance(policy, Policy):
         return
     hint = ""
@@ -99,7 +99,7 @@ def check_policy(policy: object) -> None:
 
 
 def check_has_rate(group: Group) -> None:
-    """Refuse an optimizer without a learning rate, which a policy has nothing to do in."""
+    """Refuse a policy for a param group without a learning rate."""
     if "lr" not in group:
         raise ValueError(
             "need an optimizer with a learning rate, 'lr' in its param groups, beside a policy, "
@@ -120,7 +120,7 @@ def check_rate(lr: Any) -> None:
 
 
 def check_capturable(group: Group, defaults: Group) -> None:
-    """Refuse a group that is captured where the optimizer is not: its rate would stay what it was at the capture."""
+    """Refuse another ``capturable`` than the optimizer's: a captured step would repeat the rate of the capture."""
     if group.get("capturable") != defaults.get("capturable"):
         raise ValueError(
             "need capturable as an argument of the optimizer, the same for all groups, beside a policy, "
@@ -136,14 +136,14 @@ def highest_held(group: Group) -> float:
 
 
 def check_groups(groups: list[Group]) -> None:
-    """Refuse an optimizer that has lost its groups: the clocks are in them."""
+    """Refuse an optimizer whose param groups were removed: they hold the clocks."""
     if not groups:
         raise ValueError("need at least one param group beside a policy, whose counter they keep, got none")
 
 
 #: Keys that torch's schedulers leave in param groups beside ``initial_lr``.
 _LEFT_BY_SCHEDULERS = {"min_lr", "base_momentum", "max_momentum"}
-#: Arguments that are given to the optimizer, or a policy, and mean nothing in a group.
+#: Arguments of the optimizer or of a policy, which have no effect in a group.
 _ELSEWHERE = {
     **dict.fromkeys(("capturable", "horizon"), "an argument of the optimizer"),
     **dict.fromkeys(("policies", "scheduler", "schedule"), "a policy per group is 'policy'"),
@@ -155,18 +155,18 @@ _ELSEWHERE = {
 
 
 def check_keys(group: Group, defaults: Iterable[str]) -> None:
-    """Refuse a key that looks like an argument of ours and is none; users' own labels are theirs.
+    """Refuse a key that looks like a key of a schedule and is none; other keys are the user's.
 
     ``min_lr``, ``base_momentum`` and ``max_momentum`` are accepted beside ``initial_lr``: then a torch scheduler
     left them there, and they have no effect.
     """
-    known = {*defaults, *OURS}
+    known = {*defaults, *SCHEDULE_KEYS}
     for key in group:
         if not isinstance(key, str) or key in known or (key in _LEFT_BY_SCHEDULERS and "initial_lr" in group):
             continue
-        looks_like_ours = any(word in key for word in ("policy", "schedule_"))
-        if key in _ELSEWHERE or looks_like_ours:
-            what = _ELSEWHERE.get(key, f"the keys of a group are {', '.join(OURS)}")
+        looks_like_one = any(word in key for word in ("policy", "schedule_"))
+        if key in _ELSEWHERE or looks_like_one:
+            what = _ELSEWHERE.get(key, f"the keys of a group are {', '.join(SCHEDULE_KEYS)}")
             raise ValueError(
                 f"need a param group without {key!r}, which has no effect there, got {key}={shown(group[key])}: {what}"
             )

@@ -1,4 +1,4 @@
-"""Taking over a run of a torch optimizer and its scheduler, at whatever step it stands."""
+"""Taking over a run of a torch optimizer and its scheduler, at any step."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _hand_over(group: Group, taken: Taken, step: int, options: dict[str, Any]) -
 
 
 def _shared(taken: list[Taken]) -> list[Taken]:
-    """The same with one object for equal policies: it is then asked once per step for all of their groups."""
+    """The same with one object for equal policies: it is then evaluated once per step for all of their groups."""
     found: list[Policy] = []
     for one in taken:
         if one.policy not in found:
@@ -111,13 +111,13 @@ def _policy_of_all(taken: list[Taken]) -> Policy | None:
 
 
 def _with_state_of(optimizer: Optimizer, taking_over: Cycled) -> Cycled:
-    """The new optimizer with the same state: the very tensors, in copies of the dicts that hold them."""
+    """Give the new optimizer the same state: the same tensors, in copies of the dicts that hold them."""
     for key, value in optimizer.state.items():
         taking_over.state[key] = dict(value) if isinstance(value, dict) else value
     return taking_over
 
 
-# --- what is refused, whatever the scheduler
+# --- checks for all schedulers
 
 
 def _check_optimizer(cls: type[Scheduled], optimizer: Any) -> None:
@@ -171,9 +171,9 @@ def _check_scheduler(scheduler: Any, optimizer: Optimizer) -> None:
 
 
 _REFUSED = {
-    torch_schedules.ChainedScheduler: "its parts work on each other's results, and no policy does",
-    torch_schedules.MultiplicativeLR: "its rate is the product of all factors so far, and a policy is asked for "
-    "any step alone",
+    torch_schedules.ChainedScheduler: "its parts change each other's results, and no policy does",
+    torch_schedules.MultiplicativeLR: "its rate is the product of all factors so far, and a policy's values depend "
+    "on the step alone",
 }
 
 
@@ -200,7 +200,7 @@ def _check_stepped_with(optimizer: Optimizer, position: int) -> None:
 def _updates_of(optimizer: Optimizer, param: torch.Tensor) -> int:
     """The updates that a parameter's state shows; 0 where it shows none.
 
-    Most optimizers count them. SGD does not, but tensors count the writes to them: the first update creates the
+    Most optimizers count them. SGD does not, but tensors count their in-place writes: the first update creates the
     momentum buffer, and each later one writes to it twice. torch's fused op does not count its writes, and a checkpoint
     does not keep the number.
     """
@@ -215,7 +215,7 @@ def _updates_of(optimizer: Optimizer, param: torch.Tensor) -> int:
 def _least_updates(optimizer: Optimizer) -> int:
     """A lower bound of the updates that SGD made without momentum: from the writes to the parameters.
 
-    Initialization writes to them, too, and so does clipping or projecting them after an update.
+    Initialization, and clipping or projecting parameters after an update, are writes, too.
     """
     if not _is_sgd(optimizer):
         return 0
@@ -240,9 +240,9 @@ def _check_current(optimizer: Optimizer, taken: list[Taken], position: int) -> N
     for i, (group, one) in enumerate(zip(optimizer.param_groups, taken, strict=True)):
         lr_factor, momentum = one.policy.at(position) if one.state is None else one.policy.after(one.state, position)
         if not _is_close(group["lr"], one.peak * lr_factor, one.peak):
-            raise _edited("lr", one.peak * lr_factor, position, f"param_groups[{i}]['lr']", group["lr"])
+            raise _edited_error("lr", one.peak * lr_factor, position, f"param_groups[{i}]['lr']", group["lr"])
         if momentum is not None and slot is not None and not _is_close(slot.read(group), momentum, 1.0):
-            raise _edited(slot.where, momentum, position, f"param_groups[{i}]{_place(slot)}", slot.read(group))
+            raise _edited_error(slot.where, momentum, position, f"param_groups[{i}]{_place(slot)}", slot.read(group))
 
 
 def _is_close(held: Any, expected: float, scale: float) -> bool:
@@ -252,7 +252,7 @@ def _is_close(held: Any, expected: float, scale: float) -> bool:
     return math.isclose(float(held), expected, rel_tol=tolerance, abs_tol=1e-3 * tolerance * scale)
 
 
-def _edited(name: str, expected: float, position: int, place: str, held: Any) -> ValueError:
+def _edited_error(name: str, expected: float, position: int, place: str, held: Any) -> ValueError:
     return ValueError(
         f"need {name} as the scheduler has it at its step {position}, {expected!r}, got {place}={float(held)!r}: "
         "edited by hand, or by another scheduler"
@@ -264,11 +264,11 @@ def _place(slot: Slot) -> str:
     return f"[{slot.key!r}]{slot.where.removeprefix(slot.key)}"
 
 
-# --- where a scheduler stands
+# --- the position of a scheduler
 
 
 def _position(scheduler: Any) -> int:
-    """How many steps it has made, where its own state agrees."""
+    """How many steps it has made; refused where its other state disagrees."""
     position = scheduler.last_epoch
     if type(position) is not int or position < 0:
         raise ValueError(f"need last_epoch to be an int >= 0, got last_epoch={position!r}")
@@ -415,10 +415,10 @@ def _whole_if_it_is(length: float) -> Any:
 
 def _one_cycle_lr(scheduler: Any) -> list[Taken]:
     phases, annealing = phases_of(scheduler)
-    peaks, first, last = (_held(scheduler, key) for key in ("max_lr", "initial_lr", "min_lr"))
+    peaks, first, last = (_in_groups(scheduler, key) for key in ("max_lr", "initial_lr", "min_lr"))
     momenta: list[dict[str, float]] = [{}] * len(peaks)
     if scheduler.cycle_momentum:
-        momenta = _momenta(_held(scheduler, "base_momentum"), _held(scheduler, "max_momentum"))
+        momenta = _momenta(_in_groups(scheduler, "base_momentum"), _in_groups(scheduler, "max_momentum"))
     make: Callable[..., Policy] = partial(
         OneCycle,
         scheduler.total_steps,
@@ -437,8 +437,8 @@ def _one_cycle_lr(scheduler: Any) -> list[Taken]:
     ]
 
 
-def _held(scheduler: Any, key: str) -> list[float]:
-    """A value of each param group: OneCycleLR keeps its arguments there."""
+def _in_groups(scheduler: Any, key: str) -> list[float]:
+    """A value of each param group, where OneCycleLR stores its arguments."""
     return _floats([group[key] for group in scheduler.optimizer.param_groups])
 
 
@@ -466,7 +466,7 @@ def _scaled(i: int, part: list[Taken], peaks: list[float]) -> list[Policy]:
 
 
 def _reduce_lr_on_plateau(scheduler: Any) -> list[Taken]:
-    # It remembers no rate but the last, so that is the peak.
+    # It stores no rate but the last, which becomes the peak.
     peaks, min_lrs = _floats(last_rates(scheduler)), scheduler.min_lrs
     if len(min_lrs) != len(peaks) and scheduler.default_min_lr is not None:
         min_lrs = [scheduler.default_min_lr] * len(peaks)

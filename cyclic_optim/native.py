@@ -1,7 +1,7 @@
 """The compiled part of a step, ``_native.c``, where it is available, and the same functions in Python.
 
 Installing builds it where there is a C compiler. It works with every torch that has DLPack's C exchange API
-(2.10 and newer). Where it is missing, or finds something out of the ordinary, Python does the same.
+(2.10 and newer). Where it is missing, or a tensor is not ordinary, Python does the same.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from .torch_private import TENSOR_BYTES, impl_address, negated_view
 Group: TypeAlias = dict[str, Any]
 Columns: TypeAlias = tuple[Any, ...]
 
-#: In a column: the key is to be absent, or left alone.
+#: In a column: the key is absent (``holds``), or not written (``put``).
 ABSENT: Any = ...
 
-#: Sizes of a c10::TensorImpl: 22 words for years, and torch's header asserts that there are at most 26.
+#: Sizes of a c10::TensorImpl: 22 words so far; torch's header asserts at most 26.
 WORDS = range(22, 27)
 
 
 def find_negation() -> tuple[int, int, int]:
-    """Where a tensor says that it is a lazily negated view: (offset of its TensorImpl, offset of the keys, the key).
+    """Where a tensor has its "negative" bit: (offset of its TensorImpl, offset of the keys, the key).
 
-    torch has no cheap way to ask, and its memory layout is private. So find the "negative" bit by comparing the raw
+    ``is_neg`` is slow to call, and torch's memory layout is private. So find the "negative" bit by comparing the raw
     memory of negated and ordinary tensors, which otherwise differ in as much as possible: it is the one bit that is
     set in every negated tensor and in no other. Where there is no such bit, or more than one, all three are 0, and
     ``is_neg`` is called for each tensor.
@@ -52,7 +52,7 @@ def find_negation() -> tuple[int, int, int]:
         if all(_word(id(tensor) + offset) == impl_address(tensor) for tensor in (*plain, *negated))
     ]
     bits = 0
-    for words in WORDS:  # the keys are the last member: if they are not found, there is more to read
+    for words in WORDS:  # the keys are the last member, so a larger TensorImpl may have them further on
         bits = reduce(and_, _contents(negated, words)) & ~reduce(or_, _contents(plain, words))
         if bits:
             break
@@ -139,7 +139,7 @@ def put(groups: list[Group], keys: tuple[str, ...], columns: Columns) -> None:
         {key: item for key, item in zip(keys, items, strict=True) if item is not ABSENT}
         for items in zip(*(_items(column, len(groups)) for column in columns), strict=True)
     ]
-    # Dropping an old value may run its finalizer, any Python code: so all of them are kept until everything is written.
+    # Freeing an old value may run its finalizer, any Python code: so all of them live until everything is written.
     old = [dict.get(group, key) for group in groups for key in keys]
     # Python handles signals between its own instructions, and this is a single one.
     deque(map(dict.update, groups, rows), maxlen=0)
@@ -163,10 +163,10 @@ def scaled(numbers: list[float], factor: float) -> list[float]:
 def layout(
     groups: list[Group], state: Mapping[Tensor, dict[str, Any]], keys: tuple[str, ...]
 ) -> tuple[bytes, bytes] | None:
-    """Where each parameter with a gradient, its state and its gradient are in memory; ``_native.c`` has the format.
+    """The memory layout of each parameter with a gradient, its state and its gradient; ``_native.c`` has the format.
 
-    Tables of addresses that were made for one result are right for every result with equal bytes. None where anything
-    is out of the ordinary, and without the compiled part.
+    Tables of addresses that were made for one result are valid for every result with equal bytes. None where any
+    tensor is not ordinary, and without the compiled part.
     """
     return None if compiled is None else compiled.layout(groups, state, keys)
 

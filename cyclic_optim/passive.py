@@ -1,4 +1,4 @@
-"""A scheduler that only reports, for frameworks that insist on one."""
+"""A scheduler that only reports, for frameworks that require one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .policies.asked import values_at
 class PassiveScheduler(LRScheduler):
     """What ``optimizer.passive_scheduler()`` returns: a view of the schedules that the optimizer owns.
 
-    It writes nothing and moves nothing: :meth:`step` may be called as often as a framework likes, and loading its state
-    dict changes nothing, since all there is to restore is in the optimizer's. torch's schedulers replace
+    It changes nothing: :meth:`step` may be called any number of times, and loading its state dict restores nothing,
+    because the optimizer's has everything. torch's schedulers replace
     ``optimizer.step`` by a counting one and leave ``initial_lr`` in the param groups; this one does neither.
 
     As with torch's schedulers, :meth:`get_last_lr` between ``optimizer.step()`` and :meth:`step` is the rate of the
@@ -29,14 +29,14 @@ class PassiveScheduler(LRScheduler):
     def __init__(self, optimizer: Optimizer) -> None:
         if not hasattr(optimizer, "policies"):
             raise TypeError(f"need an optimizer that owns its schedule, like CyclicSGD, got {type(optimizer).__name__}")
-        self.optimizer = optimizer  # super().__init__ would do all that this class is there to avoid
+        self.optimizer = optimizer  # no super().__init__, which would wrap optimizer.step and write to the groups
         self._look()
 
     def _look(self) -> None:
         """Remember the current rates, and at which step."""
         self._groups = self.optimizer.param_groups  # another list after loading
         rates = [group["lr"] for group in self._groups]
-        # A copy of a tensor synchronizes with nothing.
+        # A clone does not synchronize with the host.
         self._rates = [rate.clone() if isinstance(rate, torch.Tensor) else rate for rate in rates]
         self._seen_at = self.last_epoch
 
@@ -72,7 +72,7 @@ class PassiveScheduler(LRScheduler):
         return self.get_last_lr()
 
     def step(self, *args: Any, **kwargs: Any) -> None:
-        """Move nothing; an epoch or a metric given is not looked at (see ``optimizer.report``)."""
+        """Change no value; an epoch or a metric is ignored (see ``optimizer.report``)."""
         self._look()
 
     def state_dict(self) -> dict[str, Any]:

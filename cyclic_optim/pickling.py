@@ -1,4 +1,4 @@
-"""Pickling an optimizer whose policies carry functions: what to say where they cannot be pickled."""
+"""Pickling an optimizer: a clear error where its policies carry functions that cannot be pickled."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import pickle
 import sys
 from typing import Any
 
-#: Picklers that write functions out themselves.
-_WRITE_FUNCTIONS = ("cloudpickle", "dill")
+#: Picklers that pickle functions by value.
+_PICKLE_FUNCTIONS = ("cloudpickle", "dill")
 
 
 class Guard:
-    """Stands first in a pickled optimizer, and fails where its policies will, in words that say what to do."""
+    """Pickled before the rest of an optimizer; raises what to do instead, if a policy cannot be pickled."""
 
     def __init__(self, policies: list[Any] | None = None) -> None:
         self._policies = policies
@@ -20,7 +20,7 @@ class Guard:
         return Guard()
 
     def __reduce__(self) -> Any:
-        if not _is_called_from(_WRITE_FUNCTIONS):
+        if not _is_called_from(_PICKLE_FUNCTIONS):
             for policy in self._policies or ():
                 _check(policy)
         return Guard, ()

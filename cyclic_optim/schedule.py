@@ -1,17 +1,17 @@
 """One param group's schedule: its policy, its clock and its peak; the next values, checked before anything is written.
 
 ========================  ==================================================================
-``group["policy"]``       the policy's name and fields, as JSON; None for a group whose values nobody moves
+``group["policy"]``       the policy's name and fields, as JSON; None for a group without a schedule
 ``group["schedule_step"]``  this group's clock: updates applied since its step 0
 ``group["max_lr"]``       the peak; may be edited
 ``group["lr"]``           the rate of the next step: ``max_lr * lr_factor``
 ``group["momentum"]``     likewise (``betas[0]`` in Adam's family), where the policy cycles it
-``group["policy_state"]``  what the policy remembers of reported metrics; only where it listens
+``group["policy_state"]``  the policy's state of reported metrics; only where it listens
 ========================  ==================================================================
 
-The param groups own all of it, as plain data, because they are what checkpoints, wrappers and distributed engines carry
-about. :class:`Known` has the policies behind the texts; the functions here take *resolved* groups, copies that hold the
-policy itself.
+All of it is plain data in the param groups, because checkpoints, wrappers and distributed engines copy these.
+:class:`Known` has the policies behind the texts. The functions here take *resolved* groups: copies that hold the policy
+itself.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .policies.asked import values_at
 from .rules import MOST_STEPS, finite, shown, whole
 from .slots import Group, Slot, check_momentum
 
-#: Clocks that are set or loaded are below this: half of what there is, so that there is room to go on.
+#: Clocks are set and loaded below this: half of their range, so that there is room to go on.
 MOST_SET_STEPS = MOST_STEPS // 2
 
 _check_whole = whole(0)["rule"]
@@ -48,8 +48,8 @@ class Known:
     def text(self, policy: Policy) -> str:
         """The text that stands for this policy, which is known from now on.
 
-        Policies that differ in code alone have the same description. Spaces at its end, which JSON ignores, tell them
-        apart.
+        Policies that differ only in code have the same description; spaces at its end, which JSON ignores, make the
+        texts differ.
         """
         text = encode(policy)
         while text in self._policies and not _is_same(self._policies[text], policy):
@@ -79,10 +79,10 @@ class Known:
         return self._policies[text]
 
     def resolved(self, groups: Iterable[Group]) -> list[Group]:
-        """Copies of the groups with the policies themselves; a policy that was assigned to a group stays one."""
-        return [{**group, "policy": self._resolved(group.get("policy"))} for group in groups]
+        """Copies of the groups with the policies themselves; a policy that was assigned to a group is left as it is."""
+        return [{**group, "policy": self._policy_or_text(group.get("policy"))} for group in groups]
 
-    def _resolved(self, value: Any) -> Policy | None:
+    def _policy_or_text(self, value: Any) -> Policy | None:
         return value if isinstance(value, Policy) else self.policy(value)
 
     def stored(self, values: Group) -> Group:
@@ -95,12 +95,12 @@ def _is_same(one: Policy, other: Policy) -> bool:
 
 
 def encode(policy: Policy) -> str:
-    """A policy's description as one string: engines that split checkpoints into leaves keep it whole."""
+    """A policy's description as one string, which engines that split checkpoints into leaves do not split."""
     return json.dumps(describe(policy))
 
 
 class Plan(NamedTuple):
-    """One group's values at a step, checked; nothing is written yet."""
+    """One group's values at a step, computed and validated; nothing is written yet."""
 
     step: int
     lr: float
@@ -125,7 +125,7 @@ def plan(group: Group, step: int, slot: Slot | None) -> Plan:
     """The group's values at ``step``.
 
     Raises:
-        ValueError, TypeError: the policy has no valid answer, or the group cannot hold it.
+        ValueError, TypeError: the policy has no valid values, or the group cannot hold them.
     """
     lr_factor, momentum = values_at(group["policy"], step, group.get("policy_state"))
     check_momentum(slot, momentum, group["policy"])
@@ -187,18 +187,18 @@ def writing(group: Group, values: Group) -> list[partial[Any]]:
 
 
 def at_once(changes: Iterable[partial[Any]]) -> None:
-    """Make all of these calls of C functions, or none as far as an interrupt goes.
+    """Make all of these calls of C functions; an interrupt comes before the first or after the last.
 
     Python checks for signals between its own instructions, and this is a single one. For the same reason no other
-    thread sees a part of it, unless a call waits for something, as an operation on tensors may.
+    thread sees a part of it, unless a call releases the GIL, as operations on tensors may.
     """
     deque(map(partial.__call__, changes), maxlen=0)
 
 
 def enrol(group: Group, policy: Policy, peers: list[Group], slot: Slot | None) -> None:
-    """Give a new, resolved group its schedule. It starts where the first group with a clock stands, or where it says.
+    """Give a new, resolved group its schedule, from its ``schedule_step``, else from that of the first group with one.
 
-    A tensor lr is copied: rates are written in place, and the caller's tensor stays the caller's.
+    A tensor lr is cloned, because rates are written in place.
     """
     _to_numbers(group, slot)
     lr: Any = group["lr"]
@@ -208,8 +208,8 @@ def enrol(group: Group, policy: Policy, peers: list[Group], slot: Slot | None) -
         lr = lr.item()
     group["max_lr"] = finite("max_lr", group.get("max_lr", lr), minimum=0)
     started = [peer for peer in peers if peer.get("policy") is not None]
-    here = started[0]["schedule_step"] if started else 0
-    group["schedule_step"] = check_step(group.get("schedule_step", here))
+    common = started[0]["schedule_step"] if started else 0
+    group["schedule_step"] = check_step(group.get("schedule_step", common))
     group["policy"] = policy
     _join_reports(group, policy, started)
     at_once(writing(group, values_of(plan(group, group["schedule_step"], slot), group, slot)))
@@ -230,7 +230,7 @@ def _number(value: Any) -> Any:
 
 
 def _join_reports(group: Group, policy: Policy, peers: list[Group]) -> None:
-    """The group's memory of reports: its own, that of a peer under the same policy, or a fresh one."""
+    """Set the group's state of reports: its own, that of a peer under the same policy, or the initial one."""
     shared = [peer.get("policy_state") for peer in peers if peer["policy"] == policy]
     state = group.get("policy_state", shared[0] if shared else policy.initial_state())
     group.pop("policy_state", None)
@@ -240,7 +240,7 @@ def _join_reports(group: Group, policy: Policy, peers: list[Group]) -> None:
 
 
 class Share(NamedTuple):
-    """The groups that stand at the same step of the same policy, which is asked once for all of them."""
+    """The groups at the same step of the same policy, which is evaluated once for all of them."""
 
     policy: Policy
     state: dict[str, Any] | None
@@ -249,7 +249,7 @@ class Share(NamedTuple):
 
 
 def shares(groups: list[Group]) -> list[Share]:
-    """The groups that have a policy, by what they can share."""
+    """The groups that have a policy, by policy, step and state."""
     found: dict[tuple[int, int], list[Share]] = {}
     for i, group in enumerate(groups):
         policy, state = group["policy"], group.get("policy_state")
@@ -264,15 +264,15 @@ def shares(groups: list[Group]) -> list[Share]:
 
 
 def reported(groups: list[Group], metric: float) -> dict[int, dict[str, Any]]:
-    """The new memory of every group whose policy listens, by index; nothing is written.
+    """The new state of every group whose policy listens, by index; nothing is written.
 
     Raises:
         TypeError: no policy listens, or one returned no state.
     """
-    everyone = shares(groups)
-    listening = [share for share in everyone if share.state is not None or _listens(share.policy)]
+    every = shares(groups)
+    listening = [share for share in every if share.state is not None or _listens(share.policy)]
     new: dict[int, dict[str, Any]] = {}
-    for share in listening or everyone[:1]:  # a policy that does not listen raises, in its own words
+    for share in listening or every[:1]:  # a policy that does not listen raises its own error
         state = share.policy.report(share.state, metric)
         if not isinstance(state, dict):
             raise TypeError(f"need report() to return the new state, a dict, got {shown(state)} from {share.policy!r}")
@@ -315,7 +315,7 @@ def changes_of(groups: list[Group], policy: Any, lr: Any, step: Any, group: Any)
     if policy is None and lr is None and step is None:
         raise ValueError("need policy, lr or step to change, got none of them")
     check_policy(policy)
-    if policy is None and group is None:  # a peak and a clock mean something where there is a policy
+    if policy is None and group is None:  # only groups with a policy have a peak and a clock
         group = [i for i, one in enumerate(groups) if one.get("policy") is not None]
     indices = _indices(groups, group)
     for i in indices:

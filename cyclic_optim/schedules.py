@@ -1,4 +1,4 @@
-"""What an optimizer asks of its schedules, wherever their values live."""
+"""The protocol between an optimizer and its schedules, wherever their values are."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ Closure = Callable[[], Any]
 class Schedules(Protocol):
     """The schedules of all groups of one optimizer: on the host, on the device, or none.
 
-    An optimizer chooses one when its groups change. ``optimizer`` is the :class:`.scheduled.Scheduled` that asks.
+    An optimizer chooses one when its groups change. ``optimizer`` is the :class:`.scheduled.Scheduled` that calls.
     """
 
-    is_traced: bool  # whether torch.compile looks into its step
+    is_traced: bool  # whether torch.compile traces its step
 
     def step(self, optimizer: Any, closure: Closure | None) -> Any:
         """Make one update with the current values, then write the next step's; returns the closure's loss."""
 
     def compiled_step(self, optimizer: Any, closure: Closure | None) -> Any:
-        """``step`` where torch.compile traces it, or watches."""
+        """``step`` while torch.compile traces it, or watches which functions are called."""
 
     def for_groups(self, optimizer: Any, groups: list[Group]) -> Schedules:
-        """The schedules for these groups, the optimizer's or about to be: these, or others."""
+        """The schedules for these groups: this object, or another."""
 
     def join(self, optimizer: Any) -> None:
-        """Take in the last param group, which has just been given its schedule, as plain numbers."""
+        """Add the last param group, which has just been given its schedule, in plain numbers."""
 
     def report(self, optimizer: Any, metric: float) -> None:
-        """Tell every policy that listens, and write the values that follow."""
+        """Report a metric to every policy that listens, and write the values that follow."""
 
     def reschedule(self, optimizer: Any, changes: Changes) -> None:
         """Make these changes, and write the values that follow."""
@@ -41,16 +41,16 @@ class Schedules(Protocol):
         """Copies of the groups in plain numbers, with the values that the next step will use."""
 
     def saved(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """What torch made of state and plain groups, as it is to be saved."""
+        """torch's state dict of state and plain groups, as it is to be saved."""
 
     def for_loading(self, groups: list[Group]) -> list[Group]:
-        """The groups as loading is to find them, in plain numbers."""
+        """The groups in plain numbers, for torch's loading."""
 
     def remember(self) -> Callable[[], None]:
         """Returns a function that undoes everything that loading may write before it fails."""
 
     def fill(self, groups: list[Group], previous: list[Group], keys: Iterable[str]) -> None:
-        """Complete loaded groups before torch does, which would fall back on slower paths."""
+        """Add missing keys to loaded groups before torch does, whose values would choose slower paths."""
 
     def adopted(self, groups: list[Group], by_hand: set[int]) -> None:
         """Go on from loaded groups; in those of ``by_hand`` the lr is the user's."""

@@ -1,7 +1,7 @@
-"""Every private name of torch that is used: what each one buys, and what happens without it.
+"""Every private name of torch that is used: what it buys, and what happens without it.
 
-A name that a torch version may lack has a fallback here. The others exist in every supported torch (2.6 and newer);
-without them importing this package fails, which the tests of a new torch version show first.
+A name that a torch version may lack has a fallback here. The others exist in every supported torch (2.6 and newer); if
+a new version lacks one, importing the package fails.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch.optim.optimizer import (
     _device_dtype_check_for_fused,
     _global_optimizer_post_hooks,
     _global_optimizer_pre_hooks,
-    _use_grad_for_differentiable,
 )
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
@@ -26,24 +25,24 @@ from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 # -- operations ---------------------------------------------------------------------------------------------------
 
 
-#: torch's fused SGD. It buys memory-bound updates of large tensors; without it they would take torch's loops.
-#: Looked up in each call: tests and profilers replace it.
+#: torch's fused SGD: one pass over memory. Without it: torch's loops, with several passes.
+#: Looked up in each call, because tests and profilers replace it.
 def fused_sgd(*args: Any, **options: Any) -> None:
     torch._fused_sgd_(*args, **options)
 
 
-#: The device types of the fused update. Without it every device would take torch's loops.
+#: The device types of the fused update. Without it: torch's loops on every device.
 fused_devices: Callable[[], list[str]] = _get_fused_kernels_supported_devices
 
-#: torch's own error for parameters that fused=True cannot take. Without it: the fused op's error, in the middle of it.
+#: torch's error for parameters that fused=True cannot take. Without it: the op's error, in the middle of an update.
 check_fused_param: Callable[[Tensor], None] = _device_dtype_check_for_fused
 
-#: Autograd notices that a saved tensor was overwritten. Without it a backward pass would use wrong values silently.
+#: Lets autograd detect that a saved tensor was overwritten. Without it: silently wrong gradients.
 increment_version: Callable[[Any], None] = torch._C._increment_version
 
 
 def is_zero_tensor(tensor: Tensor) -> bool:
-    """Whether it is torch's symbolic zero. It has no memory to read: without this, a crash in the fused op."""
+    """Whether it is torch's symbolic zero, which has no memory. Without it: a crash in the fused op."""
     return bool(tensor._is_zerotensor())
 
 
@@ -57,34 +56,31 @@ foreach_copy_ = torch._foreach_copy_
 
 # -- tensors ------------------------------------------------------------------------------------------------------
 
-#: How often a tensor was written to in place. Without it edits inside a peak on the device would go unnoticed, and
-#: from_torch would never know how often a scheduler was stepped.
+#: How often a tensor was written to in place. Without it edits inside a peak on the device could not be detected, nor
+#: from_torch find out how often a scheduler was stepped.
 version_of: Callable[[Tensor], int] = attrgetter("_version")
 
-#: The address of a tensor's TensorImpl. It lets native code read the "negative" bit; without it: one call per tensor.
+#: The address of a tensor's TensorImpl, for reading its "negative" bit. Without it: one call per tensor and step.
 impl_address: Callable[[Tensor], int] = attrgetter("_cdata")
 
-#: The size of a tensor object in bytes, where that address is looked for. Without it: one call per tensor, too.
+#: The bytes of a tensor object among which that address is found. Without it: the same call.
 TENSOR_BYTES: int = torch._C.TensorBase.__basicsize__
 
 
 def negated_view(tensor: Tensor) -> Tensor:
-    """A lazily negated view, in which the "negative" bit is set. Without it: one call per tensor, too."""
+    """A lazily negated view, which has that bit set. Without it: the same call."""
     return torch._neg_view(tensor)
 
 
-#: torch's extension module, whose OpenMP is asked for one thread. Without it small updates start a team of threads.
+#: torch's extension module, to find its OpenMP. Without it: small updates start a team of threads.
 EXTENSION: str = torch._C.__file__
 
 # -- the step -----------------------------------------------------------------------------------------------------
 
-#: Gradient mode of a step as torch.optim sets it; visible to torch.compile. Without it: torch.no_grad().
-use_grad_for_differentiable: Callable[[Any], Any] = _use_grad_for_differentiable
-
 #: Half the cost of ``with torch.no_grad()``, on every step. Without it: that context manager.
 set_grad_enabled: Callable[[bool], Any] = torch._C._set_grad_enabled
 
-#: Whether a profiler records; then torch's wrapper of ``step`` runs. Without it that wrapper would run on every step.
+#: Whether a profiler records, so that torch's wrapper of ``step`` must run. Without it: that wrapper on every step.
 profiler_enabled: Callable[[], bool] = torch._C._autograd._profiler_enabled
 
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
@@ -104,7 +100,7 @@ def _is_default_device_alone() -> bool:
     return all(type(mode) is DeviceContext for mode in _function_mode_stack())
 
 
-#: Keeps torch.compile out of a function. Without it, a float that changes on every step triggers a recompile per step.
+#: Makes torch.compile skip a function. Without it: a recompile per step for a float that changes every step.
 uncompiled: Callable[[Callable[..., Any]], Callable[..., Any]] = torch._disable_dynamo  # type: ignore[attr-defined]
 
 _eval_frame_callback = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: "unknown")
@@ -119,7 +115,7 @@ def compiler_is_near() -> bool:
 
 
 def hooks_of_step(optimizer: Any) -> bool:
-    """Whether any step hook is registered, here or globally. Without it torch's wrapper would run on every step."""
+    """Whether any step hook is registered, here or globally. Without it: torch's wrapper on every step."""
     return bool(
         optimizer._optimizer_step_pre_hooks
         or optimizer._optimizer_step_post_hooks
@@ -147,12 +143,12 @@ def step_is_watched(optimizer: Any) -> Any:
 
 
 def without_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The function that torch wrapped in hooks and profiling. Without it hooks would run twice in one step."""
+    """The function that torch wrapped in hooks and profiling. Without it: hooks run twice in one step."""
     return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]
 
 
 def innermost(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The function below all of torch's wrappers, which break a compiled graph. Without it: three graphs per step."""
+    """The function inside all of torch's wrappers, which break a compiled graph. Without it: three graphs per step."""
     while hasattr(step, "__wrapped__"):
         step = step.__wrapped__
     return step
@@ -160,7 +156,7 @@ def innermost(step: Callable[..., Any]) -> Callable[..., Any]:
 
 # -- an optimizer ----------------------------------------------------------------------------------------
 
-#: The dicts of hooks that stay behind when a run is taken over. Without them hooks would be lost silently.
+#: The dicts of hooks, which from_torch does not take over. Without them: hooks are lost silently.
 HOOKS = (
     "_optimizer_step_pre_hooks",
     "_optimizer_step_post_hooks",
@@ -172,34 +168,35 @@ HOOKS = (
 
 
 def state_dict_hooks(optimizer: Any) -> tuple[Iterable[Any], Iterable[Any]]:
-    """The hooks before and after ``state_dict()``. Without them a consistent copy could not leave them to the end."""
+    """The hooks before and after ``state_dict()``. Without them: hooks run while another thread may be stepping."""
     pre, post = optimizer._optimizer_state_dict_pre_hooks, optimizer._optimizer_state_dict_post_hooks
     return list(pre.values()), list(post.values())
 
 
-#: For the twin whose ``state_dict()`` is torch's, without its hooks.
+#: Attributes for a twin whose ``state_dict()`` is torch's without hooks. Without them: hooks run twice.
 NO_STATE_DICT_HOOKS: dict[str, Any] = {"_optimizer_state_dict_pre_hooks": {}, "_optimizer_state_dict_post_hooks": {}}
 
 
 def load_is_hooked(optimizer: Any) -> bool:
-    """Whether a hook may turn anything into a state dict. Without it such dicts would be refused too early."""
+    """Whether a hook may replace the state dict before it is loaded. Without it: such dicts are refused too early."""
     return bool(optimizer._optimizer_load_state_dict_pre_hooks)
 
 
-#: GradScaler leaves unscaling and skipping to a step that says so. Without it: one more pass over all gradients.
+#: Tells GradScaler that the step unscales and skips by itself. Without it: one more pass over all gradients.
 SUPPORTS_AMP_SCALING = "_step_supports_amp_scaling"
-#: torch's flag for its check of fused parameters, read and written by SGD itself.
+#: torch's flag for its check of fused parameters, which SGD reads and writes. Without it: a check on every step.
 NEEDS_FUSED_CHECK = "_need_device_dtype_check_for_fused"
 
 
 def wrapped_by_scheduler(optimizer: Any) -> bool:
-    """Whether an LR scheduler counts this optimizer's steps. Without it two schedules would fight silently."""
+    """Whether an LR scheduler counts this optimizer's steps. Without it: both write lr, and nobody is warned."""
     return bool(getattr(optimizer.__dict__.get("step"), "_wrapped_by_lr_sched", False))
 
 
 def sgd_tensors(optimizer: Any, group: dict[str, Any]) -> tuple[list[Any], list[Any], list[Any], bool]:
-    """A group's parameters with a gradient, the gradients, the buffers, and whether a gradient is sparse, as SGD sees
-    them. Without it: a copy of SGD's loop.
+    """A group's parameters with gradients, the gradients, the buffers, and whether a gradient is sparse.
+
+    Without it: a copy of that loop here.
     """
     params: list[Any] = []
     grads: list[Any] = []
@@ -208,11 +205,11 @@ def sgd_tensors(optimizer: Any, group: dict[str, Any]) -> tuple[list[Any], list[
 
 
 def was_stepped(optimizer: Optimizer) -> bool:
-    """Whether a scheduler saw a step. Without it a first step before ``scheduler.step()`` would go unnoticed."""
+    """Whether a scheduler saw a step. Without it: a first step before ``scheduler.step()`` is not detected."""
     return bool(getattr(optimizer, "_opt_called", False))
 
 
-# -- schedulers that are taken over: each of these readers serves from_torch alone -----------------------------------
+# -- schedulers, for from_torch; without each of these it would have to refuse the scheduler -------------------------
 
 
 def last_rates(scheduler: Any) -> list[Any]:

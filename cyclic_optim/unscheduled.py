@@ -12,7 +12,7 @@ from .slots import Group
 
 
 class Unscheduled:
-    """The optimizer is its base class, literally. See :class:`.schedules.Schedules`."""
+    """The optimizer behaves exactly as its base class. See :class:`.schedules.Schedules`."""
 
     is_traced = False
 
@@ -30,7 +30,7 @@ class Unscheduled:
         return HostSchedules(optimizer._slot, optimizer._known).for_groups(optimizer, groups)
 
     def join(self, optimizer: Any) -> None:
-        """Nothing: no group has a schedule."""
+        """No-op: no group has a schedule."""
 
     def report(self, optimizer: Any, metric: float) -> None:
         raise TypeError("need a policy that listens to a metric (Plateau), got policy=None")
@@ -58,13 +58,13 @@ class Unscheduled:
         return lambda: None
 
     def fill(self, groups: list[Group], previous: list[Group], keys: Iterable[str]) -> None:
-        """Nothing: torch completes its own groups."""
+        """No-op: torch adds the missing keys of its groups."""
 
     def adopted(self, groups: list[Group], by_hand: set[int]) -> None:
-        """Nothing: no group has a schedule."""
+        """No-op: no group has a schedule."""
 
     def loaded(self, optimizer: Any, previous: Any) -> None:
-        """Nothing: no group has a schedule."""
+        """No-op: no group has a schedule."""
 
     def unpickled(self, optimizer: Any) -> None:
-        """Nothing: no group has a schedule."""
+        """No-op: no group has a schedule."""

@@ -87,7 +87,7 @@ class CyclicAdamW(Scheduled, AdamW):
         self._ready(capturable)
 
 
-_made: dict[type[Optimizer], type[Scheduled]] = {SGD: CyclicSGD, AdamW: CyclicAdamW}
+_CLASSES: dict[type[Optimizer], type[Scheduled]] = {SGD: CyclicSGD, AdamW: CyclicAdamW}
 
 
 def cyclic(cls: type[Optimizer]) -> type[Any]:
@@ -122,27 +122,27 @@ def cyclic(cls: type[Optimizer]) -> type[Any]:
         raise TypeError(f"need cls to be a class without a schedule of its own, got {shown(cls)}: use it as it is")
     if "policy" in inspect.signature(cls).parameters:
         raise TypeError(f"need cls to be a class without an argument 'policy', which is the schedule, got {shown(cls)}")
-    if cls not in _made:
-        _made[cls] = _make(cls)
-    return _made[cls]
+    if cls not in _CLASSES:
+        _CLASSES[cls] = _make(cls)
+    return _CLASSES[cls]
 
 
-class _Made(type):
-    """The type of classes that ``cyclic`` makes: they are pickled as the call that makes them."""
+class _Cyclic(type):
+    """The metaclass of the classes that ``cyclic`` makes: they are pickled as the call that makes them."""
 
 
 def _reduced(cls: type[Any]) -> Any:
-    return (cyclic, (cls._base(),)) if cls in _made.values() else cls.__qualname__  # a subclass: by its name
+    return (cyclic, (cls._base(),)) if cls in _CLASSES.values() else cls.__qualname__  # a subclass: by its name
 
 
-copyreg.pickle(_Made, _reduced)
+copyreg.pickle(_Cyclic, _reduced)
 
 
 def _metaclass(cls: type[Any]) -> type[Any]:
-    """``_Made``, beside the metaclass of ``cls`` if it has one."""
-    if issubclass(_Made, type(cls)):
-        return _Made
-    both: type[Any] = type("_Made", (_Made, type(cls)), {})
+    """``_Cyclic``, beside the metaclass of ``cls`` if it has one."""
+    if issubclass(_Cyclic, type(cls)):
+        return _Cyclic
+    both: type[Any] = type("_Cyclic", (_Cyclic, type(cls)), {})
     copyreg.pickle(both, _reduced)
     return both
 

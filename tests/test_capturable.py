@@ -452,6 +452,16 @@ def test_checkpoints_go_both_ways(problem, options, policy, ways):
     assert [group["lr"] for group in ours] == [group["lr"] for group in theirs]
 
 
+def test_the_momentum_of_a_group_without_a_policy_is_saved_as_it_was_given():
+    """A checkpoint has it in full precision, and what was assigned since the last step in its place."""
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    groups = [{"params": params[:1], "policy": None, "momentum": 0.9}, {"params": params[1:]}]
+    optimizer = CyclicSGD(groups, lr=0.1, policy=Triangular(4), capturable=True)
+    assert optimizer.state_dict()["param_groups"][0]["momentum"] == 0.9
+    optimizer.param_groups[0]["momentum"] = 0.3
+    assert optimizer.state_dict()["param_groups"][0]["momentum"] == 0.3
+
+
 def test_a_state_dict_is_plain_numbers(tmp_path):
     """The very groups that the host's path saves, in full precision, and a file that weights_only reads."""
     _, optimizer = one_param(OneCycle(20), lr=0.1)

@@ -1076,7 +1076,7 @@ REFUSED = {
     "ChainedScheduler": (
         lambda: built(one_group(), lambda o: torch_schedules.ChainedScheduler([torch_schedules.StepLR(o, 3)])),
         TypeError,
-        "got torch.optim.lr_scheduler.ChainedScheduler: its parts work on each other's results",
+        "got torch.optim.lr_scheduler.ChainedScheduler: its parts change each other's results",
     ),
     "MultiplicativeLR": (
         lambda: built(one_group(), lambda o: torch_schedules.MultiplicativeLR(o, lambda epoch: 0.9)),

@@ -133,7 +133,7 @@ def everything(optimizer):
     clock = (
         None if device is None else {key: value for key, value in vars(device.clock).items() if key != "_known_scale"}
     )
-    given = None if device is None else device._given
+    given = None if device is None else device.shown.given
     which = [id(param) for group in optimizer.param_groups for param in group["params"]]
     which += [id(value) for group in optimizer.param_groups for value in group.values() if torch.is_tensor(value)]
     which += [id(kept.get("momentum_buffer")) for kept in optimizer.state.values()]

@@ -729,7 +729,12 @@ def test_the_default_horizon():
 def test_which_step_holds():
     """Past the last row the last row's step holds; of a periodic policy every step is its own."""
     assert [clock(LinearRamp(10)).parts[0].row_step(step) for step in (0, 10, 11, 99)] == [0, 10, 10, 10]
-    assert [clock(InverseTimeDecay(1), step=5, horizon=3).parts[0].row_step(step) for step in (5, 7, 8, 99)] == [5, 7, 7, 7]
+    assert [clock(InverseTimeDecay(1), step=5, horizon=3).parts[0].row_step(step) for step in (5, 7, 8, 99)] == [
+        5,
+        7,
+        7,
+        7,
+    ]
     assert [clock(LinearRamp(10), step=5, horizon=3).parts[0].row_step(step) for step in (5, 7, 8, 99)] == [5, 7, 7, 7]
     assert [clock(Triangular(4)).parts[0].row_step(step) for step in (0, 8, 99)] == [0, 8, 99]
 

@@ -206,7 +206,7 @@ NOT_TORCHS = {
 def test_private_names_of_torch_are_in_one_file():
     """No private name of torch is used outside of ``torch_private``, where each says what it is for."""
     known = {"_fused_sgd_", "_foreach_add", "_version", "_C", "_wrapped_by_lr_sched", "_last_lr", "_init_group"}
-    assert known | {"_foreach_utils", "_use_grad_for_differentiable"} <= foreign(TORCHS)
+    assert known | {"_foreach_utils", "_device_dtype_check_for_fused"} <= foreign(TORCHS)
     assert {(module, name) for module in MODULES if module != TORCHS for name in foreign(module) - NOT_TORCHS} == set()
 
 

@@ -271,7 +271,7 @@ def test_gradients_that_lie_as_they_should_are_not_copied():
     """Neither ordinary ones nor those of a 1x1 convolution, whose strides differ without meaning anything."""
     param = values((4, 3, 1, 1), torch.float32, 0)
     grad = torch.empty_strided(param.shape, (3, 1, 3, 3))
-    assert interpreted._laid_out(grad, param) is grad
+    assert interpreted._like_param(grad, param) is grad
     plain = [torch.ones(200)]
     laid_out, addresses = TritonUpdate([row_of()], block=BLOCK)._laid_out(plain, None)
     assert laid_out[0] is plain[0]

@@ -1,4 +1,4 @@
-"""Whether a CUDA graph is captured, and what must not happen then."""
+"""Whether a CUDA graph is being captured, and refusing setup while it is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def is_capturing() -> bool:
 
 
 def refuse_in_capture(why: str) -> None:
-    # What is done here would be done again, with the same numbers, in every replay.
+    # Every replay would repeat the setup, with the same numbers.
     if is_capturing():
         raise RuntimeError(
             f"need nothing to be set up while a CUDA graph is captured, but {why}: call step() once before"

@@ -86,9 +86,9 @@ class DeviceClock:
     ``seen``        float64 ``[n, 2]``  the ``scale`` that ``values`` were made with
     ==============  ==================  =================================================================
 
-    A periodic policy is tabulated for one period and its step taken modulo that; one with an end, up to it, and the
-    last row holds. For one with neither, and one whose end lies farther than ``horizon``, there are ``horizon`` rows
-    from the step at which they were made; then the last row holds.
+    A periodic policy is tabulated for one period, and its step taken modulo that; a policy with an end is tabulated up
+    to it. A policy with neither, or with an end beyond ``horizon``, has ``horizon`` rows from the step at which they
+    were made. After the last row its values stay.
     """
 
     def __init__(self, device: torch.device, horizon: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The update in plain torch operations that never ask the host: for graphs, for torch.compile, on any backend."""
+"""The update in plain torch operations, without a host-device sync: for CUDA graphs, torch.compile and any device."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 class DeviceRow(NamedTuple):
-    """One parameter to update, with all that decides how; tensors are read when the update runs."""
+    """One parameter and all that its update depends on; tensors are read when the update runs."""
 
     param: Tensor
     buffer: Tensor | None  # None: the group never has momentum
-    started: Tensor | None  # 0 until the first applied update, then 1; None without dampening, where it is of no use
+    started: Tensor | None  # 0 until the first applied update, then 1; None without dampening
     lr: Tensor  # 0-dim, float32, of the group
     momentum: Tensor
     dampening: float
@@ -29,8 +29,8 @@ class DeviceRow(NamedTuple):
 class Update(Protocol):
     """Built before anything is captured; called with the gradients of its rows.
 
-    ``addresses`` are theirs, as packed int64, where it is known that every tensor is as it was when the update was
-    built, and every gradient laid out like its parameter.
+    ``addresses``, the packed int64 addresses of the gradients, are given only where all tensors are known to be where
+    they were when the update was built, and every gradient to be laid out like its parameter.
     """
 
     def __init__(self, rows: list[DeviceRow]) -> None: ...
@@ -45,10 +45,10 @@ class Update(Protocol):
 
 
 class PortableUpdate:
-    """The update of ``rows``, a list of tensors at a time.
+    """The update of ``rows``, in operations on lists of tensors.
 
-    Half precision is computed in float32. Gradients are divided by ``grad_scale`` on the way and left as they are.
-    A ``found_inf`` other than 0 leaves everything as it was.
+    Half precision is computed in float32. Gradients are not written to: ``grad_scale`` divides copies. A ``found_inf``
+    other than 0 skips the step.
     """
 
     def __init__(self, rows: list[DeviceRow]) -> None:
@@ -74,10 +74,10 @@ def _update_alike(rows: list[DeviceRow], grads: Any, grad_scale: Tensor | None, 
     """Update parameters of one group and dtype."""
     first, device = rows[0], rows[0].param.device
     dtype = torch.float32 if first.param.dtype in _HALF else first.param.dtype
-    kept = [row.param for row in rows]
-    params = [param.to(dtype) for param in kept]
+    targets = [row.param for row in rows]
+    params = [param.to(dtype) for param in targets]
     lr, momentum = first.lr.to(dtype), first.momentum.to(dtype)
-    moves = momentum != 0  # at 0, SGD has no use for buffers and leaves them
+    with_buffers = momentum != 0  # at 0, SGD neither reads nor writes buffers
     grads = [grad.to(dtype) for grad in grads]
     if grad_scale is not None:
         grads = foreach_div(grads, grad_scale.to(device, dtype).reshape(()))
@@ -87,39 +87,39 @@ def _update_alike(rows: list[DeviceRow], grads: Any, grad_scale: Tensor | None, 
         grads = foreach_add(grads, params, alpha=first.weight_decay)
     if found_inf is not None:
         skip = found_inf.to(device).reshape(()) != 0
-        # What overflowed must be gone before it is multiplied by 0.
+        # 0 times an infinite gradient would be NaN.
         grads = [grad.masked_fill(skip, 0.0) for grad in grads]
         lr = torch.where(skip, 0.0, lr)
-        moves = moves & ~skip
-    steps = grads if first.buffer is None else _with_momentum(rows, grads, momentum, moves)
-    news = foreach_sub(params, foreach_mul(steps, lr))
-    _write(kept, news)
+        with_buffers = with_buffers & ~skip
+    steps = grads if first.buffer is None else _with_momentum(rows, grads, momentum, with_buffers)
+    new = foreach_sub(params, foreach_mul(steps, lr))
+    _write(targets, new)
 
 
-def _with_momentum(rows: list[DeviceRow], grads: list[Tensor], momentum: Tensor, moves: Tensor) -> Any:
-    """The directions to go; buffers are moved on where ``moves``, and stay what they are elsewhere."""
-    first, kept = rows[0], [row.buffer for row in rows if row.buffer is not None]
-    stays = torch.where(moves, momentum, 1.0)
-    shares: Any = moves.to(momentum.dtype)
+def _with_momentum(rows: list[DeviceRow], grads: list[Tensor], momentum: Tensor, with_buffers: Tensor) -> Any:
+    """The directions of the update. Buffers are updated where ``with_buffers``, and unchanged elsewhere."""
+    first, targets = rows[0], [row.buffer for row in rows if row.buffer is not None]
+    old_weight = torch.where(with_buffers, momentum, 1.0)
+    new_weight: Any = with_buffers.to(momentum.dtype)
     if first.started is None:
-        added: Any = foreach_mul(grads, shares)
+        added: Any = foreach_mul(grads, new_weight)
     else:
         started = [row.started for row in rows if row.started is not None]
-        each: list[Any] = [shares * (1 - first.dampening * flag.to(shares.dtype)) for flag in started]
-        added = [grad * share for grad, share in zip(grads, each, strict=True)]
-        foreach_copy_(started, [torch.where(moves, 1.0, flag) for flag in started])
-    old: Any = [buffer.to(grad.dtype) for buffer, grad in zip(kept, grads, strict=True)]
-    buffers = foreach_add(foreach_mul(old, stays), added)
-    _write(kept, buffers)
+        weights: list[Any] = [new_weight * (1 - first.dampening * flag.to(new_weight.dtype)) for flag in started]
+        added = [grad * weight for grad, weight in zip(grads, weights, strict=True)]
+        foreach_copy_(started, [torch.where(with_buffers, 1.0, flag) for flag in started])
+    old: Any = [buffer.to(grad.dtype) for buffer, grad in zip(targets, grads, strict=True)]
+    buffers = foreach_add(foreach_mul(old, old_weight), added)
+    _write(targets, buffers)
     if first.nesterov:
         return foreach_add(grads, foreach_mul(buffers, momentum))
-    return [torch.where(moves, buffer, grad) for buffer, grad in zip(buffers, grads, strict=True)]
+    return [torch.where(with_buffers, buffer, grad) for buffer, grad in zip(buffers, grads, strict=True)]
 
 
-def _write(kept: list[Tensor], news: Any) -> None:
-    # Which foreach refuses to write to. torch.compile cannot trace the question.
-    if not torch.compiler.is_compiling() and any(map(Tensor.is_neg, kept)):
-        for tensor, new in zip(kept, news, strict=True):
-            tensor.copy_(new)
+def _write(targets: list[Tensor], values: Any) -> None:
+    # Foreach cannot write to negated views. torch.compile cannot trace is_neg.
+    if not torch.compiler.is_compiling() and any(map(Tensor.is_neg, targets)):
+        for target, value in zip(targets, values, strict=True):
+            target.copy_(value)
     else:
-        foreach_copy_(kept, news)
+        foreach_copy_(targets, values)

@@ -109,7 +109,7 @@ class DeviceSchedules:
         return [self._plain(i, *pair) for i, pair in enumerate(zip(groups, self.clock.held(), strict=False))]
 
     def _plain(self, i: int, group: Group, held: Held) -> Group:
-        """A group in numbers, in the full precision of the policy's and the user's where float32 holds them rounded."""
+        """A group in numbers: the float64 originals of the policy and the user, where float32 has them rounded."""
         part, given = self.clock.parts[i], self.shown.given[i]
         assigned = {key: value for _, key, value in self.shown.assigned(i, group)}
         (resolved,) = self._known.resolved([group])
@@ -215,8 +215,8 @@ class DeviceSchedules:
             return self._update_and_tick(optimizer, closure, holds_traced)
 
     def _update_and_tick(self, optimizer: Any, closure: Closure | None, holds: Callable[..., bool]) -> Any:
-        groups, own = optimizer.param_groups, optimizer.__dict__
-        if "step" in own and not torch.compiler.is_compiling():
+        groups, attributes = optimizer.param_groups, optimizer.__dict__
+        if "step" in attributes and not torch.compiler.is_compiling():
             self._warned_of_scheduler = self._warned_of_scheduler or warn_of_scheduler(optimizer, False)
         if not holds(groups, self.shown.keys, self.shown.columns):
             check_groups(groups)
@@ -227,8 +227,8 @@ class DeviceSchedules:
             self._take_edits(groups)
         if torch.compiler.is_compiling() or is_capturing() or self.clock.is_edited_in_place():
             self.clock.follow_edits()
-        found_inf = own.get("found_inf")
-        loss = self.update.apply(self, optimizer, closure, own.get("grad_scale"), found_inf)
+        found_inf = attributes.get("found_inf")
+        loss = self.update.apply(self, optimizer, closure, attributes.get("grad_scale"), found_inf)
         self.clock.tick(found_inf)
         return loss
 
@@ -309,13 +309,13 @@ class DeviceSchedules:
         return self.plain(groups)
 
     def remember(self) -> Callable[[], None]:
-        ours = [(vars(one), dict(vars(one))) for one in (self, self.clock, self.shown)]
+        attributes = [(vars(one), dict(vars(one))) for one in (self, self.clock, self.shown)]
         parts, given = list(self.clock.parts), [dict(numbers) for numbers in self.shown.given]
         tensors = [(tensor, tensor.clone()) for tensor in (*self.clock.tensors, *self.update.tensors)]
 
         def undo() -> None:
-            for attributes, before in ours:
-                attributes.update(before)
+            for now, before in attributes:
+                now.update(before)
             self.clock.parts, self.shown.given = parts, given
             for tensor, value in tensors:
                 tensor.copy_(value)
@@ -327,7 +327,7 @@ class DeviceSchedules:
         fill(groups, previous, keys)
 
     def adopted(self, groups: list[Group], by_hand: set[int]) -> None:
-        """Nothing: loaded numbers go into tensors when nothing else can fail."""
+        """No-op: loaded numbers are written into tensors later, when nothing else can fail."""
 
     def loaded(self, optimizer: Any, previous: Any) -> None:
         groups = optimizer.param_groups

@@ -15,26 +15,26 @@ from .clock import Part
 from .portable import DeviceRow, PortableUpdate, Update
 from .update import BaseUpdate, State
 
-#: What a group decides of the update, beside its schedule.
+#: The options of a group that its update depends on, beside the schedule's values.
 _OPTIONS = ("dampening", "weight_decay", "nesterov", "maximize")
 _STATE = ("momentum_buffer", "started")
 
 
 class SGDUpdate(BaseUpdate):
-    """All parameters of all groups at the values of the clock.
+    """SGD's update of all groups, with the clock's values.
 
-    What was found out about the tensors is used again as long as they are the same, at the same addresses, under the
-    same options: native code compares that on every step.
+    An update that was built is reused while the tensors, their addresses and the options stay the same; native code
+    compares them on every step.
     """
 
     unscales = True
 
     def __init__(self, base: type) -> None:
         super().__init__(base)
-        self._made: Made | None = None
+        self._built: Built | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_made": None}  # which may hold addresses
+        return {**self.__dict__, "_built": None}  # it may hold addresses
 
     # -- groups and state ---------------------------------------------------------------------------------------------
 
@@ -55,11 +55,11 @@ class SGDUpdate(BaseUpdate):
     def shows_momentum(self, part: Part) -> bool:
         return True
 
-    def stored_momentum(self, slot: Slot, i: int, group: Group, own: Tensor) -> Any:
-        return own
+    def stored_momentum(self, slot: Slot, i: int, group: Group, momentum: Tensor) -> Any:
+        return momentum
 
     def create(self, schedules: Any, i: int, group: Group, state: State) -> None:
-        """Create missing buffers; only parameters that are thawed later lack theirs after the start."""
+        """Create missing buffers: all when the optimizer is built, but for frozen parameters."""
         if not schedules.shown.has_momentum[i]:
             return
         for param in group["params"]:
@@ -74,7 +74,7 @@ class SGDUpdate(BaseUpdate):
                 entries["started"] = (local_shard(entries["momentum_buffer"]) != 0).any().to(torch.float32)
 
     def saved(self, state: State) -> None:
-        """Drop our flags, and the buffers of parameters that never moved."""
+        """Remove the ``started`` flags, and the buffers of parameters that were never updated."""
         flags = [(key, entries["started"]) for key, entries in state.items() if "started" in entries]
         started = torch.stack([flag for _, flag in flags]).tolist() if flags else []
         for (key, _), has_started in zip(flags, started, strict=True):
@@ -86,21 +86,22 @@ class SGDUpdate(BaseUpdate):
             for param in group["params"]:
                 self._complete(param, state, previous)
             self.create(schedules, i, group, state)
-        # Only now, when nothing can fail any more.
+        # Last, when nothing can fail any more.
         for param in (param for group in groups for param in group["params"]):
             for key in _STATE:
-                held, value = previous.get(param, {}).get(key), state.get(param, {}).get(key)
-                if held is not None:
-                    state[param][key] = held.zero_() if value is None else held.copy_(value)
+                old, value = previous.get(param, {}).get(key), state.get(param, {}).get(key)
+                if old is not None:
+                    state[param][key] = old.zero_() if value is None else old.copy_(value)
 
     def _complete(self, param: Tensor, state: State, previous: State) -> None:
-        entries, own = state.get(param, {}), previous.get(param, {})
-        entries.pop("started", None)  # a flag of ours, which no checkpoint has
+        """Make the buffer dense, and the ``started`` flag what it says."""
+        entries, before = state.get(param, {}), previous.get(param, {})
+        entries.pop("started", None)  # checkpoints have no such flag
         loaded = entries.get("momentum_buffer")
         if loaded is not None and loaded.layout is not torch.strided:
             entries["momentum_buffer"] = loaded.to_dense()
-        if "started" in own:
-            state[param]["started"] = torch.full_like(own["started"], loaded is not None)
+        if "started" in before:
+            state[param]["started"] = torch.full_like(before["started"], loaded is not None)
 
     # -- the update ---------------------------------------------------------------------------------------------------
 
@@ -115,23 +116,23 @@ class SGDUpdate(BaseUpdate):
             if rows:
                 PortableUpdate(rows)(grads, grad_scale, found_inf)  # the compiler makes a kernel of it
             return loss
-        update, grads, addresses = self._ready(schedules, groups, state)
+        update, grads, addresses = self._update_for(schedules, groups, state)
         if grads:
             update(grads, grad_scale, found_inf, addresses)
         return loss
 
-    def _ready(self, schedules: Any, groups: list[Group], state: State) -> tuple[Update, list[Any], bytes | None]:
-        """The update, the gradients, and their addresses where native code has looked at everything."""
-        made, found = self._made, layout(groups, state, _STATE)
-        if made is not None and found is not None and made.serves(found[0], schedules.shown.has_momentum, groups):
-            return made.update, [row.param.grad for row in made.rows], found[1]
+    def _update_for(self, schedules: Any, groups: list[Group], state: State) -> tuple[Update, list[Any], bytes | None]:
+        """The update, the gradients, and their addresses where native code has checked everything."""
+        built, found = self._built, layout(groups, state, _STATE)
+        if built is not None and found is not None and built.serves(found[0], schedules.shown.has_momentum, groups):
+            return built.update, [row.param.grad for row in built.rows], found[1]
         rows, grads = self._rows(schedules, groups, state)
         key = [tuple(map(id, row[:5])) + row[5:] for row in rows]
-        update = made.update if made is not None and made.key == key else self._choose(rows, schedules.clock.device)
-        if not is_capturing():  # a captured update is that graph's own: no kernel can be loaded then
+        update = built.update if built is not None and built.key == key else self._choose(rows, schedules.clock.device)
+        if not is_capturing():  # no kernel can be loaded in a capture: that update is used once
             found = layout(groups, state, _STATE)  # with the buffers that were just created
             options = tuple([group[option] for group in groups] for option in _OPTIONS)
-            self._made = Made(key, rows, update, found and found[0], schedules.shown.has_momentum, options)
+            self._built = Built(key, rows, update, found and found[0], schedules.shown.has_momentum, options)
         return update, grads, None
 
     def _choose(self, rows: list[DeviceRow], device: torch.device) -> Update:
@@ -163,18 +164,18 @@ class SGDUpdate(BaseUpdate):
         return rows, grads
 
 
-class Made(NamedTuple):
-    """An update, and for what it was made."""
+class Built(NamedTuple):
+    """An update, and what it was built for."""
 
     key: list[Any]
-    rows: list[DeviceRow]  # so that no id is given out again
+    rows: list[DeviceRow]  # keeps the tensors alive, so that no id in the key is reused
     update: Update
     layout: bytes | None
     has_momentum: tuple[bool, ...]
     options: tuple[list[Any], ...]
 
     def serves(self, layout: bytes, has_momentum: tuple[bool, ...], groups: list[Group]) -> bool:
-        """Whether it is right for tensors that are laid out like this, under the groups' present options."""
+        """Whether it can be used for this layout and the groups' present options."""
         return layout == self.layout and has_momentum == self.has_momentum and holds(groups, _OPTIONS, self.options)
 
 
@@ -186,7 +187,7 @@ def choose_device_update(rows: list[DeviceRow]) -> Update:
             if triton_sgd.supports(rows):
                 update: Update = triton_sgd.TritonUpdate(rows)
                 return update
-        except Exception:  # whatever ails Triton or the compiler it calls
+        except Exception:  # whatever is wrong with Triton or the compiler that it calls
             return PortableUpdate(rows)
     return PortableUpdate(rows)
 

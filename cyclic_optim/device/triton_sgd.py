@@ -1,13 +1,13 @@
 """The update of a capturable step on CUDA: one kernel launch for every tensor of every group.
 
-Importing this module imports Triton, and fails where there is none; :func:`choose_device_update` sees to both.
+Importing this module imports Triton, and fails where there is none; :func:`.sgd.choose_device_update` handles that.
 
-The kernel finds its tensors through tables of addresses on the device. Parameters, buffers and values in force stay
-where they are, so most of that is written once. Gradients come and go: their addresses are uploaded when they differ
-from those of the last call, through pinned memory that is not used again before the device has read it.
+The kernel finds its tensors through tables of addresses on the device. Parameters, buffers and the current values stay
+where they are, so most tables are written once. Gradients may move: their addresses are uploaded when they differ from
+those of the last call, through pinned memory that is not reused before the device has read it.
 
-What is captured in a CUDA graph is read in every replay, for as long as the graph lives. A captured call therefore
-gets a table of its own, which later calls leave alone.
+Every replay of a CUDA graph reads the tables that were captured. Each captured call therefore gets a separate table of
+gradients, which later calls do not write to.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BLOCK, WARPS = 1024, 4
 #: Sets of gradients for which graphs can be captured between two steps outside a capture.
 SPARES = 16
 
-# By what the kernel knows them. The order of its branches.
+# The kernel knows them by their index here.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PLAIN = {Tensor, Parameter}
 
@@ -41,34 +41,34 @@ _PLAIN = {Tensor, Parameter}
 
 
 @triton.jit
-def _direction(p, g, b, scale, weight_decay, share, momentum, nesterov, moves):  # type: ignore[no-untyped-def]
-    """The buffer and the direction to go, in float32."""
+def _direction(p, g, b, scale, weight_decay, share, momentum, nesterov, with_buffer):  # type: ignore[no-untyped-def]
+    """The new buffer and the direction of the update, in float32."""
     g = g * scale
-    # Selected, as 0 times an infinite parameter would be NaN.
+    # A select, because 0 times an infinite parameter would be NaN.
     g = tl.where(weight_decay != 0, g + weight_decay * p, g)
     b = momentum * b + share * g
     d = tl.where(nesterov != 0, g + momentum * b, b)
-    return b, tl.where(moves, d, g)
+    return b, tl.where(with_buffer, d, g)
 
 
 @triton.jit
 def _update_block(  # type: ignore[no-untyped-def]
-    param, grad, buffer, left, lr, scale, weight_decay, share, momentum, nesterov, moves,
+    param, grad, buffer, left, lr, scale, weight_decay, share, momentum, nesterov, with_buffer,
     DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Update the ``left`` elements, BLOCK at most, that start at these three addresses."""
     offsets = tl.arange(0, BLOCK)
-    # An address read from a table says nothing of its alignment; without the promise there is no 128-bit access.
-    # It is made of pointers that exist in this branch alone: the other one must not come to know of it.
+    # Addresses from a table have no known alignment; without a hint there is no 128-bit access. The hint is on pointers
+    # made in this branch, because it must not leak into the else branch.
     if (((param | grad | buffer) & 15) == 0) & (left >= BLOCK):
         p_at = tl.multiple_of(param.to(tl.pointer_type(DTYPE)), 16) + offsets
         g_at = tl.multiple_of(grad.to(tl.pointer_type(DTYPE)), 16) + offsets
         b_at = tl.multiple_of(buffer.to(tl.pointer_type(DTYPE)), 16) + offsets
         p = tl.load(p_at).to(tl.float32)
         g = tl.load(g_at).to(tl.float32)
-        b = tl.load(b_at, mask=moves, other=0.0).to(tl.float32)
-        b, d = _direction(p, g, b, scale, weight_decay, share, momentum, nesterov, moves)
-        tl.store(b_at, b.to(DTYPE), mask=moves)
+        b = tl.load(b_at, mask=with_buffer, other=0.0).to(tl.float32)
+        b, d = _direction(p, g, b, scale, weight_decay, share, momentum, nesterov, with_buffer)
+        tl.store(b_at, b.to(DTYPE), mask=with_buffer)
         tl.store(p_at, (p - lr * d).to(DTYPE))
     else:
         p_at = param.to(tl.pointer_type(DTYPE)) + offsets
@@ -77,16 +77,16 @@ def _update_block(  # type: ignore[no-untyped-def]
         inside = offsets < left
         p = tl.load(p_at, mask=inside, other=0.0).to(tl.float32)
         g = tl.load(g_at, mask=inside, other=0.0).to(tl.float32)
-        b = tl.load(b_at, mask=inside & moves, other=0.0).to(tl.float32)
-        b, d = _direction(p, g, b, scale, weight_decay, share, momentum, nesterov, moves)
-        tl.store(b_at, b.to(DTYPE), mask=inside & moves)
+        b = tl.load(b_at, mask=inside & with_buffer, other=0.0).to(tl.float32)
+        b, d = _direction(p, g, b, scale, weight_decay, share, momentum, nesterov, with_buffer)
+        tl.store(b_at, b.to(DTYPE), mask=inside & with_buffer)
         tl.store(p_at, (p - lr * d).to(DTYPE), mask=inside)
 
 
 _TABLES = ["tensors", "numbers", "blocks", "grads", "grad_scale", "found_inf"]
 
 
-# Where a scaler keeps its numbers is its affair: no second kernel for another alignment, which a capture could meet.
+# Do not specialize on the scaler's alignment: it could trigger a compile during a capture.
 @triton.jit(do_not_specialize_on_alignment=_TABLES)
 def sgd_kernel(  # type: ignore[no-untyped-def]
     tensors, numbers, blocks, grads, grad_scale, found_inf,
@@ -118,30 +118,30 @@ def sgd_kernel(  # type: ignore[no-untyped-def]
         )  # fmt: skip
         flag = tl.load(started.to(tl.pointer_type(tl.float32)), mask=started != 0, other=1.0)
         share = tl.where(flag != 0, undamped, 1.0)
-        # The reciprocal, as GradScaler takes it; exact for the powers of two that it uses.
+        # The reciprocal, as in GradScaler; exact for its powers of two.
         scale = sign * tl.div_rn(1.0, tl.load(grad_scale))
-        moves = (buffer != 0) & (momentum != 0)  # at 0, SGD has no use for buffers and leaves them
+        with_buffer = (buffer != 0) & (momentum != 0)  # at 0, SGD neither reads nor writes buffers
 
         start = chunk.to(tl.int64) * BLOCK
         left = numel - start
-        # Constants outside: there is no code for a dtype that does not occur.
+        # Constants in the outer conditions: no code is generated for dtypes that do not occur.
         if FLOAT32:  # noqa: SIM102
             if dtype == 0:
                 _update_block(
                     param + 4 * start, grad + 4 * start, buffer + 4 * start, left,
-                    lr, scale, weight_decay, share, momentum, nesterov, moves, tl.float32, BLOCK,
+                    lr, scale, weight_decay, share, momentum, nesterov, with_buffer, tl.float32, BLOCK,
                 )  # fmt: skip
         if BFLOAT16:  # noqa: SIM102
             if dtype == 1:
                 _update_block(
                     param + 2 * start, grad + 2 * start, buffer + 2 * start, left,
-                    lr, scale, weight_decay, share, momentum, nesterov, moves, tl.bfloat16, BLOCK,
+                    lr, scale, weight_decay, share, momentum, nesterov, with_buffer, tl.bfloat16, BLOCK,
                 )  # fmt: skip
         if FLOAT16:  # noqa: SIM102
             if dtype == 2:
                 _update_block(
                     param + 2 * start, grad + 2 * start, buffer + 2 * start, left,
-                    lr, scale, weight_decay, share, momentum, nesterov, moves, tl.float16, BLOCK,
+                    lr, scale, weight_decay, share, momentum, nesterov, with_buffer, tl.float16, BLOCK,
                 )  # fmt: skip
 
 
@@ -153,15 +153,15 @@ def started_kernel(started, momenta, count, found_inf, BLOCK: tl.constexpr):  # 
         inside = offsets < count
         at = tl.load(momenta + offsets, mask=inside, other=0).to(tl.pointer_type(tl.float32))
         flags = tl.load(started + offsets, mask=inside, other=0).to(tl.pointer_type(tl.float32))
-        moves = tl.load(at, mask=inside, other=0.0) != 0
-        tl.store(flags, tl.full([BLOCK], 1.0, tl.float32), mask=moves)
+        has_momentum = tl.load(at, mask=inside, other=0.0) != 0
+        tl.store(flags, tl.full([BLOCK], 1.0, tl.float32), mask=has_momentum)
 
 
 # -- on the host ------------------------------------------------------------------------------------
 
 
 class Tables(NamedTuple):
-    """What the kernel is told once; see there."""
+    """The tables that are written once; see :func:`sgd_kernel`."""
 
     tensors: Tensor
     numbers: Tensor
@@ -169,36 +169,36 @@ class Tables(NamedTuple):
 
 
 class Spare(NamedTuple):
-    """A table of gradients for a graph, and the host's memory that the graph fills it from."""
+    """A table of gradients for a graph, and the pinned memory from which the graph fills it."""
 
     pinned: Tensor
     grads: Tensor
 
 
 def supports(rows: list[DeviceRow]) -> bool:
-    """Whether the kernel can take at least one of ``rows``, which are on one device; the others do no harm."""
+    """Whether the kernel can take at least one of ``rows``, which are on one device."""
     return any(_fits(row) for row in rows)
 
 
 class TritonUpdate:
     """The update of ``rows``, in one launch; a second, tiny one where there is dampening.
 
-    The kernel is compiled, loaded and launched once, to do nothing, when this is built. Rows it cannot take (double
+    Building it compiles and loads the kernel by one launch that is a no-op. Rows that the kernel cannot take (double
     precision, tensors with gaps, a buffer laid out unlike its parameter) are updated by :class:`PortableUpdate`.
     A gradient laid out unlike its parameter is copied first.
 
-    Up to ``SPARES`` sets of gradients can be captured between two calls outside a capture; after that, a captured call
-    is :class:`PortableUpdate`'s.
+    Up to ``SPARES`` sets of gradients can be captured between two calls outside a capture; after that, captured calls
+    use :class:`PortableUpdate`.
 
     Raises:
-        RuntimeError: while a CUDA graph is captured, when built or when a parameter was moved before.
-        Exception: whatever Triton raises where it does not work.
+        RuntimeError: it would have to be built while a CUDA graph is captured.
+        Exception: Triton does not work here.
     """
 
     def __init__(self, rows: list[DeviceRow], block: int = BLOCK, warps: int = WARPS) -> None:
         self._rows, self._block, self._warps = rows, block, warps
         self._device = rows[0].param.device
-        self._kept = [row.param for row in rows] + [row.buffer for row in rows if row.buffer is not None]
+        self._tensors = [row.param for row in rows] + [row.buffer for row in rows if row.buffer is not None]
         self._build()
 
     def _build(self) -> None:
@@ -207,8 +207,15 @@ class TritonUpdate:
                 "need the same parameters, where they were, to have gradients while a CUDA graph is captured as in the "
                 "step before: call step() once before with these"
             )
+        self._layout = _layout(self._tensors)
+        self._sort_rows()
+        self._make_tables()
+        with self._on_device():
+            self._launch(self._grads, self._one, found_inf=self._one)
+
+    def _sort_rows(self) -> None:
+        """Choose the rows for the kernel; the others are updated by :class:`PortableUpdate`."""
         rows = self._rows
-        self._layout = _layout(self._kept)
         fitting = [i for i, row in enumerate(rows) if _fits(row)]
         self._others = sorted({*range(len(rows))} - {*fitting})
         self._portable = PortableUpdate([rows[i] for i in self._others])
@@ -218,18 +225,17 @@ class TritonUpdate:
         self._dtypes = [param.dtype for param in self._params]
         buffers = [rows[i].buffer for i in self._indices]
         self._written = [*self._params, *(buffer for buffer in buffers if buffer is not None)]
+        self._flags = _flags([rows[i] for i in fitting], self._device)
 
+    def _make_tables(self) -> None:
         self._one = torch.ones((), dtype=torch.float32, device=self._device)
         self._zero = torch.zeros((), dtype=torch.float32, device=self._device)
-        self._tables = _tables([rows[i] for i in self._indices], self._block, self._device)
-        self._flags = _flags([rows[i] for i in fitting], self._device)
+        self._tables = _tables([self._rows[i] for i in self._indices], self._block, self._device)
         self._addresses = bytes(8 * len(self._indices))
         self._grads = torch.zeros(len(self._indices), dtype=torch.int64, device=self._device)
         self._captured: dict[bytes, Spare] = {}
         self._spares: list[Spare] = []
-        self._lay_in_spares()
-        with self._on_device():
-            self._launch(self._grads, self._one, found_inf=self._one)
+        self._add_spares()
 
     def __call__(
         self,
@@ -239,21 +245,21 @@ class TritonUpdate:
         addresses: bytes | None = None,
     ) -> None:
         """Update every row from the gradient of the same index, unless ``found_inf`` is other than 0."""
-        if addresses is None and _layout(self._kept) != self._layout:  # somebody assigned to a parameter's data
+        if addresses is None and _layout(self._tensors) != self._layout:  # a parameter's data was assigned to
             self._build()
         with self._on_device():
-            ours, at = self._laid_out(grads, addresses)
+            laid_out, at = self._laid_out(grads, addresses)
             if self._is_capturing():
                 table = self._captured_table(at)
                 if table is None:
                     PortableUpdate(self._rows)(grads, grad_scale, found_inf)
                     return
             else:
-                self._lay_in_spares()
+                self._add_spares()
                 self._upload(at)
                 table = self._grads
             self._launch(table, self._as_number(grad_scale, self._one), self._as_number(found_inf, self._zero))
-            del ours  # copies among them: the allocator knows that the kernel comes before the next user
+            del laid_out  # the allocator reuses the memory of copies after the kernel, in the order of the stream
             increment_version(self._written)
             if self._others:
                 self._portable([grads[i] for i in self._others], grad_scale, found_inf)
@@ -266,7 +272,7 @@ class TritonUpdate:
                 BLOCK=self._block, num_warps=self._warps,
             )  # fmt: skip
         if self._flags is not None:
-            # After all that read them.
+            # Last, because the kernel above reads the flags.
             count = self._flags.shape[1]
             started_kernel[(triton.cdiv(count, 256),)](*self._flags, count, found_inf, BLOCK=256)
 
@@ -285,10 +291,10 @@ class TritonUpdate:
         """The gradients laid out as their parameters are, and their packed addresses."""
         if addresses is not None and len(self._indices) == len(self._rows):
             return grads, addresses
-        ours = [grads[i] for i in self._indices]
-        if addresses is None and not self._are_laid_out(ours):
-            ours = [*map(_laid_out, ours, self._params)]
-        return ours, array("q", map(Tensor.data_ptr, ours)).tobytes()
+        grads = [grads[i] for i in self._indices]
+        if addresses is None and not self._are_laid_out(grads):
+            grads = [*map(_like_param, grads, self._params)]
+        return grads, array("q", map(Tensor.data_ptr, grads)).tobytes()
 
     def _are_laid_out(self, grads: list[Tensor]) -> bool:
         return (
@@ -301,25 +307,25 @@ class TritonUpdate:
 
     def _upload(self, addresses: bytes) -> None:
         if addresses != self._addresses:
-            # The allocator of pinned memory gives this piece to nobody before the copy is done.
+            # The pinned allocator does not reuse this memory before the copy is done.
             self._grads.copy_(_pinned(_unpacked(addresses), self._device), non_blocking=True)
             self._addresses = addresses
 
     def _captured_table(self, addresses: bytes) -> Tensor | None:
-        """A table filled by the graph itself, which may be replayed after others, or first of all."""
+        """A table that the graph itself fills, as graphs are replayed in any order; None without a spare one."""
         spare = self._captured.get(addresses)
         if spare is None:
             if not self._spares:
                 return None
             spare = self._captured[addresses] = self._spares.pop()
             spare.pinned.copy_(_unpacked(addresses))
-            # A graph is of use only while the rates live that it reads. Until then, this must.
-            kept = self._tables, self._flags, self._one, self._zero, spare
-            weakref.finalize(self._rows[0].lr, _drop, kept).atexit = False
+            # A graph reads these tensors, and is of no use once its rates are freed: until then they must live.
+            read = self._tables, self._flags, self._one, self._zero, spare
+            weakref.finalize(self._rows[0].lr, _release, read).atexit = False
         spare.grads.copy_(spare.pinned, non_blocking=True)
         return spare.grads
 
-    def _lay_in_spares(self) -> None:
+    def _add_spares(self) -> None:
         if missing := SPARES - len(self._spares):
             shape = missing, len(self._indices)
             pinned = torch.empty(shape, dtype=torch.int64, device="cpu", pin_memory=self._device.type == "cuda")
@@ -332,9 +338,9 @@ def _unpacked(addresses: bytes) -> Tensor:
 
 
 def _layout(tensors: list[Tensor]) -> tuple[list[Any], ...]:
-    """All that the tables say of tensors and that may change without their being other objects."""
-    asked = Tensor.data_ptr, Tensor.size, Tensor.stride, Tensor.is_neg
-    return *([*map(ask, tensors)] for ask in asked), [tensor.dtype for tensor in tensors]
+    """All that the tables have of tensors and that may change while these stay the same objects."""
+    methods = Tensor.data_ptr, Tensor.size, Tensor.stride, Tensor.is_neg
+    return *([*map(method, tensors)] for method in methods), [tensor.dtype for tensor in tensors]
 
 
 def _fits(row: DeviceRow) -> bool:
@@ -347,32 +353,23 @@ def _fits(row: DeviceRow) -> bool:
 
 
 def _is_like(tensor: Tensor, param: Tensor) -> bool:
-    """Whether elements that belong together lie at the same offset."""
+    """Whether corresponding elements are at the same offset."""
     if type(tensor) not in _PLAIN or tensor.dtype is not param.dtype or tensor.shape != param.shape:
         return False
     if tensor.is_neg() or is_zero_tensor(tensor):
         return False
-    # Strides of dimensions of size 1 may differ without meaning anything.
+    # Strides of dimensions of size 1 do not matter.
     strides = zip(param.shape, param.stride(), tensor.stride(), strict=True)
-    return all(size == 1 or own == other for size, own, other in strides)
+    return all(size == 1 or one == other for size, one, other in strides)
 
 
-def _laid_out(grad: Tensor, param: Tensor) -> Tensor:
+def _like_param(grad: Tensor, param: Tensor) -> Tensor:
     return grad if _is_like(grad, param) else torch.empty_like(param).copy_(grad)
 
 
 def _tables(rows: list[DeviceRow], block: int, device: torch.device) -> Tables:
     tensors = [
-        (
-            row.param.data_ptr(),
-            0 if row.buffer is None else row.buffer.data_ptr(),
-            0 if row.started is None else row.started.data_ptr(),
-            row.lr.data_ptr(),
-            row.momentum.data_ptr(),
-            row.param.numel(),
-            DTYPES.index(row.param.dtype),
-            0,
-        )
+        (*map(_address, row[:5]), row.param.numel(), DTYPES.index(row.param.dtype), 0)  # fields in the kernel's order
         for row in rows
     ]
     numbers = [
@@ -389,14 +386,18 @@ def _tables(rows: list[DeviceRow], block: int, device: torch.device) -> Tables:
     )
 
 
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 def _flags(rows: list[DeviceRow], device: torch.device) -> Tensor | None:
-    """Addresses of the flags to set, and of the momenta that they depend on."""
+    """Addresses of the flags to set, and of the momenta on which that depends."""
     pairs = [(row.started.data_ptr(), row.momentum.data_ptr()) for row in rows if row.started is not None]
     return _moved(torch.tensor(pairs, dtype=torch.int64, device="cpu").t().contiguous(), device) if pairs else None
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the device, without waiting for it."""
+    """A copy on the device, without a host-device sync."""
     return _pinned(tensor, device).to(device, non_blocking=True)
 
 
@@ -404,5 +405,5 @@ def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
-def _drop(kept: object) -> None:
-    """The last that held on to ``kept`` is gone."""
+def _release(tensors: object) -> None:
+    """No-op: as an argument of a finalizer, the tensors live until it runs."""

@@ -16,15 +16,15 @@ State = dict[Any, dict[str, Any]]
 
 
 class BaseUpdate:
-    """The base class's own step; it must be capturable."""
+    """The update of the base class, which must be capturable."""
 
-    #: Whether it divides gradients by a loss scale, and skips a step, in any case; the base class does so if fused.
+    #: Whether it divides gradients by the loss scale and skips steps itself; the base class does so if fused.
     unscales = False
 
     def __init__(self, base: type[Any]) -> None:
         self._base = base
         self._takes_tensor_betas = _takes_tensor_betas(base)
-        self._betas: dict[int, tuple[Tensor, ...]] = {}  # what groups show, by their index
+        self._betas: dict[int, tuple[Tensor, ...]] = {}  # of each group that shows them
 
     def claim_scaling(self, optimizer: Any) -> None:
         """Tell GradScaler to leave unscaling and skipping to the step, where this update does both."""
@@ -66,45 +66,45 @@ class BaseUpdate:
             )
         return part.cycles_momentum
 
-    def stored_momentum(self, slot: Slot, i: int, group: Group, own: Tensor) -> Any:
-        """What group i stores to show this momentum: Adam takes all betas as tensors, or none."""
+    def stored_momentum(self, slot: Slot, i: int, group: Group, momentum: Tensor) -> Any:
+        """What group i stores to show this tensor: Adam takes all betas as tensors, or none."""
         if slot.key != BETA1.key:
-            return own
+            return momentum
         shown, betas = self._betas.get(i, ()), group["betas"]
-        is_same = bool(shown) and shown[0] is own and len(shown) == len(betas)
+        is_same = bool(shown) and shown[0] is momentum and len(shown) == len(betas)
         if is_same and is_object(betas, shown):
             return shown
         if not is_same:
-            shown = self._betas[i] = (own, *(torch.empty_like(own) for _ in betas[1:]))
+            shown = self._betas[i] = (momentum, *(torch.empty_like(momentum) for _ in betas[1:]))
         for beta, value in zip(shown[1:], betas[1:], strict=True):
             beta.copy_(value.reshape(())) if isinstance(value, Tensor) else beta.fill_(value)
         return shown
 
     def create(self, schedules: Any, i: int, group: Group, state: State) -> None:
-        """Create the state of a group: the base class creates its own, in its first step."""
+        """Create the state of a group; the base class does so in its first step."""
 
     def apply(self, schedules: Any, optimizer: Any, closure: Any, grad_scale: Any, found_inf: Any) -> Any:
         """Make one update; returns the closure's loss."""
         if not torch.compiler.is_compiling():
             return optimizer._base_step(closure)
-        # Below torch's wrappers, which would break the graph.
+        # Without torch's wrappers, which would break the graph.
         return innermost(self._base.step)(optimizer, closure)
 
     def saved(self, state: State) -> None:
-        """Remove from a state dict what is not for it."""
+        """Remove from a state dict what is not to be saved."""
 
     def load(self, schedules: Any, groups: list[Group], state: State, previous: State) -> None:
         """Copy the loaded state into the tensors of the previous one, which captured graphs read."""
         for param, entries in state.items():
-            held = previous.get(param, {})
+            before = previous.get(param, {})
             for key, value in entries.items():
-                old = held.get(key)
+                old = before.get(key)
                 if isinstance(old, Tensor) and isinstance(value, Tensor) and old.shape == value.shape:
                     entries[key] = old.copy_(value)
 
 
 def is_object(value: Any, shown: Any) -> bool:
-    """``is``, which torch.compile cannot trace between tuples: their items then."""
+    """``value is shown``, item by item in tuples, between which torch.compile cannot trace ``is``."""
     if isinstance(shown, tuple):
         return len(value) == len(shown) and all(is_object(*pair) for pair in zip(value, shown, strict=True))
     return value is shown

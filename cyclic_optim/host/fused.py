@@ -1,11 +1,10 @@
-"""torch's fused SGD op, with everything that it gets wrong kept away from it.
+"""torch's fused SGD op, called only on tensors that it handles correctly.
 
-The op walks memory and knows one flag for all its tensors, so it is right only for plain, dense,
-floating-point tensors of one dtype and device whose parameter, gradient and buffer lie in memory
-alike, and which have either all stepped before or all not. On the CPU it is wrong for half precision.
-Tensors are therefore sorted into calls on every step, as users may do anything to them in between: one of the
-op for each kind that it can do, torch's exact loop for the rest. :mod:`.ordinary` takes most of them off its
-hands.
+The op goes through memory in order and has one flag for all its tensors. So it is correct only for plain, dense,
+floating-point tensors of one dtype and device whose parameter, gradient and buffer have the same layout, and of which
+all have a momentum buffer or none. On the CPU it is wrong for half precision. On every step tensors are therefore
+sorted into calls, because users may change them between steps: calls of the op, and of torch's loop for the rest.
+:mod:`.ordinary` handles most tensors before.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ Tensors = tuple[list[Any], list[Any], list[Any]]  # parameters, gradients, buffe
 #: The hyperparameters of a param group that torch's ``sgd`` and its fused op take by these names.
 HYPERPARAMETERS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
 
-#: On the CPU the op starts a team of threads for every tensor. Below this many elements that costs more than
-#: it saves: benchmarks/crossing.py has the measurement.
+#: On the CPU the op starts a team of threads for every tensor. With fewer elements than this, that costs more than it
+#: saves (measured by benchmarks/crossing.py).
 SMALL = 2**14
 
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-# torch 2.13's op on the CPU leaves all but a few parameters of half precision where they were.
+# torch 2.13's op on the CPU does not update most parameters of half precision.
 _DTYPES_ON_CPU = {torch.float32, torch.float64}
 _PLAIN = {Tensor, Parameter}
 
@@ -48,7 +47,7 @@ class Kind(NamedTuple):
     """What tensors must have in common to be updated in one call."""
 
     row: int
-    exact: bool  # by torch's loop, as the op is not right for them
+    exact: bool  # by torch's loop, because the op would be wrong
     serial: bool  # too small for threads
     first: bool  # without a momentum buffer yet
     dtype: torch.dtype
@@ -56,7 +55,7 @@ class Kind(NamedTuple):
 
 
 class Call(NamedTuple):
-    """An update of the tensors from ``start`` to ``stop``, which are of one kind."""
+    """One call, for the tensors from ``start`` to ``stop``, which are of one kind."""
 
     kind: Kind
     start: int
@@ -66,20 +65,19 @@ class Call(NamedTuple):
 def fused_update(rows: Rows, state: State, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
     """Update every parameter in ``rows`` that has a gradient.
 
-    A ``found_inf`` of any non-zero value makes all of it do nothing; gradients are left divided by
-    ``grad_scale``, as the op leaves them.
+    A ``found_inf`` other than 0 makes it a no-op. Gradients are divided by ``grad_scale`` in place, as by the op.
     """
     calls, tensors = _sort(rows, state)
     params, _, buffers = tensors
     first = [call for call in calls if call.kind.first]
     for kind, start, stop in first:
         if not kind.exact:
-            # Zeros rather than uninitialised memory: whatever comes between, nothing foreign is in it.
+            # Zeros rather than uninitialized memory, in case the op raises.
             buffers[start:stop] = [torch.zeros_like(param, requires_grad=False) for param in params[start:stop]]
     if _run(calls, rows, tensors, grad_scale, found_inf):
         for _, start, stop in (call for call in calls if call.kind.first or call.kind.exact):
             for param, buffer in zip(params[start:stop], buffers[start:stop], strict=True):
-                if buffer is not None:  # None: with a momentum of 0 what there is stays as it is
+                if buffer is not None:  # None: with a momentum of 0 buffers are left alone
                     state[param]["momentum_buffer"] = buffer
 
 
@@ -102,7 +100,7 @@ def _sort(rows: Rows, state: State) -> tuple[list[Call], Tensors]:
         local = zip(*_local((params, grads, buffers)), strict=True)
         for tensors, (param, grad, buffer) in zip(zip(params, grads, buffers, strict=True), local, strict=True):
             device, first = param.device, with_buffers and buffer is None
-            exact = device.type not in devices or not _is_right_for_op(param, grad, buffer)
+            exact = device.type not in devices or not _op_is_correct(param, grad, buffer)
             serial = not exact and device.type == "cpu" and param.numel() < SMALL
             kinds.setdefault(Kind(index, exact, serial, first, param.dtype, device), []).append(tensors)
     in_order = sorted(kinds, key=lambda kind: (kind.exact, not kind.serial, kind.row))
@@ -112,7 +110,7 @@ def _sort(rows: Rows, state: State) -> tuple[list[Call], Tensors]:
     return calls, ([row[0] for row in sorted_], [row[1] for row in sorted_], [row[2] for row in sorted_])
 
 
-def _is_right_for_op(param: Tensor, grad: Tensor, buffer: Tensor | None) -> bool:
+def _op_is_correct(param: Tensor, grad: Tensor, buffer: Tensor | None) -> bool:
     dtype, device, shape = param.dtype, param.device, param.shape
     if dtype not in (_DTYPES_ON_CPU if device.type == "cpu" else _DTYPES):
         return False
@@ -122,7 +120,7 @@ def _is_right_for_op(param: Tensor, grad: Tensor, buffer: Tensor | None) -> bool
             return False
         if type(t) not in _PLAIN or t.layout is not torch.strided or t.is_neg() or is_zero_tensor(t):
             return False
-    # Strides of dimensions of size 1 may differ without meaning anything; contiguity looks past them.
+    # Strides of dimensions of size 1 do not matter; is_contiguous ignores them.
     if param.is_contiguous():
         return all(t.is_contiguous() for t in tensors)
     same = len({t.stride() for t in tensors}) == 1
@@ -132,7 +130,7 @@ def _is_right_for_op(param: Tensor, grad: Tensor, buffer: Tensor | None) -> bool
 def _local(tensors: Tensors) -> Tensors:
     """The tensors with DTensors replaced by their local shards, where all three are sharded alike.
 
-    The update is elementwise, so shards can be updated where they lie; the op itself refuses DTensors.
+    The update is elementwise, so each shard can be updated by itself; the op does not take DTensors.
     """
     distributed = sys.modules.get("torch.distributed.tensor")
     if distributed is None or _PLAIN.issuperset(map(type, tensors[0])):
@@ -157,15 +155,15 @@ def _local(tensors: Tensors) -> Tensors:
 
 
 def _run(calls: list[Call], rows: Rows, tensors: Tensors, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
-    """Make the calls; False if ``found_inf`` said not to."""
+    """Make the calls; False if the step was skipped (``found_inf``)."""
     if found_inf is not None:
-        # Creating a buffer and torch's own loop are decided on the host; the op can decide by itself.
+        # The op can skip on the device. Creating a buffer and torch's loop cannot: then synchronize with the host.
         if found_inf.device.type == "cpu" or any(call.kind.exact or call.kind.first for call in calls):
             if found_inf.item() != 0:
                 return False
             found_inf = None
         else:
-            found_inf = (found_inf != 0).to(torch.float32)  # the op itself knows 1 alone
+            found_inf = (found_inf != 0).to(torch.float32)  # the op tests for 1 only
     params, grads, buffers = _local(tensors)
     for kind, start, stop in calls:
         group, part = rows[kind.row][0], slice(start, stop)
@@ -210,12 +208,12 @@ def by_op(
         on_one_thread(update)
     else:
         update()
-    # The op does not, and autograd would not notice that what it saved was overwritten.
+    # The op does not; without it autograd could not detect that a saved tensor was overwritten.
     increment_version(params)
 
 
 def _by_loop(group: Group, tensors: Tensors, part: slice, grad_scale: Tensor | None) -> None:
-    params, grads, buffers = (kept[part] for kept in tensors)
+    params, grads, buffers = (column[part] for column in tensors)
     unscale(grads, grad_scale)
     buffers = dense_beside(grads, buffers)
     sgd(
@@ -230,7 +228,7 @@ def _by_loop(group: Group, tensors: Tensors, part: slice, grad_scale: Tensor | N
 
 
 def dense_beside(grads: list[Tensor], buffers: list[Any]) -> list[Any]:
-    """The buffers, dense where the gradients are: torch cannot add a dense gradient to a buffer of sparse ones."""
+    """The buffers, dense where the gradients are: torch cannot add a dense gradient to a sparse buffer."""
     return [
         buffer.to_dense()
         if buffer is not None and buffer.layout is torch.sparse_coo and grad.layout is torch.strided
@@ -247,10 +245,10 @@ def unscale(grads: list[Tensor], grad_scale: Tensor | None) -> None:
 
 
 def takes_fused(group: Group, scheduled: bool) -> bool:
-    """Whether a group with its flags goes through the fused update or through torch's own ``sgd``.
+    """Whether a group goes through the fused update, and not through torch's ``sgd``.
 
-    Flags that were set are honoured. Unset, they mean torch's default for plain SGD, whose results
-    must be torch's to the bit, and the fused update beside a policy.
+    Flags that are set decide. Otherwise a group beside a policy takes the fused update, and plain SGD torch's default,
+    because its results must equal torch's bit for bit.
     """
     if group["foreach"] or group["differentiable"]:
         return False

@@ -1,4 +1,4 @@
-"""The fused update of ordinary tensors, at the cost of little but the arithmetic."""
+"""The fused update of ordinary tensors, with little overhead."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .fused import SMALL, Group, Rows, State, by_op
 
 
 def update_ordinary(groups: list[Group], state: State, grad_scale: Tensor | None) -> Rows:
-    """Update all tensors that are as most tensors are; returns the others, for :func:`.fused.fused_update`.
+    """Update all ordinary tensors (``_native.c`` says which); returns the others, for :func:`.fused.fused_update`.
 
-    Beside a loss scale, which torch's op takes off the gradients, nothing but that op computes. A dispatch mode wants
-    to see operations: then nothing is done here.
+    With a loss scale all of them go through torch's op, which divides the gradients by it. Under a dispatch mode, which
+    has to see the operations, this is a no-op.
     """
     if native.compiled is None or modes_active():
         return [(group, group["params"]) for group in groups]

@@ -1,7 +1,7 @@
-"""One thread for a short while, for the calling thread and nobody else.
+"""Run one call single-threaded without affecting other threads.
 
-``torch.set_num_threads`` is no help here: it also writes a number that every new thread of the process takes
-over, and one born in the meantime would keep it for good. OpenMP's own setting belongs to the calling thread.
+``torch.set_num_threads`` cannot do that: it also sets the number for every new thread of the process, and a thread
+that starts in the meantime keeps it. OpenMP's own setting belongs to the calling thread.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from ..torch_private import EXTENSION
 
 
-def _openmps_setting() -> Callable[[int], None] | None:
-    """OpenMP's ``omp_set_num_threads``, where torch turns out to go by it."""
+def _omp_set_num_threads() -> Callable[[int], None] | None:
+    """OpenMP's ``omp_set_num_threads``, if torch follows it."""
     try:
         set_threads: Callable[[int], None] = ctypes.PyDLL(EXTENSION).omp_set_num_threads
         set_threads.argtypes, set_threads.restype = [ctypes.c_int], None  # type: ignore[attr-defined]
@@ -29,17 +29,17 @@ def _openmps_setting() -> Callable[[int], None] | None:
         set_threads(before)
 
 
-#: How many threads the calling thread's torch operations run on; None where that cannot be said for it alone.
-set_own_threads = _openmps_setting()
+#: Sets the number of threads of the calling thread's torch operations; None where that would affect others, too.
+set_own_threads = _omp_set_num_threads()
 
 
 def on_one_thread(run: Callable[[], None]) -> None:
-    """Run the calling thread's torch operations on one thread, if that is possible."""
+    """Run a call's torch operations on one thread, where that is possible."""
     if set_own_threads is None:
         run()
         return
     threads = torch.get_num_threads()
-    # No context manager: an interrupt on the way into its block would leave the number as it is there.
+    # No context manager: an interrupt while its block is entered would leave the number at 1.
     try:
         set_own_threads(1)
         run()
