@@ -177,7 +177,7 @@ def check_unscheduled(group: Group, *, is_told: bool) -> None:
 
     A ``max_lr`` is accepted beside ``initial_lr``, as a torch scheduler leaves it.
     """
-    for key in OURS:
+    for key in SCHEDULE_KEYS:
         if key not in group or (key == "max_lr" and "initial_lr" in group):
             continue
         if not is_told:

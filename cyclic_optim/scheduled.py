@@ -230,7 +230,7 @@ class Scheduled(Optimizer):
 
     def _policy_for(self, group: Group) -> Policy | None:
         """The policy that a new group names, or the optimizer's."""
-        named = group.pop("policy", self._policy)
+        named: Any = group.pop("policy", self._policy)
         if isinstance(named, str):  # a group of another optimizer, or a copy of one of these
             if named in self._known:
                 return self._known.policy(named)
@@ -240,7 +240,8 @@ class Scheduled(Optimizer):
             group.pop("policy_state", None)
             return self._policy
         check_policy(named)
-        return named
+        policy: Policy | None = named
+        return policy
 
     def report(self, metric: float | Tensor) -> None:
         """Tell every policy that listens a metric, commonly the validation loss once per epoch.
@@ -459,7 +460,7 @@ class Scheduled(Optimizer):
         if previous:
             self._schedules.fill(state["param_groups"], previous, self.defaults)
             drop_empty(state["state"])
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        super().__setstate__(state)
         self.__dict__.pop("_guard", None)
         self.__dict__.setdefault("_running", [None])
         if previous:
