@@ -317,7 +317,7 @@ class Scheduled(Optimizer):
 
     # -- the step ---------------------------------------------------------------------------------------------------
 
-    def step(self, closure: Closure | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> Any:
         """Make one update with the current values, then write the next step's.
 
         Args:
