@@ -83,8 +83,9 @@ set_grad_enabled: Callable[[bool], Any] = torch._C._set_grad_enabled
 #: Whether a profiler records, so that torch's wrapper of ``step`` must run. Without it: that wrapper on every step.
 profiler_enabled: Callable[[], bool] = torch._C._autograd._profiler_enabled
 
-_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
-_function_modes: Callable[[], int] = torch._C._len_torch_function_stack
+#: The number of active modes of either kind, cheap enough for every step: mostly 0. Without them: see below.
+dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+function_modes: Callable[[], int] = torch._C._len_torch_function_stack
 _function_mode_stack: Callable[[], list[Any]] = _get_current_function_mode_stack
 
 
@@ -93,7 +94,7 @@ def modes_active() -> bool:
 
     The default device is a mode, too, and watches nothing. make_fx before dispatch shows as a function mode alone.
     """
-    return _dispatch_modes() > 0 or (_function_modes() > 0 and not _is_default_device_alone())
+    return dispatch_modes() > 0 or (function_modes() > 0 and not _is_default_device_alone())
 
 
 def _is_default_device_alone() -> bool:
@@ -137,8 +138,7 @@ def step_is_watched(optimizer: Any) -> Any:
         or _global_optimizer_post_hooks
         or _eval_frame_callback() is not None
         or profiler_enabled()
-        or _dispatch_modes()
-        or (_function_modes() and modes_active())
+        or ((dispatch_modes() or function_modes()) and modes_active())
     )
 
 

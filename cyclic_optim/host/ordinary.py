@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import native
 from ..grad_mode import with_grad
-from ..torch_private import increment_version, modes_active
+from ..torch_private import dispatch_modes, function_modes, increment_version, modes_active
 from .fused import SMALL, Group, Rows, State, by_op
 
 
@@ -18,7 +18,7 @@ def update_ordinary(groups: list[Group], state: State, grad_scale: Tensor | None
     With a loss scale all of them go through torch's op, which divides the gradients by it. Under a dispatch mode, which
     has to see the operations, this is a no-op.
     """
-    if native.compiled is None or modes_active():
+    if native.compiled is None or ((dispatch_modes() or function_modes()) and modes_active()):
         return [(group, group["params"]) for group in groups]
     done, calls, rest = native.compiled.update(groups, state, SMALL, grad_scale is not None)
     if done:

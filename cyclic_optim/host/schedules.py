@@ -89,7 +89,8 @@ class HostSchedules:
     def _upcoming(self, groups: list[Group]) -> Upcoming:
         lane = self._written.single
         if lane is not None:  # one policy and one clock for all groups
-            return *self._next(groups, lane), ()
+            step, rates, momentum = self._next(groups, lane)
+            return step, rates, momentum, ()
         fills: list[partial[Any]] = []
         steps, lrs, momenta = ([ABSENT] * len(groups) for _ in range(3))
         for lane in self._written.lanes:

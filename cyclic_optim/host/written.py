@@ -92,7 +92,8 @@ class Written:
             self.momenta = momenta
         if self.by_hand:
             self.by_hand = frozenset()
-        self.columns = (columns[0], steps, columns[2], rates, *columns[4:])
+        moved = (columns[0], steps, columns[2], rates)
+        self.columns = moved if len(columns) == 4 else (*moved, columns[4])
 
     def as_data(self) -> tuple[Any, ...]:
         """For pickling, which keeps values and no objects."""
