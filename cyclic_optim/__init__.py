@@ -56,7 +56,9 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
 
     def __getattr__(name: str) -> Any:
         """Import on first use: what needs torch, as the command line needs none, and what takes long to import."""
-        if name in _OPTIMIZERS:
+        if name == "CyclicSGD":
+            from .sgd import CyclicSGD as value
+        elif name in _OPTIMIZERS:
             from . import wrap
 
             value = getattr(wrap, name)

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .checkpoint import adopt, check_state_dict, cloned_state, drop_empty, fill, policy_of, with_capturable
-from .device import BaseUpdate, DeviceSchedules
 from .groups import Kinds, check_capturable, check_groups, check_keys, check_policy, check_unscheduled
 from .passive import PassiveScheduler
 from .pickling import Guard
@@ -34,6 +33,8 @@ from .unscheduled import Unscheduled
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from .device import BaseUpdate
 
 
 class Scheduled(Optimizer):
@@ -88,6 +89,8 @@ class Scheduled(Optimizer):
     def _to_device(self) -> None:
         """Move schedules to the device, where the optimizer is capturable and they are not there yet."""
         if self._capturable and not self._schedules.is_traced and any(policy is not None for policy in self.policies):
+            from .device import DeviceSchedules  # a third of all there is to import, for the few that need it
+
             schedules = DeviceSchedules(self, self._horizon)
             schedules.update.claim_scaling(self)
             self._schedules = schedules
@@ -103,6 +106,8 @@ class Scheduled(Optimizer):
 
     def _device_update(self) -> BaseUpdate:
         """What updates parameters where schedules are on the device: here, the base class itself."""
+        from .device import BaseUpdate
+
         return BaseUpdate(self._base())
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch.optim import SGD
 from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
-from .device.sgd import SGDUpdate
 from .grad_mode import with_grad
 from .groups import Kinds, check_numbers, check_policy
 from .host.fused import HYPERPARAMETERS, Rows, dense_beside, fused_update, takes_fused, unscale
@@ -21,6 +20,9 @@ from .policies.asked import values_at
 from .scheduled import Scheduled
 from .slots import Group
 from .torch_private import NEEDS_FUSED_CHECK, check_fused_param, sgd_tensors, uncompiled
+
+if TYPE_CHECKING:
+    from .device.sgd import SGDUpdate
 
 
 class CyclicSGD(Scheduled, SGD):
@@ -137,6 +139,8 @@ class CyclicSGD(Scheduled, SGD):
         self._ready(capturable, horizon)
 
     def _device_update(self) -> SGDUpdate:
+        from .device.sgd import SGDUpdate
+
         return SGDUpdate(SGD)
 
     # -- the update -------------------------------------------------------------------------------------------------
