@@ -31,6 +31,7 @@ from ..schedule import (
     plan,
     policy_values,
     reported,
+    undoing,
     values_of,
     writing,
 )
@@ -118,8 +119,9 @@ class DeviceSchedules:
         return i >= len(column) or not is_object(group[key], column[i])
 
     def _put(self, groups: list[Group], plain: list[Group], indices: Iterable[int], restarts: bool = True) -> None:
-        """Go on from plain numbers in these groups, in the tensors that there are."""
-        indices = [*indices]
+        """Go on from plain numbers in these groups, and in those that were edited, in the tensors that there are."""
+        self.clock.follow_edits()
+        indices = [*dict.fromkeys([*indices, *self._edited(groups)])]
         resolved = self._known.resolved(plain)
         stands = [self._stand(group, restarts and i in indices) for i, group in enumerate(resolved)]
         for i in indices:
@@ -156,7 +158,7 @@ class DeviceSchedules:
         for key, own in self._own(i).items():
             value = self._read(plain, key)
             own.fill_(value.reshape(()) if isinstance(value, Tensor) else value)
-            self._given[i][key] = value
+            self._given[i][key] = None if isinstance(value, Tensor) else value
 
     def plain(self, groups: list[Group]) -> list[Group]:
         if not groups:
@@ -217,6 +219,12 @@ class DeviceSchedules:
         shown = ((key, own, self._read(group, key)) for key, own in self._own(i).items())
         return [(key, value) for key, own, value in shown if value is not own]
 
+    def _edited(self, groups: list[Group]) -> list[int]:
+        """The groups to which something was assigned since the last step."""
+        pairs = zip(self._known.resolved(groups), self.clock.parts, strict=False)
+        other = [i for i, (group, part) in enumerate(pairs) if group["policy"] is not part.policy]
+        return [*other, *(i for i, group in enumerate(groups[: len(self.clock.parts)]) if self._assigned(i, group))]
+
     def _take_edits(self, groups: list[Group]) -> None:
         """Write what was assigned since the last step into the tensors."""
         edits = [(i, key, value) for i, group in enumerate(groups) for key, value in self._assigned(i, group)]
@@ -253,6 +261,7 @@ class DeviceSchedules:
 
     def _move(self, groups: list[Group], moved: Collection[int], steps: dict[int, int]) -> None:
         """Follow edited clocks and policies of these resolved groups."""
+        self.clock.follow_edits()  # of the other groups, which are settled below
         now = self.clock.step[: len(groups)].tolist()
         plain = []
         for i, group in enumerate(groups):
@@ -365,16 +374,13 @@ class DeviceSchedules:
 
     def _replace(self, groups: list[Group], plain: list[Group], indices: Iterable[int], restarts: bool = False) -> None:
         """Write plain numbers into these groups, or nothing where that fails."""
-        undo = self.remember()
-        before = [dict(group) for group in groups]
+        undo = [undoing(groups), self.remember()]
         plain = list(map(self._known.stored, plain))
         try:
             self._put(groups, plain, indices, restarts)
         except BaseException:
-            undo()
-            for group, old in zip(groups, before, strict=True):
-                group.clear()
-                group.update(old)
+            for put_back in undo:
+                put_back()
             raise
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
