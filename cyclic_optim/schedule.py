@@ -17,16 +17,17 @@ itself.
 from __future__ import annotations
 
 import json
+import numbers
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
-from .groups import HELD_BY_ALL, check_has_rate, check_policy, check_rate, highest_held
+from .groups import HELD_BY_ALL, check_has_rate, check_numbers, check_policy, check_rate, highest_held
 from .native import ABSENT
 from .policies import Policy, describe
 from .policies.asked import values_at
@@ -186,6 +187,22 @@ def writing(group: Group, values: Group) -> list[partial[Any]]:
     return [*calls, partial(group.update, values)]
 
 
+def undoing(groups: list[Group]) -> Callable[[], None]:
+    """Returns a function that undoes what is stored in these groups, and in their tensor rates, from now on."""
+    before = list(map(dict, groups))
+    tensors = [group["lr"].detach() for group in before if isinstance(group.get("lr"), torch.Tensor)]
+    rates = [(lr, lr.clone()) for lr in tensors]
+
+    def undo() -> None:
+        for group, old in zip(groups, before, strict=True):
+            group.clear()
+            group.update(old)
+        for lr, value in rates:
+            lr.copy_(value)
+
+    return undo
+
+
 def at_once(changes: Iterable[partial[Any]]) -> None:
     """Make all of these calls of C functions; an interrupt comes before the first or after the last.
 
@@ -200,7 +217,6 @@ def enrol(group: Group, policy: Policy, peers: list[Group], slot: Slot | None) -
 
     A tensor lr is cloned, because rates are written in place.
     """
-    _to_numbers(group, slot)
     lr: Any = group["lr"]
     check_rate(lr)
     if isinstance(lr, torch.Tensor):
@@ -215,11 +231,11 @@ def enrol(group: Group, policy: Policy, peers: list[Group], slot: Slot | None) -
     at_once(writing(group, values_of(plan(group, group["schedule_step"], slot), group, slot)))
 
 
-def _to_numbers(group: Group, slot: Slot | None) -> None:
+def to_numbers(group: Group, slot: Slot | None) -> None:
     """Make numbers of what a capturable optimizer shows in a group, of which this one is a copy."""
-    if not isinstance(group.get("schedule_step"), torch.Tensor):
+    if not isinstance(group.get("max_lr"), torch.Tensor):
         return
-    group.update({key: group[key].item() for key in ("schedule_step", "max_lr", "lr")})
+    group.update({key: _number(group[key]) for key in ("schedule_step", "max_lr", "lr") if key in group})
     if slot is not None and slot.key in group:
         stored = slot.stored(group, slot.read(group))
         group[slot.key] = tuple(map(_number, stored)) if isinstance(stored, tuple) else _number(stored)
@@ -317,6 +333,8 @@ def changes_of(groups: list[Group], policy: Any, lr: Any, step: Any, group: Any)
     check_policy(policy)
     if policy is None and group is None:  # only groups with a policy have a peak and a clock
         group = [i for i, one in enumerate(groups) if one.get("policy") is not None]
+        if not group:
+            raise ValueError("need a policy where no param group has one: pass policy=")
     indices = _indices(groups, group)
     for i in indices:
         if policy is None and groups[i].get("policy") is None:
@@ -329,24 +347,26 @@ def changes_of(groups: list[Group], policy: Any, lr: Any, step: Any, group: Any)
 def _indices(groups: list[Group], group: Any) -> tuple[int, ...]:
     if group is None:
         return tuple(range(len(groups)))
-    given = [group] if isinstance(group, int) and not isinstance(group, bool) else group
-    try:
-        indices = tuple(_check_whole("group", i) for i in given)
-    except TypeError:
-        raise TypeError(f"need group to be the index of a param group, or a sequence of them, got {group=}") from None
-    if not indices or len(set(indices)) < len(indices) or max(indices) >= len(groups):
-        raise ValueError(f"need indices of the {len(groups)} param groups, each once, got {group=}")
-    return indices
+    indices: Any = (group,) if isinstance(group, numbers.Integral) else group
+    if not isinstance(indices, Sequence) or not all(map(_is_index, indices)):
+        raise TypeError(f"need group to be the index of a param group, or a sequence of them, got group={shown(group)}")
+    if not indices or len(set(indices)) < len(indices) or not 0 <= min(indices) <= max(indices) < len(groups):
+        raise ValueError(f"need indices of the {len(groups)} param groups, each once, got group={shown(group)}")
+    return tuple(map(int, indices))
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _peaks(lr: Any, count: int) -> tuple[float, ...]:
-    if isinstance(lr, torch.Tensor) and lr.dim() == 0:
-        lr = lr.item()
     if not isinstance(lr, (list, tuple)):
-        return (finite("lr", lr, minimum=0),) * count
+        check_numbers(lr=lr)
+        return (float(lr),) * count
     if len(lr) != count:
         raise ValueError(f"need one lr, or one for each of the {count} param groups addressed, got {len(lr)}: {lr=}")
-    return tuple(finite(f"lr[{i}]", float(peak), minimum=0) for i, peak in enumerate(lr))
+    check_numbers(**{f"lr[{i}]": peak for i, peak in enumerate(lr)})
+    return tuple(map(float, lr))
 
 
 def warn(message: str) -> None:

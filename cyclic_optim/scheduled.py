@@ -16,7 +16,7 @@ from .passive import PassiveScheduler
 from .pickling import Guard
 from .policies import Policy
 from .rules import shown
-from .schedule import Known, changes_of, enrol
+from .schedule import Known, changes_of, enrol, to_numbers, undoing
 from .schedules import Closure, Schedules
 from .slots import Group, Slot, momentum_slot
 from .torch_private import (
@@ -88,7 +88,8 @@ class Scheduled(Optimizer):
 
     def _to_device(self) -> None:
         """Move schedules to the device, where the optimizer is capturable and they are not there yet."""
-        if self._capturable and not self._schedules.is_traced and any(policy is not None for policy in self.policies):
+        has_policy = any(policy is not None for policy in (self._policy, *self.policies))
+        if self._capturable and not self._schedules.is_traced and has_policy:
             from .device import DeviceSchedules  # a third of all there is to import, for the few that need it
 
             schedules = DeviceSchedules(self, self._horizon)
@@ -220,6 +221,7 @@ class Scheduled(Optimizer):
 
     def _join(self, group: Group, peers: list[Group]) -> None:
         check_keys(group, self.defaults)
+        to_numbers(group, self._slot)
         names_policy = "policy" in group
         policy = self._policy_for(group)
         if policy is not None:
@@ -308,10 +310,18 @@ class Scheduled(Optimizer):
         """
         check_groups(self.param_groups)
         changes = changes_of(self.param_groups, policy, lr, step, group)
-        self._schedules.reschedule(self, changes)
-        self._to_device()
-        if policy is not None and group is None:
-            self._policy = policy
+        before = (self._schedules, self._policy)
+        undo = [undoing(self.param_groups), self._schedules.remember()]
+        try:
+            self._schedules.reschedule(self, changes)
+            self._to_device()
+            if policy is not None and group is None:
+                self._policy = policy
+        except BaseException:
+            self._schedules, self._policy = before
+            for put_back in undo:
+                put_back()
+            raise
 
     def passive_scheduler(self) -> PassiveScheduler:
         """An ``LRScheduler`` for frameworks that insist on one: it reports rates, and moves nothing.

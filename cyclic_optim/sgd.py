@@ -114,7 +114,7 @@ class CyclicSGD(Scheduled, SGD):
         horizon: int | None = None,
     ) -> None:
         check_policy(policy)
-        _check_capturable(capturable, policy, horizon)
+        _check_capturable(capturable, horizon)
         if policy is not None:
             check_numbers(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
         self._begin(policy)
@@ -136,6 +136,10 @@ class CyclicSGD(Scheduled, SGD):
         for group in self.param_groups:
             if group["momentum"] is stand_in:  # a group without a policy
                 group["momentum"] = momentum
+        if capturable and self.policies.count(None) == len(self.param_groups) and policy is None:
+            raise ValueError(
+                "need a policy with capturable=True, got policy=None: pass policy=Constant() for a fixed rate"
+            )
         self._ready(capturable, horizon)
 
     def _device_update(self) -> SGDUpdate:
@@ -228,10 +232,8 @@ def _cycles_momentum(policy: Policy | None) -> bool:
     return policy is not None and values_at(policy, 0, policy.initial_state())[1] is not None
 
 
-def _check_capturable(capturable: object, policy: Policy | None, horizon: object) -> None:
+def _check_capturable(capturable: object, horizon: object) -> None:
     if not isinstance(capturable, bool):
         raise TypeError(f"need capturable to be True or False, got {capturable=}")
-    if capturable and policy is None:
-        raise ValueError("need a policy with capturable=True, got policy=None: pass policy=Constant() for a fixed rate")
     if horizon is not None and not capturable:
         raise ValueError(f"need horizon only with capturable=True, got {horizon=}")

@@ -561,13 +561,17 @@ def test_interrupted_anywhere_in_a_step(way, part, threads):
 
 
 def state_of(optimizer):
-    return digest(optimizer.state_dict(), params_of(optimizer))
+    return digest(optimizer.state_dict(), params_of(optimizer), optimizer.policy)
 
 
 @functools.cache
 def saved_elsewhere():
     """A checkpoint with other numbers in it."""
     return copy.deepcopy(optimizer_of(steps=3).state_dict())
+
+
+def reschedule(optimizer):
+    optimizer.reschedule(policy=OneCycle(total_steps=9), lr=[0.5, 0.25], step=3)
 
 
 #: What else may be interrupted: what makes an optimizer, and what is done to it.
@@ -587,6 +591,14 @@ CALLS = {
         lambda optimizer: optimizer.load_state_dict(saved_elsewhere()),
     ),
     "state_dict": (optimizer_of, lambda optimizer: optimizer.state_dict()),
+    "reschedule": (optimizer_of, reschedule),
+    "reschedule, tensor lr": (lambda: optimizer_of(lr=torch.tensor(0.1)), reschedule),
+    "reschedule, no policy": (lambda: optimizer_of(policy=None), reschedule),
+    "reschedule, capturable": (lambda: optimizer_of(capturable=True), reschedule),
+    "reschedule, one group": (
+        lambda: optimizer_of(policy=Plateau()),
+        lambda optimizer: optimizer.reschedule(policy=OneCycle(total_steps=9), group=1),
+    ),
 }
 
 

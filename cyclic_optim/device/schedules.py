@@ -29,6 +29,7 @@ from ..schedule import (
     plan,
     policy_values,
     reported,
+    undoing,
     values_of,
     writing,
 )
@@ -69,8 +70,9 @@ class DeviceSchedules:
     # -- from numbers to tensors --------------------------------------------------------------------------------------
 
     def _put(self, groups: list[Group], plain: list[Group], indices: Iterable[int], restarts: bool = True) -> None:
-        """Write plain numbers into the tensors of these groups, and let all groups show theirs."""
-        indices = [*indices]
+        """Write plain numbers into the tensors of these groups and of edited ones, and let all groups show theirs."""
+        self.clock.follow_edits()
+        indices = [*dict.fromkeys([*indices, *self._edited(groups)])]
         resolved = self._known.resolved(plain)
         positions = [_position(group, restarts and i in indices) for i, group in enumerate(resolved)]
         for i in indices:
@@ -156,6 +158,15 @@ class DeviceSchedules:
 
     # -- edits --------------------------------------------------------------------------------------------------------
 
+    def _edited(self, groups: list[Group]) -> list[int]:
+        """The groups to which something was assigned since the last step."""
+        pairs = zip(self._known.resolved(groups), self.clock.parts, strict=False)
+        other = [i for i, (group, part) in enumerate(pairs) if group["policy"] is not part.policy]
+        return [
+            *other,
+            *(i for i, group in enumerate(groups[: len(self.clock.parts)]) if self.shown.assigned(i, group)),
+        ]
+
     def _take_edits(self, groups: list[Group]) -> None:
         """Write what was assigned since the last step into the tensors."""
         edits = [edit for i, group in enumerate(groups) for edit in self.shown.assigned(i, group)]
@@ -189,6 +200,7 @@ class DeviceSchedules:
         """Follow edited policies, and edited clocks (``steps``), of these groups."""
         if not moved:
             return
+        self.clock.follow_edits()  # of the other groups, which are refreshed below
         plain = [
             {**group, "max_lr": held.peak, "lr": 0.0, "schedule_step": steps.get(i, held.step)}
             for i, (group, held) in enumerate(zip(resolved, self.clock.held(), strict=False))
@@ -286,16 +298,13 @@ class DeviceSchedules:
 
     def _replace(self, groups: list[Group], plain: list[Group], indices: Iterable[int], restarts: bool = False) -> None:
         """Write plain numbers into these groups, or nothing where that fails."""
-        undo = self.remember()
-        before = [dict(group) for group in groups]
+        undo = [undoing(groups), self.remember()]
         plain = list(map(self._known.stored, plain))
         try:
             self._put(groups, plain, indices, restarts)
         except BaseException:
-            undo()
-            for group, old in zip(groups, before, strict=True):
-                group.clear()
-                group.update(old)
+            for put_back in undo:
+                put_back()
             raise
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
