@@ -91,7 +91,7 @@ def described(params, policy, peak, clock):
 
 
 def alone(params, policy, peak, clock, **options):
-    if policy is None and options.get("capturable"):  # a schedule on the device is what stays as it is
+    if policy is None:  # the update is the one beside a policy, to the bit
         policy, clock = Constant(), 0
     return CyclicSGD([described(params, policy, peak, clock)], policy=policy, **options)
 
