@@ -298,7 +298,7 @@ def check_kernel(setting: Setting) -> str:
 
 
 def update_in_use(optimizer: CyclicSGD) -> str:
-    return type(optimizer._schedules.update._made.update).__name__
+    return type(optimizer._schedules.update._built.update).__name__
 
 
 def check_parity(setting: Setting, captured: bool = False) -> str:
