@@ -175,6 +175,18 @@ class DeviceClock:
         self.step[: len(parts)].copy_(torch.tensor([*steps], dtype=torch.int64, device="cpu"))
         self.parts = parts
 
+    def write(self, i: int, key: str, value: Any) -> None:
+        """Write one group's value, as groups show it by this key."""
+        # Not through the view that is shown: a number that torch.compile saw assigned would be lost (torch 2.13).
+        places: dict[str, tuple[Tensor, Any]] = {
+            "lr": (self.values, (i, 0)),
+            "momentum": (self.values, (i, 1)),
+            "max_lr": (self.scale, (i, 0)),
+            "schedule_step": (self.step, i),
+        }
+        tensor, place = places[key]
+        tensor[place] = value
+
     # -- the step -----------------------------------------------------------------------------------------------------
 
     def held(self) -> list[Held]:

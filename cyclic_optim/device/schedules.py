@@ -72,7 +72,8 @@ class DeviceSchedules:
     def _put(self, groups: list[Group], plain: list[Group], indices: Iterable[int], restarts: bool = True) -> None:
         """Write plain numbers into the tensors of these groups and of edited ones, and let all groups show theirs."""
         self.clock.follow_edits()
-        indices = [*dict.fromkeys([*indices, *self._edited(groups)])]
+        indices = [*indices]
+        indices += self._edited(groups, indices)
         resolved = self._known.resolved(plain)
         positions = [_position(group, restarts and i in indices) for i, group in enumerate(resolved)]
         for i in indices:
@@ -158,13 +159,14 @@ class DeviceSchedules:
 
     # -- edits --------------------------------------------------------------------------------------------------------
 
-    def _edited(self, groups: list[Group]) -> list[int]:
-        """The groups to which something was assigned since the last step."""
-        pairs = zip(self._known.resolved(groups), self.clock.parts, strict=False)
-        other = [i for i, (group, part) in enumerate(pairs) if group["policy"] is not part.policy]
+    def _edited(self, groups: list[Group], besides: Collection[int]) -> list[int]:
+        """The other groups to which something was assigned since the last step."""
+        resolved = self._known.resolved(groups)
+        rest = [i for i in range(len(self.clock.parts)) if i not in besides]
         return [
-            *other,
-            *(i for i, group in enumerate(groups[: len(self.clock.parts)]) if self.shown.assigned(i, group)),
+            i
+            for i in rest
+            if resolved[i]["policy"] is not self.clock.parts[i].policy or self.shown.assigned(i, groups[i])
         ]
 
     def _take_edits(self, groups: list[Group]) -> None:

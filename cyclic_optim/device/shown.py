@@ -84,11 +84,7 @@ class Shown:
 
     def write(self, i: int, key: str, value: Any) -> None:
         """Write a value, checked, into a group's tensor."""
-        tensor = self.tensors(i)[key]
-        if isinstance(value, Tensor):
-            tensor.copy_(value.detach().reshape(()))
-        else:
-            tensor.fill_(value)
+        self._clock.write(i, key, value.detach().reshape(()) if isinstance(value, Tensor) else value)
         self.given[i][key] = None if isinstance(value, Tensor) else value
 
     def write_all(self, i: int, group: Group) -> None:
