@@ -602,6 +602,9 @@ CALLS = {
 }
 
 
+SLOW = ("load_state_dict", "load_state_dict, another policy", "reschedule, capturable")
+
+
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.usefixtures("part")
 def test_interrupted_anywhere_in_another_call(call):
@@ -616,9 +619,9 @@ def test_interrupted_anywhere_in_another_call(call):
         assert state_of(optimizer) in (before, after)
         set_grads(optimizer)
         optimizer.step()
-        assert len({group.get("schedule_step") for group in optimizer.param_groups}) == 1
+        assert len({plain(group.get("schedule_step")) for group in optimizer.param_groups}) == 1
 
-    assert interrupted_everywhere(make, act, check, every=5 if "load" in call else 1) > 5
+    assert interrupted_everywhere(make, act, check, every=5 if call in SLOW else 1) > 5
 
 
 # -- the range test
