@@ -153,7 +153,7 @@ class DeviceSchedules:
         values = values_of(plan(after, after["schedule_step"], self._slot), after, self._slot)
         if "momentum" in assigned and self._slot is not None:
             values.pop(self._slot.key, None)
-        if "lr" in assigned:
+        if "lr" in assigned and group["lr"] != values["lr"]:
             values.update({"lr": group["lr"], BY_HAND: True})
         return self._known.stored({**after, **values})
 
