@@ -20,14 +20,29 @@ from .groups import Kinds
 from .policies import Policy
 from .policies.spec import check_description, rebuild
 from .rules import finite, shown
-from .schedule import MOST_SET_STEPS, Known, Plan, as_held, at_once, encode, enrol, plan, values_of, warn, writing
+from .schedule import (
+    MOST_SET_STEPS,
+    Known,
+    as_held,
+    at_once,
+    encode,
+    enrol,
+    plan,
+    policy_values,
+    values_of,
+    warn,
+    writing,
+)
 from .slots import Group, Slot
 
 #: The most levels of containers in a state dict. Four or five are usual; copying recurses for each.
 MOST_LEVELS = 20
 
-#: Marks a group whose lr the user had edited by hand when it was saved; only in state dicts.
-BY_HAND = "edited_by_hand"
+#: Marks of a group whose lr, or momentum, the user had edited by hand when it was saved; only in state dicts.
+BY_HAND, MOMENTUM_BY_HAND = "edited_by_hand", "momentum_edited_by_hand"
+
+#: What the user had edited by hand in a group: "lr", "momentum".
+Edited = set[str]
 
 _CONTAINERS = (dict, list, tuple, set, frozenset)
 
@@ -189,8 +204,10 @@ def fill(groups: list[Group], previous: list[Group], keys: Iterable[str]) -> Non
 # -- schedules ------------------------------------------------------------------------------------------------------
 
 
-def adopt(groups: list[Group], previous: list[Group], known: Known, slot: Slot | None, kinds: Kinds) -> set[int]:
-    """Give freshly loaded groups their schedules; returns the groups whose lr was edited by hand.
+def adopt(
+    groups: list[Group], previous: list[Group], known: Known, slot: Slot | None, kinds: Kinds
+) -> dict[int, Edited]:
+    """Give freshly loaded groups their schedules; returns what was edited by hand in each group with a clock.
 
     The policy in the code wins over the one in the checkpoint, with a warning where they differ; without one in the
     code the checkpoint's is used. The peak in the checkpoint wins over the one in the code, with a warning where they
@@ -208,20 +225,20 @@ def adopt(groups: list[Group], previous: list[Group], known: Known, slot: Slot |
     """
     _check_presence(groups)
     previous = known.resolved(previous)
-    with_clock = [i for i, group in enumerate(groups) if "schedule_step" in group]
-    by_hand = {i for i in with_clock if groups[i].pop(BY_HAND, False) is True}
+    by_hand = {i: _marks(group) for i, group in enumerate(groups) if "schedule_step" in group}
     messages: dict[str, None] = {}  # each once
+    differences: dict[int, Difference | None] = {}
     for i, (group, old) in enumerate(zip(groups, previous, strict=True)):
-        if i in with_clock:
-            messages |= _adopt_group(group, old, slot, kinds, i in by_hand)
+        if i in by_hand:
+            message, differences[i] = _adopt_group(group, old, slot, kinds, by_hand[i])
+            messages |= message
         elif old["policy"] is not None:
             _start(group, old, groups[:i], slot)
             kinds.check_scheduled(group)
-    differences = [_compared(i, groups[i], slot) for i in with_clock]  # of all: a policy without valid values raises
     _add_policy_key(groups)
-    for message in messages:
-        warn(message)
-    _warn_of_values(groups, [found for found in differences if found is not None and found.group not in by_hand], slot)
+    for text in messages:
+        warn(text)
+    _warn_of_values({i: found for i, found in differences.items() if found is not None})
     _warn_of_peaks(groups, previous)
     for group in groups:
         group.update(known.stored(group))
@@ -248,8 +265,16 @@ def _check_presence(groups: list[Group]) -> None:
         raise ValueError("need schedule_step beside policy in a param group of the checkpoint, got policy alone")
 
 
-def _adopt_group(group: Group, old: Group, slot: Slot | None, kinds: Kinds, is_by_hand: bool) -> dict[str, None]:
-    """Give a group its policy; returns the warning, if that is another than the checkpoint's."""
+def _marks(group: Group) -> Edited:
+    """Remove the marks of edits from a group; returns what they say."""
+    marks = (("lr", BY_HAND), ("momentum", MOMENTUM_BY_HAND))
+    return {key for key, mark in marks if group.pop(mark, False) is True}
+
+
+def _adopt_group(
+    group: Group, old: Group, slot: Slot | None, kinds: Kinds, by_hand: Edited
+) -> tuple[dict[str, None], Difference | None]:
+    """Give a group its policy and what follows; returns what to warn of: another policy, and other values."""
     in_code: Policy | None = old["policy"]
     if in_code is not None:
         # Keys missing from an older checkpoint keep the code's values.
@@ -261,17 +286,18 @@ def _adopt_group(group: Group, old: Group, slot: Slot | None, kinds: Kinds, is_b
     kinds.check_scheduled(group)
     if isinstance(saved, str) and saved.rstrip() == encode(policy):
         _take_reports(policy, group)
-        return {}
-    carried = "" if is_by_hand else _carried(group, saved, slot)
-    values = _change_policy(group, policy, old, slot)
-    if is_by_hand:
-        del values["lr"]
-    at_once(writing(group, values))
+        difference = _difference(group, slot, by_hand)
+        if difference is not None:
+            _write_values(group, slot, by_hand)
+        return {}, difference
     message = (
         f"the checkpoint was written under the policy {_text(saved)}; going on at step {group['schedule_step']} "
-        f"under the one in the code, {_text(encode(policy))}{carried}"
+        f"under the one in the code, {_text(encode(policy))}"
     )
-    return {message: None}
+    difference = _carried(group, saved, slot, by_hand)
+    _change_policy(group, policy, old, slot, by_hand)
+    _write_values(group, slot, by_hand)
+    return {message: None}, difference
 
 
 def _check_clock(group: Group) -> None:
@@ -313,34 +339,35 @@ def _take_reports(policy: Policy, group: Group) -> None:
         group["policy_state"] = dict(state)
 
 
-def _change_policy(group: Group, policy: Policy, old: Group, slot: Slot | None) -> Group:
-    """Take over the memory of reports and the code's momentum; returns the values to store under the new policy."""
+def _change_policy(group: Group, policy: Policy, old: Group, slot: Slot | None, by_hand: Edited) -> None:
+    """Take over the memory of reports, and the code's momentum."""
     try:
         _take_reports(policy, group)
     except ValueError:  # the state of the other policy
-        group.pop("policy_state", None)
-        if (state := policy.initial_state()) is not None:
-            group["policy_state"] = dict(state)
-    if slot is not None and slot.key in old:
+        at_once(writing(group, {"policy_state": policy_values(policy)["policy_state"]}))
+    if slot is not None and slot.key in old and "momentum" not in by_hand:
         # Momentum is not to stay where the old policy left it, if the new one does not set it.
         group[slot.key] = slot.stored(group, slot.read(old))
-    return values_of(plan(group, group["schedule_step"], slot), group, slot)
 
 
-def _carried(group: Group, saved: Any, slot: Slot | None) -> str:
-    """What to add to a warning where a group's values are not those of its saved policy at its step."""
+def _write_values(group: Group, slot: Slot | None, by_hand: Edited) -> None:
+    """Write the schedule's values, but for those that were edited by hand."""
+    values = values_of(plan(group, group["schedule_step"], slot), group, slot)
+    if "lr" in by_hand:
+        del values["lr"]
+    if "momentum" in by_hand and slot is not None:
+        values.pop(slot.key, None)
+    at_once(writing(group, values))
+
+
+def _carried(group: Group, saved: Any, slot: Slot | None, by_hand: Edited) -> Difference | None:
+    """How a group differs from its saved policy, which is not the code's."""
     try:
         policy = policy_of(saved)
         policy.check_state(group.get("policy_state", policy.initial_state()))
-        difference = _compared(0, {**group, "policy": policy}, slot)
+        return _difference({**group, "policy": policy}, slot, by_hand)
     except (TypeError, ValueError):  # code that data cannot hold, or numbers that the rules refuse later
-        return ""
-    if difference is None:
-        return ""
-    return (
-        f". There it has {difference.held}, and the checkpoint's policy {difference.due} at that step: another "
-        "optimizer trained on with it, or its clock was edited. Call reschedule(step=...) for another step"
-    )
+        return None
 
 
 def _text(saved: Any) -> str:
@@ -364,24 +391,26 @@ def _start(group: Group, old: Group, peers: list[Group], slot: Slot | None) -> N
 
 
 class Difference(NamedTuple):
-    """A group whose saved values are not its schedule's at its step."""
+    """Saved values of a group that are not its schedule's at its step."""
 
-    group: int
+    step: int
     due: str
     held: str
-    planned: Plan
 
 
-def _compared(i: int, group: Group, slot: Slot | None) -> Difference | None:
+def _difference(group: Group, slot: Slot | None, by_hand: Edited) -> Difference | None:
+    """How a group differs from its schedule, but for what was edited by hand; None where it does not."""
     planned = plan(group, group["schedule_step"], slot)
+    if "lr" in by_hand:
+        return None  # of momentum, too: older checkpoints mark lr alone where both were edited
     found = [("lr", planned.lr, group["lr"])]
-    if planned.momentum is not None and slot is not None:
+    if planned.momentum is not None and slot is not None and "momentum" not in by_hand:
         found.append((slot.where, planned.momentum, slot.read(group)))
     if all(_is_close(due, held) for _, due, held in found):
         return None
     due = ", ".join(f"{key}={value}" for key, value, _ in found)
     held = ", ".join(f"{key}={float(value)}" for key, _, value in found)
-    return Difference(i, due, held, planned)
+    return Difference(planned.step, due, held)
 
 
 def _is_close(due: float, held: Any) -> bool:
@@ -392,17 +421,14 @@ def _is_close(due: float, held: Any) -> bool:
     return math.isclose(as_held(held, due), held.item(), rel_tol=tolerance)
 
 
-def _warn_of_values(groups: list[Group], differing: list[Difference], slot: Slot | None) -> None:
-    """Write the schedule's values where a checkpoint has others that are not marked as edits, and warn."""
-    for i, _, _, planned in differing:
-        at_once(writing(groups[i], values_of(planned, groups[i], slot)))
+def _warn_of_values(differing: dict[int, Difference]) -> None:
+    """Warn of values in a checkpoint, by group, that are not its schedule's and not marked as edits."""
     if differing:
-        first, due, held, planned = differing[0]
+        first, (step, due, held) = next(iter(differing.items()))
         warn(
-            f"param group {first} of the checkpoint has {held}, and its schedule {due} at its step {planned.step}: "
-            "another optimizer trained on with it, or its clock was edited. Going on with the schedule's values in "
-            f"param groups {[one.group for one in differing]}; call reschedule(step=...) or reschedule(lr=...) for "
-            "others"
+            f"param group {first} of the checkpoint has {held}, and its schedule {due} at its step {step}: another "
+            "optimizer trained on with it, or its clock was edited. Going on with the schedule's values in param "
+            f"groups {[*differing]}; call reschedule(step=...) or reschedule(lr=...) for others"
         )
 
 

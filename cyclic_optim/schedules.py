@@ -52,8 +52,8 @@ class Schedules(Protocol):
     def fill(self, groups: list[Group], previous: list[Group], keys: Iterable[str]) -> None:
         """Add missing keys to loaded groups before torch does, whose values would choose slower paths."""
 
-    def adopted(self, groups: list[Group], by_hand: set[int]) -> None:
-        """Go on from loaded groups; in those of ``by_hand`` the lr is the user's."""
+    def adopted(self, groups: list[Group], by_hand: dict[int, set[str]]) -> None:
+        """Go on from loaded groups; ``by_hand`` has, by group, which of "lr" and "momentum" are the user's."""
 
     def loaded(self, optimizer: Any, previous: Any) -> None:
         """Loading has succeeded; ``previous`` is the state before it."""

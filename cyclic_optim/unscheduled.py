@@ -41,7 +41,7 @@ class Unscheduled:
         for group in groups:
             group["policy"] = None
         schedules = HostSchedules(optimizer._slot, optimizer._known)
-        schedules.adopted(groups, set())
+        schedules.adopted(groups, {})
         schedules.reschedule(optimizer, changes)
         optimizer._schedules = schedules
 
@@ -60,7 +60,7 @@ class Unscheduled:
     def fill(self, groups: list[Group], previous: list[Group], keys: Iterable[str]) -> None:
         """No-op: torch adds the missing keys of its groups."""
 
-    def adopted(self, groups: list[Group], by_hand: set[int]) -> None:
+    def adopted(self, groups: list[Group], by_hand: dict[int, set[str]]) -> None:
         """No-op: no group has a schedule."""
 
     def loaded(self, optimizer: Any, previous: Any) -> None:

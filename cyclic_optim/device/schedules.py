@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import BY_HAND, fill
+from ..checkpoint import BY_HAND, MOMENTUM_BY_HAND, fill
 from ..grad_mode import with_grad
 from ..groups import check_groups
 from ..host.schedules import gradients_are_zero, is_zero, warn_of_scheduler
 from ..native import holds
-from ..policies import Policy
+from ..policies import Policy, Values
 from ..policies.asked import values_at
 from ..schedule import (
     Changes,
@@ -129,30 +129,35 @@ class DeviceSchedules:
             plain["lr"] = float(assigned.get("lr", unrounded(held.lr, given["lr"], scheduled)))
             return merged(plain, policy_values(None))
         plain["lr"] = float(assigned.get("lr", unrounded(held.lr, given["lr"])))
-        return self._with_schedule(plain, i, resolved["policy"], held, assigned, lr_factor)
+        return self._with_schedule(plain, i, resolved["policy"], held, assigned, Values(lr_factor, cycled))
 
-    def _with_schedule(
-        self, plain: Group, i: int, policy: Policy, held: Held, assigned: Group, lr_factor: float
-    ) -> Group:
+    def _with_schedule(self, plain: Group, i: int, policy: Policy, held: Held, assigned: Group, due: Values) -> Group:
         """Complete a group that has a policy: its clock, its peak, and the rate that follows from it unless edited."""
         part = self.clock.parts[i]
         plain["max_lr"] = float(assigned.get("max_lr", held.peak))
         plain["schedule_step"] = int(assigned.get("schedule_step", held.step))
-        follows = "lr" not in assigned and held.lr == rounded(held.peak_of_lr * lr_factor)
+        follows = "lr" not in assigned and held.lr == rounded(held.peak_of_lr * due.lr_factor)
         if follows:
-            plain["lr"] = plain["max_lr"] * lr_factor
+            plain["lr"] = plain["max_lr"] * due.lr_factor
         if "schedule_step" in assigned or policy is not part.policy:
             return self._moved(plain, policy, part.policy, assigned)
-        if not follows or part.row_step(held.step) != held.step:  # loading tabulates anew past the end of a table
+        has_ended = part.row_step(held.step) != held.step  # loading tabulates anew past the end of a table
+        if not follows or has_ended:
             plain[BY_HAND] = True
+        if due.momentum is not None and (has_ended or not self._has_momentum(plain, due.momentum)):
+            plain[MOMENTUM_BY_HAND] = True
         return plain
+
+    def _has_momentum(self, group: Group, momentum: float) -> bool:
+        """Whether a group of numbers has this momentum, as far as float32 tells."""
+        return self._slot is None or rounded(self._slot.read(group)) == rounded(momentum)
 
     def _moved(self, group: Group, policy: Policy, before: Policy | None, assigned: Group) -> Group:
         """What a group of numbers becomes with another clock or policy; a rate and a momentum assigned to it stay."""
         after = merged(group, {"policy": policy} if policy is before else policy_values(policy))
         values = values_of(plan(after, after["schedule_step"], self._slot), after, self._slot)
-        if "momentum" in assigned and self._slot is not None:
-            values.pop(self._slot.key, None)
+        if "momentum" in assigned and self._slot is not None and values.pop(self._slot.key, None) is not None:
+            values[MOMENTUM_BY_HAND] = True
         if "lr" in assigned and group["lr"] != values["lr"]:
             values.update({"lr": group["lr"], BY_HAND: True})
         return self._known.stored({**after, **values})
@@ -337,7 +342,7 @@ class DeviceSchedules:
     def fill(self, groups: list[Group], previous: list[Group], keys: Iterable[str]) -> None:
         fill(groups, previous, keys)
 
-    def adopted(self, groups: list[Group], by_hand: set[int]) -> None:
+    def adopted(self, groups: list[Group], by_hand: dict[int, set[str]]) -> None:
         """No-op: loaded numbers are written into tensors later, when nothing else can fail."""
 
     def loaded(self, optimizer: Any, previous: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..checkpoint import BY_HAND, fill
+from ..checkpoint import BY_HAND, MOMENTUM_BY_HAND, fill
 from ..grad_mode import with_grad
 from ..groups import HELD_BY_ALL, check_groups, check_rate
 from ..native import ABSENT
@@ -263,8 +263,18 @@ class HostSchedules:
             if "lr" in values and isinstance(group["lr"], Tensor):
                 values["lr"] = torch.full_like(group["lr"], values["lr"])
             after = {key: value for key, value in {**group, **values}.items() if value is not ABSENT}
-            copies.append({**after, BY_HAND: True} if by_hand else after)
+            marks = {BY_HAND: by_hand, MOMENTUM_BY_HAND: self._momentum_is_edited(i, after)}
+            copies.append({**after, **{mark: True for mark, is_set in marks.items() if is_set}})
         return copies
+
+    def _momentum_is_edited(self, i: int, group: Group) -> bool:
+        """Whether a group's momentum is the user's where the policy has another."""
+        slot = self._slot
+        if slot is None or group.get("policy") is None or slot.read(group) is self._written.momentum(i):
+            return False
+        (resolved,) = self._known.resolved([group])
+        due = plan(resolved, group["schedule_step"], slot).momentum
+        return due is not None and bool(due != slot.read(group))
 
     def saved(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         return state_dict
@@ -279,8 +289,11 @@ class HostSchedules:
     def fill(self, groups: list[Group], previous: list[Group], keys: Iterable[str]) -> None:
         fill(groups, previous, keys)
 
-    def adopted(self, groups: list[Group], by_hand: set[int]) -> None:
-        self._look(groups, by_hand)
+    def adopted(self, groups: list[Group], by_hand: dict[int, set[str]]) -> None:
+        self._look(groups, {i for i, edited in by_hand.items() if "lr" in edited})
+        for i, edited in by_hand.items():
+            if "momentum" in edited:
+                self._written.momenta[i] = None  # it is still an edit
 
     def loaded(self, optimizer: Any, previous: Any) -> None:
         """Nothing: numbers were adopted as they came."""
