@@ -175,10 +175,11 @@ def _cloned(value: Any, with_graph: bool) -> Any:
 
 def drop_empty(state: dict[Any, Any]) -> None:
     """Drop what distributed checkpointing puts where a parameter has no such entry; base classes stumble over it."""
-    for entries in state.values():
-        if isinstance(entries, dict):
-            for key in [key for key, value in entries.items() if _is_empty(value)]:
-                del entries[key]
+    for param, entries in list(state.items()):
+        if isinstance(entries, dict) and any(map(_is_empty, entries.values())):
+            state[param] = {key: value for key, value in entries.items() if not _is_empty(value)}
+            if not state[param]:
+                del state[param]
 
 
 def with_capturable(state_dict: dict[str, Any], groups: list[Group], capturable: bool) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch.optim import SGD
 
 from cyclic_optim import (
     Constant,
+    CyclicAdamW,
     CyclicSGD,
     LambdaPolicy,
     OneCycle,
@@ -528,3 +529,211 @@ def test_distributed_checkpoint_files(policy, tmp_path):
     group = fresh.param_groups[0]
     assert group["schedule_step"] == 1
     assert (group["lr"], group["momentum"]) == tuple(policy.at(1))
+
+
+def optimizer_of(model, cls=CyclicSGD, **options):
+    return cls(model.parameters(), lr=0.1, **options)
+
+
+WITH_STATE = {
+    "SGD's, no policy": {"momentum": 0.9},
+    "a policy": {"momentum": 0.9, "policy": OneCycle(total_steps=20)},
+    "foreach": {"momentum": 0.9, "policy": OneCycle(total_steps=20), "foreach": True},
+    "reports": {"momentum": 0.9, "policy": Plateau()},
+    "capturable": {"momentum": 0.9, "policy": OneCycle(total_steps=20), "capturable": True},
+    "AdamW": {"cls": CyclicAdamW, "policy": OneCycle(total_steps=20)},
+}
+
+
+@pytest.mark.parametrize("has_late_gradient", [False, True])
+@pytest.mark.parametrize("kind", WITH_STATE)
+def test_a_parameter_without_a_gradient_so_far_is_flattened(kind, has_late_gradient):
+    """Flattened, its missing entries are empty dicts: they are loaded as none, and a gradient may arrive later."""
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+
+    def make():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
+        return model, optimizer_of(model, **WITH_STATE[kind])
+
+    def train(model, optimizer, trained):
+        for param in trained.parameters():
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model, optimizer = make()
+    train(model, optimizer, model[0])
+    fresh_model, fresh = make()
+    fresh_model.load_state_dict(model.state_dict())
+    set_optimizer_state_dict(
+        fresh_model, fresh, copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=options)), options=options
+    )
+    for _ in range(2):
+        train(model, optimizer, model if has_late_gradient else model[0])
+        train(fresh_model, fresh, fresh_model if has_late_gradient else fresh_model[0])
+    assert all(map(torch.equal, fresh_model.parameters(), model.parameters()))
+    assert snapshot(fresh)[0] == snapshot(optimizer)[0]
+
+
+# -- what is said
+
+
+def said(optimizer, saved):
+    """The warnings of a load."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        optimizer.load_state_dict(saved)
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("options", [{}, {"capturable": True}, {"lr": torch.tensor(0.01)}], ids=str)
+@pytest.mark.parametrize("policy", [StepDecay(step_size=2, gamma=0.5), Constant()], ids=str)
+def test_a_peak_that_is_not_the_codes_is_kept_and_named(policy, options):
+    """Both peaks are in the warning, with what to call for the code's, also where the policies differ, too."""
+    _, optimizer = one_param(lr=0.1, policy=StepDecay(step_size=2, gamma=0.5))
+    optimizer.step()
+    resumed = CyclicSGD([torch.nn.Parameter(torch.ones(3))], **{"lr": 0.01, "policy": policy, **options})
+    messages = said(resumed, through_a_file(optimizer.state_dict()))
+    assert len(messages) == 1 + (policy == Constant())
+    assert re.search(r"max_lr=\[0\.1\], in the code \[0\.0\d+\], .*reschedule\(lr=", messages[-1])
+    assert resumed.state_dict()["param_groups"][0]["max_lr"] == 0.1
+    assert said(resumed, resumed.state_dict()) == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "options"),
+    [
+        (Triangular(step_size_up=4), {}),
+        (Triangular(step_size_up=4), {"capturable": True}),
+        (None, {}),
+        (Triangular(step_size_up=5), {}),
+        (Triangular(step_size_up=5), {"capturable": True}),
+    ],
+    ids=str,
+)
+def test_keys_that_sgd_carried_along_are_named(policy, options):
+    """SGD loads our checkpoint and trains on at a rate of its own: both values and the way out are in one warning."""
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    ours = CyclicSGD([{"params": [param]} for param in params], lr=0.1, policy=Triangular(step_size_up=4))
+    ours.step()
+    sgd = SGD([{"params": [param]} for param in params], lr=0.1)
+    sgd.load_state_dict(through_a_file(ours.state_dict()))
+    assert said(CyclicSGD(ours.param_groups, policy=Triangular(step_size_up=4)), sgd.state_dict()) == []
+    for group in sgd.param_groups:
+        group["lr"] *= 0.5
+    fresh = [{"params": [torch.nn.Parameter(torch.ones(3))]} for _ in range(2)]
+    optimizer = CyclicSGD(fresh, lr=0.1, policy=policy, **options)
+    messages = said(optimizer, through_a_file(sgd.state_dict()))
+    (text,) = [text for text in messages if "another optimizer trained on" in text]
+    due = Triangular(step_size_up=4).at(1)
+    for words in (
+        f"lr={0.1 * due.lr_factor}",
+        f"lr={0.1 * due.lr_factor * 0.5}",
+        "step 1",
+        "groups [0, 1]",
+        "reschedule(",
+    ):
+        assert words in text
+    assert len(messages) == 1 + (policy == Triangular(step_size_up=5))
+    factor = (policy or Triangular(step_size_up=4)).at(1).lr_factor
+    assert [group["lr"] for group in optimizer.state_dict()["param_groups"]] == [0.1 * factor] * 2
+
+
+# -- checkpoints of an earlier version, as they were written
+
+OLD_ONE_CYCLE = (
+    '{"name": "OneCycle", "fields": {"total_steps": 20, "pct_start": 0.3, "anneal_strategy": "cos", '
+    '"cycle_momentum": true, "base_momentum": 0.85, "max_momentum": 0.95, "div_factor": 25.0, '
+    '"final_div_factor": 10000.0, "three_phase": false}}'
+)
+OLD_PLATEAU = (
+    '{"name": "Plateau", "fields": {"mode": "min", "factor": 0.5, "patience": 0, "threshold": 0.0001, '
+    '"threshold_mode": "rel", "cooldown": 0, "min_factor": 0.0, "eps": 1e-08}}'
+)
+
+
+def written(policy, momentum, lr_factor, **state):
+    """Two groups after 5 steps."""
+    flags = {"nesterov": False, "maximize": False, "foreach": None, "differentiable": False, "fused": None}
+    buffers = [[-0.5, -0.25, 1.25], [0.5, 1.25, 0.0]]
+    return {
+        "state": {
+            i: {"momentum_buffer": torch.tensor(buffer, dtype=torch.float64)} for i, buffer in enumerate(buffers)
+        },
+        "param_groups": [
+            {
+                "lr": peak * lr_factor,
+                "momentum": momentum,
+                "dampening": 0,
+                "weight_decay": 0,
+                **flags,
+                "max_lr": peak,
+                "schedule_step": 5,
+                "policy": policy,
+                **state,
+                "params": [i],
+            }
+            for i, peak in enumerate((0.1, 0.3))
+        ],
+    }
+
+
+EARLIER = {
+    "OneCycle": (
+        OneCycle(total_steps=20),
+        written(OLD_ONE_CYCLE, 0.85, 1.0),
+        [
+            (0.1 * OneCycle(total_steps=20).at(step).lr_factor, OneCycle(total_steps=20).at(step).momentum)
+            for step in (6, 7)
+        ],
+    ),
+    "Plateau": (
+        Plateau(factor=0.5, patience=0),
+        written(
+            OLD_PLATEAU,
+            0.9,
+            0.0625,
+            policy_state={"mode": "min", "best": 1.0, "num_bad_reports": 0, "cooldown_counter": 0, "lr_factor": 0.0625},
+        ),
+        [(0.00625, 0.9), (0.003125, 0.9)],
+    ),
+}
+
+
+@pytest.mark.parametrize("where", ["host", "device", "no policy"])
+@pytest.mark.parametrize("kind", EARLIER)
+def test_checkpoints_of_an_earlier_version_resume(kind, where):
+    """Without a word, at their step, with their peaks, buffers and reports."""
+    policy, saved, expected = EARLIER[kind]
+    params = [torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2)]
+    options = {"policy": None if where == "no policy" else policy, "capturable": where == "device"}
+    groups = [{"params": [param], "lr": peak} for param, peak in zip(params, (0.1, 0.3), strict=True)]
+    optimizer = CyclicSGD(groups, momentum=0.9, **options)
+    assert said(optimizer, saved) == []
+    assert optimizer.policies == [policy] * 2
+    first = saved["param_groups"][0]
+    for param in params:
+        param.grad = torch.full_like(param, 0.5)
+    for lr, momentum in expected:
+        optimizer.step()
+        if kind == "Plateau" and lr != 0.00625:
+            optimizer.report(2.0)
+        shown = optimizer.state_dict()["param_groups"]
+        assert [group["lr"] for group in shown] == pytest.approx([lr, 3 * lr])
+        assert [group["momentum"] for group in shown] == pytest.approx([momentum] * 2)
+    assert [group["schedule_step"] for group in shown] == [7, 7]
+    assert [group["max_lr"] for group in shown] == [0.1, 0.3]
+    buffer = torch.tensor([-0.5, -0.25, 1.25], dtype=torch.float64)
+    weight = torch.ones(3, dtype=torch.float64)
+    for lr, momentum in [(first["lr"], first["momentum"]), expected[0]]:
+        buffer = momentum * buffer + 0.5
+        weight -= lr * buffer
+    tolerance = 1e-6 if where == "device" else 1e-12
+    torch.testing.assert_close(params[0].detach(), weight, rtol=tolerance, atol=tolerance)

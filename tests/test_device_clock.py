@@ -92,7 +92,7 @@ def test_a_trace_is_the_hosts(policy, peak):
 def test_a_finite_policy_holds_its_last_row(policy, peak, beyond):
     """From its end on, values stay, however many steps follow."""
     step = policy.end + beyond
-    clock = clock_at(policy, policy.end, peak)
+    clock = clock_at(policy, policy.end, peak, horizon=policy.end + 1)
     clock.step.fill_(step)
     clock.tick(None)
     assert clock.steps[0].item() == step + 1

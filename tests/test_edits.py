@@ -460,3 +460,70 @@ def test_old_values_put_back_are_no_edits(capturable):
             param.grad = torch.ones_like(param)
         optimizer.step()
         optimizer.zero_grad()
+
+
+def test_an_edit_of_one_group_leaves_edits_in_place_of_another():
+    """A clock assigned in one group and a peak filled in another, both before one step: both are followed."""
+    optimizer = built(StepDecay(1, 0.5), capturable=True)
+    optimizer.step()
+    optimizer.param_groups[0]["schedule_step"] = 3
+    optimizer.param_groups[1]["max_lr"].fill_(4.0)
+    assert saved(optimizer, "lr") == [0.125, 2.0]
+    assert moved(optimizer) == pytest.approx([0.125, 2.0])
+    assert moved(optimizer) == pytest.approx([0.0625, 1.0])
+
+
+@pytest.mark.parametrize("act", ["report", "add_param_group"])
+@pytest.mark.parametrize("place", ["host", "device", "device, in place"])
+def test_edits_outlive_what_is_done_before_their_step(act, place):
+    """A report, and a group that joins, leave an edited rate and an edited peak to the step that uses them."""
+    options, write = PLACES[place]
+    optimizer = built(Plateau(factor=0.5, patience=0), count=3, **options)
+    optimizer.step()
+    write(optimizer.param_groups[0], "lr", 7.0)
+    write(optimizer.param_groups[1], "max_lr", 4.0)
+    if act == "report":
+        optimizer.report(1.0)
+    else:
+        dtype = params_of(optimizer)[0].dtype
+        optimizer.add_param_group({"params": [parameter(dtype)], "lr": 0.25})
+    rates = moved(optimizer)
+    assert rates[:3] == pytest.approx([7.0, 4.0, 1 / 3])
+    assert moved(optimizer)[:3] == pytest.approx([1.0, 4.0, 1 / 3])
+
+
+@pytest.mark.parametrize("into", [False, True])
+@pytest.mark.parametrize(("capturable", "write"), [(False, assign), (True, assign), (True, fill)])
+def test_an_edited_momentum_is_saved_and_loaded(capturable, write, into):
+    """Where the policy cycles it, a momentum edited by hand comes through two files without a word, for one step."""
+    policy = Triangular(4)
+    first = built(policy, momentum=0.9, count=1, capturable=capturable)
+    first.step()
+    (group,) = first.param_groups
+    write(group, "momentum", 0.25)
+    second, third = (built(policy, momentum=0.9, count=1, capturable=into) for _ in range(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second.load_state_dict(through_a_file(first.state_dict()))
+        third.load_state_dict(through_a_file(second.state_dict()))
+    assert saved(third, "momentum") == [0.25]
+    assert column(third, "lr") == pytest.approx([policy.at(1).lr_factor])
+    (buffer,) = (state["momentum_buffer"].clone() for state in third.state.values())
+    rate = 2 * policy.at(1).lr_factor * (0.25 * buffer + 0.5)[0].item()
+    assert moved(third) == pytest.approx([rate])
+    assert saved(third, "momentum") == pytest.approx([policy.at(2).momentum])
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_another_policy_begins_without_reports(capturable):
+    """A Plateau that is assigned where one has lowered its rate begins at its peak, and remembers its own reports."""
+    optimizer = built(Plateau(factor=0.5, patience=0), capturable=capturable)
+    optimizer.report(1.0)
+    optimizer.report(1.0)
+    optimizer.param_groups[0]["policy"] = Plateau(factor=0.25, patience=0)
+    assert saved(optimizer, "lr") == pytest.approx([1.0, 0.25])
+    assert moved(optimizer) == pytest.approx([1.0, 0.25])
+    assert optimizer.param_groups[0]["policy_state"] == Plateau().initial_state()
+    optimizer.report(3.0)
+    optimizer.report(3.0)
+    assert moved(optimizer) == pytest.approx([0.25, 0.0625])

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dis
 import functools
+import gc
 import hashlib
 import itertools
 import json
@@ -350,7 +351,8 @@ class Interrupting:
     """Within it, Ctrl-C comes at the n-th place at which Python looks for signals.
 
     These places are the start of a function, the end of a call and the jump back in a loop, in all frames, torch's
-    included, or in those whose file ``counts``.
+    included, or in those whose file ``counts``. Garbage is collected before and after: its callbacks (hypothesis has
+    one) may run anywhere, and Python swallows what they raise.
     """
 
     def __init__(self, place, counts=lambda file: True):
@@ -359,7 +361,8 @@ class Interrupting:
         self._last = {}  # instruction of each frame
 
     def __enter__(self):
-        self._outer = sys.gettrace()
+        self._collects, self._outer = gc.isenabled(), sys.gettrace()
+        gc.disable()
         # Python 3.12 traces instructions from the first settrace() on that finds them asked for in some frame.
         sys._getframe().f_trace_opcodes = True
         sys.settrace(self._trace)
@@ -367,6 +370,8 @@ class Interrupting:
 
     def __exit__(self, kind, error, _):
         sys.settrace(self._outer)
+        if self._collects:
+            gc.enable()
         self.raised = kind is KeyboardInterrupt
         return self.raised
 

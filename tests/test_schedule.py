@@ -458,6 +458,88 @@ def test_the_dry_run_of_a_policy_that_has_reached_0_counts_nothing():
     assert [get_optimizer_state_dict(model, optimizer)["param_groups"][0]["schedule_step"] for _ in range(3)] == [4] * 3
 
 
+FRESH = {
+    "a policy": lambda params: CyclicSGD(params, lr=1.0, momentum=0.9, weight_decay=0.1, policy=Triangular(4)),
+    "no momentum": lambda params: CyclicSGD(params, lr=1.0, policy=StepDecay(2)),
+    "a rate of 0 at first": lambda params: CyclicSGD(params, lr=1.0, momentum=0.9, policy=LinearRamp(9, 0.0)),
+    "no policy": lambda params: CyclicSGD(params, lr=1.0, momentum=0.9),  # SGD's buffers gather weight decay
+    "tensor lr": lambda params: CyclicSGD(params, lr=torch.tensor(1.0), momentum=0.9, policy=Triangular(4)),
+    "capturable": lambda params: CyclicSGD(params, lr=1.0, momentum=0.9, policy=Triangular(4), capturable=True),
+    "capturable, no momentum": lambda params: CyclicSGD(params, lr=1.0, policy=StepDecay(2), capturable=True),
+    "reports": lambda params: CyclicSGD(params, lr=1.0, momentum=0.9, policy=Plateau()),
+}
+
+#: What two groups have of their own.
+GROUPS = {
+    "alike": ({}, {}),
+    "one at rest": ({}, {"lr": 0.0}),
+    "one whose policy is at 0": ({}, {"policy": LinearRamp(9, start_factor=0.0)}),
+    "one without a policy": ({}, {"policy": None, "lr": 0.5}),
+    "one at rest without a policy": ({}, {"policy": None, "lr": 0}),
+    "one edited by hand": ({}, {}),
+}
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("fresh", FRESH)
+def test_asking_for_a_distributed_checkpoint_leaves_no_trace(fresh, groups, flatten):
+    """Asked before the first step and after some, training ends with the weights, rates and clocks of one not asked."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    options = StateDictOptions(flatten_optimizer_state_dict=flatten)
+
+    def train(is_asked):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
+        own = GROUPS[groups]
+        optimizer = FRESH[fresh](
+            [{"params": part.parameters(), **group} for part, group in zip(model, own, strict=True)]
+        )
+        if groups == "one edited by hand":
+            optimizer.param_groups[1]["lr"] = 0.25
+        for step in range(6):
+            if is_asked and step % 2 == 0:
+                for _ in range(2):
+                    get_optimizer_state_dict(model, optimizer, options=options)
+            for param in model.parameters():
+                param.grad = torch.full_like(param, 1.0 / (1 + step))
+            optimizer.step()
+            optimizer.zero_grad()
+        values = [[group[key] for key in ("lr", "momentum")] for group in optimizer.param_groups]
+        clocks = [group.get("schedule_step") for group in optimizer.param_groups]
+        return repr((values, clocks, list(model.parameters())))
+
+    assert train(True) == train(False)
+
+
+@pytest.mark.parametrize(
+    ("rates", "gradients", "counted"),
+    [
+        ((0.0, 0.0), (0.0, 0.0), 0),  # the dry run
+        ((0.0, 0.0), (0.0, 0.5), 1),
+        ((0.0, 0.5), (0.0, 0.0), 1),
+        ((0.0, None), (0.0, 0.0), 1),  # None: left alone
+        ((None, None), (0.0, 0.0), 1),
+        ((0.0, 0.0), (None, None), 1),  # None: there is none
+        ((0.0, 0.0), (None, 0.0), 0),
+    ],
+)
+@pytest.mark.parametrize("capturable", [False, True])
+def test_only_the_full_signature_is_a_dry_run(rates, gradients, counted, capturable):
+    """Every rate set to 0 from outside, every gradient 0, no state: whatever lacks a part of it is a step."""
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = CyclicSGD([{"params": [param]} for param in params], lr=1.0, policy=Constant(), capturable=capturable)
+    for param, gradient in zip(params, gradients, strict=True):
+        param.grad = None if gradient is None else torch.full_like(param, gradient)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if rate is not None:
+            group["lr"] = rate
+    optimizer.step()
+    assert [int(group["schedule_step"]) for group in optimizer.param_groups] == [counted] * 2
+    assert [float(group["lr"]) for group in optimizer.param_groups] == [1.0, 1.0]
+
+
 def test_an_empty_parameter_makes_no_dry_run():
     """Under a policy that starts at a rate of 0, gradients without elements are no zeros: the step counts."""
     param = torch.nn.Parameter(torch.ones(0))
