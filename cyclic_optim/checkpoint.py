@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .groups import Kinds
+from .groups import BY_HAND, MOMENTUM_BY_HAND, Kinds
 from .policies import Policy
 from .policies.spec import check_description, rebuild
 from .rules import finite, shown
@@ -37,9 +37,6 @@ from .slots import Group, Slot
 
 #: The most levels of containers in a state dict. Four or five are usual; copying recurses for each.
 MOST_LEVELS = 20
-
-#: Marks of a group whose lr, or momentum, the user had edited by hand when it was saved; only in state dicts.
-BY_HAND, MOMENTUM_BY_HAND = "edited_by_hand", "momentum_edited_by_hand"
 
 #: What the user had edited by hand in a group: "lr", "momentum".
 Edited = set[str]

@@ -18,6 +18,9 @@ from .slots import Group
 #: The keys of a schedule in a param group.
 SCHEDULE_KEYS = ("policy", "schedule_step", "max_lr", "policy_state")
 
+#: Marks of a group whose lr, or momentum, the user had edited by hand when it was saved; only in state dicts.
+BY_HAND, MOMENTUM_BY_HAND = "edited_by_hand", "momentum_edited_by_hand"
+
 #: float16's largest number, the lowest of all floating-point dtypes that torch's updates take. Higher rates are checked
 #: against each parameter's dtype.
 HELD_BY_ALL = torch.finfo(torch.float16).max

@@ -11,7 +11,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Mapping
-from functools import reduce
+from functools import cache, reduce
 from operator import and_, or_
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -83,10 +83,21 @@ try:
         torch.Tensor.is_neg,
         torch.nn.Parameter.grad,
     )
-    _native.use(*OF_TORCH, *find_negation())
+    _native.use(*OF_TORCH, 0, 0, 0)
     compiled = _native
 except (ImportError, AttributeError, TypeError):  # not built; an older torch; a newer torch or DLPack that differs
     pass
+
+
+def prepare() -> None:
+    """Get ready for the first update: what takes too long on import."""
+    if compiled is not None:
+        _use_negation(compiled)
+
+
+@cache
+def _use_negation(part: ModuleType) -> None:
+    part.use(*OF_TORCH, *find_negation())
 
 
 def holds(groups: list[Group], keys: tuple[str, ...], columns: Columns) -> bool:

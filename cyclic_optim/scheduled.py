@@ -10,14 +10,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .checkpoint import adopt, check_state_dict, cloned_state, drop_empty, fill, policy_of, with_capturable
 from .groups import Kinds, check_capturable, check_groups, check_keys, check_policy, check_unscheduled
-from .passive import PassiveScheduler
-from .pickling import Guard
 from .policies import Policy
 from .rules import shown
 from .schedule import Known, changes_of, enrol, to_numbers, undoing
-from .schedules import Closure, Schedules
 from .slots import Group, Slot, momentum_slot
 from .torch_private import (
     NO_STATE_DICT_HOOKS,
@@ -35,6 +31,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .device import BaseUpdate
+    from .passive import PassiveScheduler
+    from .schedules import Closure, Schedules
+
+
+# What only loading, pickling or a framework needs is imported where it is used: importing the package is quick.
 
 
 class Scheduled(Optimizer):
@@ -242,6 +243,8 @@ class Scheduled(Optimizer):
             if named in self._known:
                 return self._known.policy(named)
             if self._policy is None:
+                from .checkpoint import policy_of
+
                 return policy_of(named)
             group.pop("schedule_step", None)
             group.pop("policy_state", None)
@@ -328,6 +331,8 @@ class Scheduled(Optimizer):
 
         Without a policy, too: one may yet come with a checkpoint.
         """
+        from .passive import PassiveScheduler
+
         return PassiveScheduler(self)
 
     # -- the step ---------------------------------------------------------------------------------------------------
@@ -449,6 +454,8 @@ class Scheduled(Optimizer):
         Raises:
             ValueError, TypeError: the dict is not such a checkpoint; the optimizer is as it was.
         """
+        from .checkpoint import check_state_dict, with_capturable
+
         if not load_is_hooked(self):
             check_state_dict(state_dict, self.param_groups, self._kinds)
             state_dict = with_capturable(state_dict, self.param_groups, self._capturable)
@@ -465,6 +472,8 @@ class Scheduled(Optimizer):
             raise
 
     def __getstate__(self) -> dict[str, Any]:
+        from .pickling import Guard
+
         ours = {key: self.__dict__[key] for key in ("_policy", "_known", "_schedules", "_capturable", "_horizon")}
         policies = [self._policy, *self._known.forget_others(self.param_groups)]
         return {"_guard": Guard(policies), **super().__getstate__(), **ours}
@@ -473,6 +482,8 @@ class Scheduled(Optimizer):
         # torch calls this to unpickle and, with new state and groups alone, to load a state dict.
         previous: list[Group] = self.__dict__.get("param_groups", [])
         if previous:
+            from .checkpoint import drop_empty
+
             self._schedules.fill(state["param_groups"], previous, self.defaults)
             drop_empty(state["state"])
         super().__setstate__(state)
@@ -487,6 +498,8 @@ class Scheduled(Optimizer):
 
     def _adopt(self, previous: list[Group]) -> None:
         """Take over state and groups that were just loaded in place of ``previous``."""
+        from .checkpoint import adopt, cloned_state, fill
+
         groups = self.param_groups
         fill(groups, previous, self.defaults)
         for group in groups:

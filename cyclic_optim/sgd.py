@@ -11,6 +11,7 @@ from torch.optim import SGD
 from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
+from . import native
 from .grad_mode import with_grad
 from .groups import Kinds, check_numbers, check_policy
 from .host.fused import HYPERPARAMETERS, Rows, dense_beside, fused_update, takes_fused, unscale
@@ -95,6 +96,7 @@ class CyclicSGD(Scheduled, SGD):
         nested_state=False,
         momentum_buffer=True,
     )
+    _is_prepared = False  # for its first update
 
     def __init__(
         self,
@@ -166,9 +168,10 @@ class CyclicSGD(Scheduled, SGD):
 
     def _scheduled_update(self) -> None:
         """Update every group: the fused update wherever it is right and no flag says otherwise."""
-        if not self._was_checked:  # before anything moves
-            self._check_that_it_can_be_fused()
-            self._was_checked = True
+        if not self._is_prepared:  # before anything moves
+            self._check_fused_params()
+            native.prepare()
+            self._is_prepared = True
         grad_scale: Tensor | None = self.__dict__.get("grad_scale")
         rest = update_ordinary(self.param_groups, self.state, grad_scale)
         if rest:
@@ -176,7 +179,7 @@ class CyclicSGD(Scheduled, SGD):
 
     def _update_rest(self, rest: Rows, grad_scale: Tensor | None) -> None:
         """Update what is out of the ordinary."""
-        self._check_that_it_can_be_fused()
+        self._check_fused_params()
         fused = [row for row in rest if takes_fused(row[0], True)]
         if fused:
             fused_update(fused, self.state, grad_scale, None)
@@ -184,12 +187,10 @@ class CyclicSGD(Scheduled, SGD):
             unscale([param.grad for param in group["params"] if param.grad is not None], grad_scale)
             self._by_torch(group, {}, beside_sparse=True)
 
-    _was_checked = False
-
     def _plain_update(self) -> None:
         """Update every group as SGD.step does, with the bugs of torch's fused op avoided."""
         scale = {name: self.__dict__.get(name) for name in ("grad_scale", "found_inf")}
-        self._check_that_it_can_be_fused()
+        self._check_fused_params()
         fused = [(group, group["params"]) for group in self.param_groups if takes_fused(group, False)]
         if fused:
             fused_update(fused, self.state, **scale)
@@ -197,7 +198,7 @@ class CyclicSGD(Scheduled, SGD):
             if not takes_fused(group, False):
                 self._by_torch(group, scale)
 
-    def _check_that_it_can_be_fused(self) -> None:
+    def _check_fused_params(self) -> None:
         """Once, with SGD's errors, where fused was asked for."""
         if getattr(self, NEEDS_FUSED_CHECK, True):
             for group in self.param_groups:

@@ -19,7 +19,6 @@ from torch.optim.optimizer import (
     _global_optimizer_pre_hooks,
 )
 from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 # -- operations ---------------------------------------------------------------------------------------------------
@@ -98,6 +97,8 @@ def modes_active() -> bool:
 
 
 def _is_default_device_alone() -> bool:
+    from torch.utils._device import DeviceContext  # takes long to import, and is needed only beside such a mode
+
     return all(type(mode) is DeviceContext for mode in _function_mode_stack())
 
 

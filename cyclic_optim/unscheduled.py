@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .host import HostSchedules
 from .schedule import Changes
-from .schedules import Closure, Schedules
 from .slots import Group
+
+if TYPE_CHECKING:
+    from .schedules import Closure, Schedules
 
 
 class Unscheduled:

@@ -125,6 +125,10 @@ IMPORTED_ON_USE = {
     ("cyclic_optim.scheduled", "cyclic_optim.interop"),  # it imports every policy, for from_torch alone
     ("cyclic_optim.scheduled", "cyclic_optim.device"),  # a third of all there is to import, for capturable=True alone
     ("cyclic_optim.sgd", "cyclic_optim.device.sgd"),
+    ("cyclic_optim.scheduled", "cyclic_optim.checkpoint"),  # for loading alone
+    ("cyclic_optim.host.schedules", "cyclic_optim.checkpoint"),
+    ("cyclic_optim.scheduled", "cyclic_optim.passive"),  # for frameworks alone
+    ("cyclic_optim.scheduled", "cyclic_optim.pickling"),
 }
 
 

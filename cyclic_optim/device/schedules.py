@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import BY_HAND, MOMENTUM_BY_HAND, fill
+from ..checkpoint import fill
 from ..grad_mode import with_grad
-from ..groups import check_groups
+from ..groups import BY_HAND, MOMENTUM_BY_HAND, check_groups
 from ..host.schedules import gradients_are_zero, is_zero, warn_of_scheduler
 from ..native import holds
 from ..policies import Policy, Values
@@ -156,8 +156,9 @@ class DeviceSchedules:
         """What a group of numbers becomes with another clock or policy; a rate and a momentum assigned to it stay."""
         after = merged(group, {"policy": policy} if policy is before else policy_values(policy))
         values = values_of(plan(after, after["schedule_step"], self._slot), after, self._slot)
-        if "momentum" in assigned and self._slot is not None and values.pop(self._slot.key, None) is not None:
-            values[MOMENTUM_BY_HAND] = True
+        slot = self._slot
+        if "momentum" in assigned and slot is not None and slot.key in values and group[slot.key] != values[slot.key]:
+            values.update({slot.key: group[slot.key], MOMENTUM_BY_HAND: True})
         if "lr" in assigned and group["lr"] != values["lr"]:
             values.update({"lr": group["lr"], BY_HAND: True})
         return self._known.stored({**after, **values})

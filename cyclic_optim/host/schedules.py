@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .. import native
-from ..checkpoint import BY_HAND, MOMENTUM_BY_HAND, fill
 from ..grad_mode import with_grad
-from ..groups import HELD_BY_ALL, check_groups, check_rate
+from ..groups import BY_HAND, HELD_BY_ALL, MOMENTUM_BY_HAND, check_groups, check_rate
 from ..native import ABSENT
 from ..policies.asked import values_at
 from ..schedule import (
@@ -31,10 +30,12 @@ from ..schedule import (
     warn,
     writing,
 )
-from ..schedules import Closure, Schedules
 from ..slots import Group, Slot, check_momentum
 from ..torch_private import uncompiled, wrapped_by_scheduler
 from .written import Lane, Written, item_of
+
+if TYPE_CHECKING:
+    from ..schedules import Closure, Schedules
 
 _BOTH_WRITE = (
     "an LR scheduler is attached to an optimizer that has a policy: both write lr, and the last to do so before a "
@@ -287,6 +288,8 @@ class HostSchedules:
         return partial(setattr, self, "_written", self._written)
 
     def fill(self, groups: list[Group], previous: list[Group], keys: Iterable[str]) -> None:
+        from ..checkpoint import fill
+
         fill(groups, previous, keys)
 
     def adopted(self, groups: list[Group], by_hand: dict[int, set[str]]) -> None:
