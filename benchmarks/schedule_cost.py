@@ -95,7 +95,7 @@ def schedule_alone(optimizer: CyclicSGD) -> Call:
     schedules, groups = optimizer._schedules, optimizer.param_groups
 
     def step() -> None:
-        schedules._write(groups, schedules._upcoming(groups))
+        schedules._write(groups, schedules._plan_next(groups))
 
     return step
 

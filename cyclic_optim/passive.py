@@ -30,9 +30,9 @@ class PassiveScheduler(LRScheduler):
         if not hasattr(optimizer, "policies"):
             raise TypeError(f"need an optimizer that owns its schedule, like CyclicSGD, got {type(optimizer).__name__}")
         self.optimizer = optimizer  # no super().__init__, which would wrap optimizer.step and write to the groups
-        self._look()
+        self._remember_rates()
 
-    def _look(self) -> None:
+    def _remember_rates(self) -> None:
         """Remember the current rates, and at which step."""
         self._groups = self.optimizer.param_groups  # another list after loading
         rates = [group["lr"] for group in self._groups]
@@ -58,7 +58,7 @@ class PassiveScheduler(LRScheduler):
     def get_last_lr(self) -> list[float]:  # type: ignore[override]
         """The rate of each param group: of the step just made, or the next step's once :meth:`step` was called."""
         if self.optimizer.param_groups is not self._groups:
-            self._look()
+            self._remember_rates()
         groups, made = self._groups, self.last_epoch - self._seen_at
         if made == 0:
             return [float(group["lr"]) for group in groups]
@@ -73,7 +73,7 @@ class PassiveScheduler(LRScheduler):
 
     def step(self, *args: Any, **kwargs: Any) -> None:
         """Change no value; an epoch or a metric is ignored (see ``optimizer.report``)."""
-        self._look()
+        self._remember_rates()
 
     def state_dict(self) -> dict[str, Any]:
         """What it reports, as plain data."""
@@ -81,7 +81,7 @@ class PassiveScheduler(LRScheduler):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore nothing: the optimizer's state dict holds the schedules."""
-        self._look()
+        self._remember_rates()
 
 
 def _rate_before(group: dict[str, Any], policy: Policy | None) -> float:

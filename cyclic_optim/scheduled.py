@@ -44,7 +44,7 @@ class Scheduled(Optimizer):
     Use it to ask whether an optimizer owns its schedules, and as a type; to make such a class, call :func:`cyclic`.
     Each param group with a policy holds, beside the base class's keys,
 
-        group["policy"]           the policy, as text; None for a group whose values nobody moves
+        group["policy"]           the policy, as text; None for a group without a schedule
         group["schedule_step"]    its clock: updates applied since its step 0
         group["max_lr"]           the peak; an edit counts at the next step
         group["lr"]               the next step's rate: max_lr * lr_factor; an edit lasts for one step
@@ -184,7 +184,7 @@ class Scheduled(Optimizer):
 
     @property
     def policies(self) -> list[Policy | None]:
-        """The policy of each param group; None where nobody moves its values."""
+        """The policy of each param group; None where it has no schedule."""
         return [group["policy"] for group in self._known.resolved(self.param_groups)]
 
     def __repr__(self) -> str:
@@ -203,7 +203,7 @@ class Scheduled(Optimizer):
 
         Args:
             param_group: a dict as for the base class; it is left as it is. Beside the base's keys it may have
-                ``policy`` (default: the optimizer's; None for a group whose values nobody moves) and
+                ``policy`` (default: the optimizer's; None for a group without a schedule) and
                 ``schedule_step`` (default: where the first group with a policy stands; 0 starts at the beginning).
 
         Raises:
@@ -444,7 +444,7 @@ class Scheduled(Optimizer):
         a policy in the code takes the checkpoint's. The checkpoint's peak wins over the one in the code, with a
         warning where they differ. Each group's clock is the checkpoint's; a checkpoint of the base class starts the
         schedules at step 0, with the code's peaks. Values that are not the schedule's at its step (another optimizer
-        trained on with our keys, or somebody edited the clock) are named in a warning, and the schedule's are used;
+        trained on with our keys, or the clock was edited) are named in a warning, and the schedule's are used;
         rates that were edited by hand when the checkpoint was made are kept for one step. The given dict is left as
         it is and shares no tensor with the optimizer afterwards.
 

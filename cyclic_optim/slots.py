@@ -26,7 +26,7 @@ def _momentum(group: Group) -> Any:
     return group["momentum"]
 
 
-def _itself(group: Group, value: Any) -> Any:
+def _number(group: Group, value: Any) -> Any:
     return value
 
 
@@ -47,7 +47,7 @@ def _column_of_betas(groups: list[Group], momenta: Any) -> Any:
     ]
 
 
-MOMENTUM = Slot("momentum", _momentum, _itself, None, math.inf, "momentum")
+MOMENTUM = Slot("momentum", _momentum, _number, None, math.inf, "momentum")
 #: Adam divides by ``1 - beta1**step``.
 BETA1 = Slot("betas", _beta1, _betas, _column_of_betas, 1.0, "betas[0]")
 

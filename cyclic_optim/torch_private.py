@@ -190,7 +190,7 @@ NEEDS_FUSED_CHECK = "_need_device_dtype_check_for_fused"
 
 
 def wrapped_by_scheduler(optimizer: Any) -> bool:
-    """Whether an LR scheduler counts this optimizer's steps. Without it: both write lr, and nobody is warned."""
+    """Whether an LR scheduler counts this optimizer's steps. Without it: both write lr, without a warning."""
     return bool(getattr(optimizer.__dict__.get("step"), "_wrapped_by_lr_sched", False))
 
 

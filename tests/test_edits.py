@@ -7,12 +7,12 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import policies
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-from cyclic_optim import Constant, CosineDecay, CyclicSGD, OneCycle, Plateau, StepDecay, Triangular
+from cyclic_optim import Constant, CosineDecay, CosineWave, CyclicSGD, OneCycle, Plateau, StepDecay, Triangular
 
 pytestmark = pytest.mark.usefixtures("part")
 
@@ -276,7 +276,7 @@ def test_a_clock_that_cannot_be_is_refused(value, capturable):
 @pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize(
     "other",
-    [CosineDecay(8), OneCycle(9), Plateau(), StepDecay(1, 0.25), None],
+    [CosineDecay(8), OneCycle(9), Plateau(), StepDecay(1, 0.25), StepDecay(1, 0.5), None],
     ids=repr,
 )
 def test_a_policy_assigned_to_a_group_counts_at_the_next_step(other, capturable):
@@ -356,19 +356,9 @@ def device(*chosen):
     return {"capturable": True, "horizon": max(64, *(policy.period or 1 for policy in chosen))}
 
 
-def test_momentum_edited_before_saving_is_used_after_loading():
-    """A checkpoint between an edit of the momentum and its step resumes with the edited momentum."""
-    policy = Triangular(4, cycle_momentum=True, base_momentum=0.25, max_momentum=0.75)
-    optimizer, twin = built(policy, momentum=0.5), built(policy, momentum=0.5)
-    optimizer.step()
-    optimizer.param_groups[0]["momentum"] = 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        twin.load_state_dict(through_a_file(optimizer.state_dict()))
-    assert twin.param_groups[0]["momentum"] == 0.0
-
-
 @given(policy=policies(), drawn=edits(), cut=st.integers(0, 3), capturable=st.booleans())
+@example(Triangular(3, base_momentum=0.0, max_momentum=0.5), [(0, "policy", Constant())], 1, True)
+@example(Constant(), [(0, "policy", Constant())], 0, True)
 def test_a_checkpoint_between_an_edit_and_its_step_has_what_the_step_uses(policy, drawn, cut, capturable):
     """Whatever was edited: the saved values are those of the next step, and it resumes to the same weights."""
     chosen = [policy, *(value for _, key, value in drawn if key == "policy")]
@@ -413,6 +403,7 @@ def checkpoint_buffer(optimizer, param):
 
 
 @given(policy=policies(), drawn=edits(), capturable=st.booleans(), way=st.sampled_from(["deepcopy", "pickle"]))
+@example(CosineWave(1), [(0, "lr", 0.0), (0, "policy", Constant())], False, "deepcopy")
 def test_a_copy_between_an_edit_and_its_step_takes_the_same_step(policy, drawn, capturable, way):
     """Copied with an edit pending, both use it, and go on alike."""
     chosen = [policy, *(value for _, key, value in drawn if key == "policy")]
@@ -446,6 +437,20 @@ def test_a_rate_edited_where_another_policy_takes_over_is_kept_for_its_step(capt
     optimizer.param_groups[0]["max_lr"] = 2.0
     assert moved(optimizer) == pytest.approx([7.0])
     assert moved(optimizer) == pytest.approx([2 * CosineDecay(8).at(2).lr_factor])
+
+
+@pytest.mark.parametrize("way", [lambda optimizer: optimizer, copy.deepcopy], ids=["itself", "a copy"])
+def test_a_rate_put_back_leaves_an_edited_peak_in_force(way):
+    """The number that was there, assigned again, is no edit: not here, and not in a copy."""
+    optimizer = built(StepDecay(1, 0.5))
+    optimizer.step()
+    optimizer.param_groups[0].update(lr=float("0.5"), max_lr=4.0)
+    optimizer.param_groups[1].update(lr=float("0.25"), schedule_step=3)
+    optimizer, grads = way(optimizer), [param.grad for param in params_of(optimizer)]
+    for param, grad in zip(params_of(optimizer), grads, strict=True):
+        param.grad = grad
+    assert saved(optimizer, "lr") == [2.0, 0.5**4]
+    assert moved(optimizer) == pytest.approx([2.0, 0.5**4])
 
 
 @pytest.mark.parametrize("capturable", [False, True])
@@ -490,6 +495,14 @@ def test_edits_outlive_what_is_done_before_their_step(act, place):
     rates = moved(optimizer)
     assert rates[:3] == pytest.approx([7.0, 4.0, 1 / 3])
     assert moved(optimizer)[:3] == pytest.approx([1.0, 4.0, 1 / 3])
+
+
+def test_past_the_end_of_a_policy_nothing_counts_as_edited():
+    """Its last values stay on the device as on the host, and a checkpoint has no mark of an edit."""
+    optimizer = built(OneCycle(4), momentum=0.9, capturable=True)
+    for _ in range(6):
+        optimizer.step()
+    assert not any("edited" in key for group in optimizer.state_dict()["param_groups"] for key in group)
 
 
 @pytest.mark.parametrize("into", [False, True])

@@ -510,7 +510,7 @@ def test_a_key_that_looks_like_ours_is_refused(key, policy):
 
 @pytest.mark.parametrize("key", ["schedule_step", "max_lr", "policy_state"])
 def test_our_keys_need_a_policy(key):
-    """In a group that nobody moves, our keys have no effect: they are refused, with the way out."""
+    """In a group without a schedule our keys have no effect: they are refused, with the way out."""
     with pytest.raises(ValueError, match=f"need a policy beside '{key}' in a param group, got {key}=1 .*pass policy="):
         built({key: 1})
 

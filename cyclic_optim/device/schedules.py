@@ -14,9 +14,9 @@ import torch
 
 from ..checkpoint import fill
 from ..grad_mode import with_grad
-from ..groups import BY_HAND, MOMENTUM_BY_HAND, check_groups
+from ..groups import BY_HAND, MOMENTUM_BY_HAND, SCHEDULE_KEYS, check_groups
 from ..host.schedules import gradients_are_zero, is_zero, warn_of_scheduler
-from ..native import holds
+from ..native import ABSENT, holds
 from ..policies import Policy, Values
 from ..policies.asked import values_at
 from ..schedule import (
@@ -24,7 +24,6 @@ from ..schedule import (
     Known,
     at_once,
     check_clock_is_there,
-    check_step,
     merged,
     plan,
     policy_values,
@@ -97,10 +96,7 @@ class DeviceSchedules:
 
     def _copy_plain(self, group: Group, plain: Group) -> None:
         """Copy what stays plain data: the policy and its state, and the betas beside the momentum."""
-        for key in ("policy", "policy_state"):
-            group.pop(key, None)
-            if key in plain:
-                group[key] = plain[key]
+        at_once(writing(group, {key: plain.get(key, ABSENT) for key in SCHEDULE_KEYS}))
         if self._slot is not None:
             group[self._slot.key] = plain[self._slot.key]
 
@@ -116,7 +112,8 @@ class DeviceSchedules:
         part, given = self.clock.parts[i], self.shown.given[i]
         assigned = {key: value for _, key, value in self.shown.assigned(i, group)}
         (resolved,) = self._known.resolved([group])
-        self._check_other(i, resolved)
+        if resolved["policy"] is not None and part.policy is None:
+            check_clock_is_there(resolved)
         lr_factor = cycled = None
         if part.policy is not None:
             lr_factor, cycled = values_at(part.policy, part.row_step(held.step), part.state)
@@ -139,9 +136,10 @@ class DeviceSchedules:
         follows = "lr" not in assigned and held.lr == rounded(held.peak_of_lr * due.lr_factor)
         if follows:
             plain["lr"] = plain["max_lr"] * due.lr_factor
-        if "schedule_step" in assigned or policy is not part.policy:
-            return self._moved(plain, policy, part.policy, assigned)
-        has_ended = part.row_step(held.step) != held.step  # loading tabulates anew past the end of a table
+        if "schedule_step" in assigned or self._has_new_policy(i, plain):
+            return self._moved(plain, policy, self._has_new_policy(i, plain), assigned)
+        # Loading tabulates anew past the horizon.
+        has_ended = part.is_window and part.row_step(held.step) != held.step
         if not follows or has_ended:
             plain[BY_HAND] = True
         if due.momentum is not None and (has_ended or not self._has_momentum(plain, due.momentum)):
@@ -152,9 +150,9 @@ class DeviceSchedules:
         """Whether a group of numbers has this momentum, as far as float32 tells."""
         return self._slot is None or rounded(self._slot.read(group)) == rounded(momentum)
 
-    def _moved(self, group: Group, policy: Policy, before: Policy | None, assigned: Group) -> Group:
+    def _moved(self, group: Group, policy: Policy, is_new: bool, assigned: Group) -> Group:
         """What a group of numbers becomes with another clock or policy; a rate and a momentum assigned to it stay."""
-        after = merged(group, {"policy": policy} if policy is before else policy_values(policy))
+        after = merged(group, policy_values(policy) if is_new else {"policy": policy})
         values = values_of(plan(after, after["schedule_step"], self._slot), after, self._slot)
         slot = self._slot
         if "momentum" in assigned and slot is not None and slot.key in values and group[slot.key] != values[slot.key]:
@@ -167,63 +165,28 @@ class DeviceSchedules:
 
     def _edited(self, groups: list[Group], besides: Collection[int]) -> list[int]:
         """The other groups to which something was assigned since the last step."""
-        resolved = self._known.resolved(groups)
         rest = [i for i in range(len(self.clock.parts)) if i not in besides]
-        return [
-            i
-            for i in rest
-            if resolved[i]["policy"] is not self.clock.parts[i].policy or self.shown.assigned(i, groups[i])
-        ]
+        return [i for i in rest if self._has_new_policy(i, groups[i]) or self.shown.assigned(i, groups[i])]
+
+    def _has_new_policy(self, i: int, group: Group) -> bool:
+        """Whether a policy was assigned to a group, be it an equal one."""
+        named = group["policy"]
+        return isinstance(named, Policy) or self._known.policy(named) is not self.clock.parts[i].policy
 
     def _take_edits(self, groups: list[Group]) -> None:
         """Write what was assigned since the last step into the tensors."""
         edits = [edit for i, group in enumerate(groups) for edit in self.shown.assigned(i, group)]
-        resolved = self._known.resolved(groups)
-        others = {
-            i: policy_values(group["policy"])
-            for i, group in enumerate(resolved)
-            if group["policy"] is not self.clock.parts[i].policy
-        }
-        if edits or others:
+        moved = {i for i, key, _ in edits if key == "schedule_step"}
+        moved.update(i for i, group in enumerate(groups) if self._has_new_policy(i, group))
+        if edits or moved:
             refuse_in_capture("lr, momentum, max_lr, schedule_step or policy was assigned to since the last step")
             edits = [checked_edit(*edit) for edit in edits]
-            steps = {i: check_step(int(value)) for i, key, value in edits if key == "schedule_step"}
-            for i, changed in others.items():
-                self._check_other(i, resolved[i])
-                resolved[i] = merged(resolved[i], changed)
-            self._move(resolved, others.keys() | steps.keys(), steps)  # the only one that can fail comes first
-            for i, key, value in edits:
-                if key in self.shown.tensors(i):  # a clock goes with its policy
-                    self.shown.write(i, key, value)
-            for i, changed in others.items():
-                at_once(writing(groups[i], self._known.stored(changed)))
-        self.shown.show(groups)
-
-    def _check_other(self, i: int, resolved: Group) -> None:
-        """Refuse a policy that was assigned to a group without a schedule."""
-        if resolved["policy"] is not None and self.clock.parts[i].policy is None:
-            check_clock_is_there(resolved)
-
-    def _move(self, resolved: list[Group], moved: Collection[int], steps: dict[int, int]) -> None:
-        """Follow edited policies, and edited clocks (``steps``), of these groups."""
-        if not moved:
-            return
-        self.clock.follow_edits()  # of the other groups, which are refreshed below
-        plain = [
-            {**group, "max_lr": held.peak, "lr": 0.0, "schedule_step": steps.get(i, held.step)}
-            for i, (group, held) in enumerate(zip(resolved, self.clock.held(), strict=False))
-        ]
-        positions = [_position(group, i in moved) for i, group in enumerate(plain)]
-        parts = self.clock.parts_for(positions)
-        plans = {i: plan(plain[i], positions[i].step, self._slot) for i in moved if plain[i]["policy"] is not None}
-        for i in plans:
-            self.update.check_part(plain[i], parts[i])
-        self.clock.fill(parts, [position.step for position in positions])
-        for i, planned in plans.items():
-            self.shown.write(i, "lr", planned.lr)
-            if planned.momentum is not None and self.shown.shows_momentum(i):
-                self.shown.write(i, "momentum", planned.momentum)
-        self.clock.refresh()
+        if moved:
+            self._replace(groups, self._known.resolved(self.plain(groups)), sorted(moved), restarts=True)
+        else:
+            for edit in edits:
+                self.shown.write(*edit)
+            self.shown.show(groups)
 
     # -- the step -----------------------------------------------------------------------------------------------------
 

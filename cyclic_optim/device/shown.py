@@ -130,10 +130,10 @@ def checked_edit(i: int, key: str, value: Any) -> Edit:
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"need {key} to be a number or a tensor of one, got {key}={value!r}")
-        return i, key, value.detach().clone()
+        value = value.detach().clone()
     if key == "schedule_step":
-        check_step(value)
-    elif finite(key, value, minimum=0) > LARGEST:
+        check_step(value.item() if isinstance(value, Tensor) else value)
+    elif not isinstance(value, Tensor) and finite(key, value, minimum=0) > LARGEST:
         raise ValueError(f"need {key} to be a number that float32 can hold, got {key}={value!r}")
     return i, key, value
 

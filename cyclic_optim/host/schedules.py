@@ -77,17 +77,17 @@ class HostSchedules:
         if found_inf is not None and found_inf.item() != 0:
             return None if closure is None else with_grad(True, closure)
         columns = self._written.columns
-        upcoming = self._upcoming(groups)  # before the update: if a policy has no valid answer, nothing has moved
+        upcoming = self._plan_next(groups)  # before the update: if a policy has no valid answer, nothing has moved
         loss = optimizer._apply(closure)
         if self._written.columns is not columns:  # the closure stepped, reported or rescheduled
-            upcoming = self._upcoming(groups)
+            upcoming = self._plan_next(groups)
         self._write(groups, upcoming)
         return loss
 
     def compiled_step(self, optimizer: Any, closure: Closure | None) -> Any:
         return _uncompiled_step(self, optimizer, closure)
 
-    def _upcoming(self, groups: list[Group]) -> Upcoming:
+    def _plan_next(self, groups: list[Group]) -> Upcoming:
         lane = self._written.single
         if lane is not None:  # one policy and one clock for all groups
             step, rates, momentum = self._next(groups, lane)
@@ -145,9 +145,9 @@ class HostSchedules:
         edits = [self._edited(i, group) for i, group in enumerate(groups)]
         merged = [self._known.stored({**edited, **values.get(i, {})}) for i, (edited, _) in enumerate(edits)]
         at_once(chain.from_iterable([writing(*pair) for pair in zip(groups, merged, strict=True)]))
-        self._look(groups, {i for i, (_, by_hand) in enumerate(edits) if by_hand}.difference(rewritten))
+        self._remember_written(groups, {i for i, (_, by_hand) in enumerate(edits) if by_hand}.difference(rewritten))
 
-    def _look(self, groups: list[Group], by_hand: Collection[int] = ()) -> None:
+    def _remember_written(self, groups: list[Group], by_hand: Collection[int] = ()) -> None:
         """The groups are as they should be: what differs from now on was edited."""
         self._written = Written(groups, self._known.resolved(groups), self._slot, by_hand)
 
@@ -167,7 +167,7 @@ class HostSchedules:
         values = policy_values(resolved["policy"]) if "policy" in changed and "policy_state" not in changed else {}
         after = {key: value for key, value in {**resolved, **values}.items() if value is not ABSENT}
         planned = plan(after, check_step(group["schedule_step"]), self._slot)
-        # An interrupt, or somebody who put old values back, leaves other objects of the same value.
+        # After an interrupt, or where old values were put back, other objects have the same value.
         by_hand = was_by_hand or (is_edited and not is_rate(group["lr"], planned.lr))
         if changed <= {"lr"}:
             return {}, by_hand
@@ -179,13 +179,14 @@ class HostSchedules:
         """Whether a value stays as it is: an edited lr, an edited momentum, and momentum where only the peak was."""
         slot = self._slot
         if slot is not None and key == slot.key:
-            return changed <= {"max_lr", "lr"} or slot.read(group) is not self._written.momentum(i)
+            return changed <= {"max_lr", "lr"} or not _is_same(slot.read(group), self._written.momentum(i))
         return key == "lr" and by_hand
 
     def _rate_is_edited(self, group: Group, row: Group) -> bool:
-        lr = group["lr"]
-        if lr is not row.get("lr", ABSENT) or not isinstance(lr, Tensor):
-            return lr is not row.get("lr", ABSENT)
+        """Whether lr has another value than it was left with; the same value put back is no edit."""
+        lr, left = group["lr"], row.get("lr", ABSENT)
+        if lr is not left or not isinstance(lr, Tensor):
+            return lr is not left and not _is_same(lr, left)
         (before,) = self._known.resolved(
             [{key: value for key, value in {**group, **row}.items() if value is not ABSENT}]
         )
@@ -193,7 +194,7 @@ class HostSchedules:
 
     def _watch_for_scheduler(self, optimizer: Any) -> None:
         if not self._warned_of_scheduler:
-            # Unpickled, or wrapped again by somebody else, a scheduler shows by what it writes.
+            # Unpickled, or wrapped again by other code, a scheduler shows by what it writes.
             writes_lr = any(
                 "initial_lr" in group and self._rate_is_edited(group, self._written.row(i))
                 for i, group in enumerate(optimizer.param_groups)
@@ -230,7 +231,7 @@ class HostSchedules:
     def join(self, optimizer: Any) -> None:
         groups = optimizer.param_groups
         self._change(groups[:-1], {})
-        self._look(groups, self._written.by_hand)
+        self._remember_written(groups, self._written.by_hand)
 
     def report(self, optimizer: Any, metric: float) -> None:
         groups = optimizer.param_groups
@@ -271,7 +272,7 @@ class HostSchedules:
     def _momentum_is_edited(self, i: int, group: Group) -> bool:
         """Whether a group's momentum is the user's where the policy has another."""
         slot = self._slot
-        if slot is None or group.get("policy") is None or slot.read(group) is self._written.momentum(i):
+        if slot is None or group.get("policy") is None or _is_same(slot.read(group), self._written.momentum(i)):
             return False
         (resolved,) = self._known.resolved([group])
         due = plan(resolved, group["schedule_step"], slot).momentum
@@ -293,7 +294,7 @@ class HostSchedules:
         fill(groups, previous, keys)
 
     def adopted(self, groups: list[Group], by_hand: dict[int, set[str]]) -> None:
-        self._look(groups, {i for i, edited in by_hand.items() if "lr" in edited})
+        self._remember_written(groups, {i for i, edited in by_hand.items() if "lr" in edited})
         for i, edited in by_hand.items():
             if "momentum" in edited:
                 self._written.momenta[i] = None  # it is still an edit
@@ -311,6 +312,11 @@ class HostSchedules:
 
 # Run uncompiled: a float that changes on every step would trigger a recompile per step.
 _uncompiled_step = uncompiled(HostSchedules.step)
+
+
+def _is_same(value: Any, left: Any) -> bool:
+    """Whether a number is the one that a group was left with; tensors are by identity."""
+    return value is left or (type(value) is type(left) is float and value == left)
 
 
 def is_rate(lr: Any, rate: float) -> bool:

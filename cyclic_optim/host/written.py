@@ -86,8 +86,8 @@ class Written:
         else:
             for lane in self.lanes:
                 lane.step += 1
-            rates = _over(rates, columns[3])
-            momenta = momenta and _over(momenta, self.momenta)
+            rates = _updated(rates, columns[3])
+            momenta = momenta and _updated(momenta, self.momenta)
         if momenta is not None:
             self.momenta = momenta
         if self.by_hand:
@@ -106,8 +106,8 @@ class Written:
         keys, columns, momenta, by_hand = data
         written = cls(groups, resolved, slot, by_hand)
         if keys == written.keys and len(momenta) == len(groups):
-            written.columns = tuple(_kept(*pair) for pair in zip(columns, written.columns, strict=True))
-            written.momenta = _kept(momenta, written.momenta)
+            written.columns = tuple(_matched(*pair) for pair in zip(columns, written.columns, strict=True))
+            written.momenta = _matched(momenta, written.momenta)
         return written
 
 
@@ -116,7 +116,7 @@ def item_of(column: Any, i: int) -> Any:
     return column[i] if isinstance(column, list) else column
 
 
-def _over(new: list[Any], old: Any) -> list[Any]:
+def _updated(new: list[Any], old: Any) -> list[Any]:
     return [item_of(old, i) if value is ABSENT else value for i, value in enumerate(new)]
 
 
@@ -129,7 +129,7 @@ def _recalled(item: Any) -> Any:
     return item() if type(item) is ref else item
 
 
-def _kept(old: list[Any], now: list[Any]) -> list[Any]:
+def _matched(old: list[Any], now: list[Any]) -> list[Any]:
     """The present objects where they are equal to the old ones, else the old ones."""
     pairs = zip(old, now, strict=True)
     return [new if _equal(before, _recalled(new)) else _remembered(before) for before, new in pairs]
