@@ -238,7 +238,7 @@ def _check_current(optimizer: Optimizer, taken: list[Taken], position: int) -> N
     """Refuse current values that are not the scheduler's at its step."""
     slot = momentum_slot(optimizer.defaults)
     for i, (group, one) in enumerate(zip(optimizer.param_groups, taken, strict=True)):
-        lr_factor, momentum = one.policy.at(position) if one.state is None else one.policy.after(one.state, position)
+        lr_factor, momentum, _ = one.policy.at(position) if one.state is None else one.policy.after(one.state, position)
         if not _is_close(group["lr"], one.peak * lr_factor, one.peak):
             raise _edited_error("lr", one.peak * lr_factor, position, f"param_groups[{i}]['lr']", group["lr"])
         if momentum is not None and slot is not None and not _is_close(slot.read(group), momentum, 1.0):

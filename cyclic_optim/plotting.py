@@ -71,7 +71,7 @@ def trace(policy: Policy, steps: Iterable[int], lr: float) -> Iterator[Moment]:
     """The values at these steps, by the same arithmetic and checks as in the optimizer."""
     state = policy.initial_state()
     for step in steps:
-        lr_factor, momentum = values_at(policy, step, state)
+        lr_factor, momentum, _ = values_at(policy, step, state)
         yield Moment(step, lr * lr_factor, momentum)
 
 

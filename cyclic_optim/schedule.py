@@ -128,7 +128,7 @@ def plan(group: Group, step: int, slot: Slot | None) -> Plan:
     Raises:
         ValueError, TypeError: the policy has no valid values, or the group cannot hold them.
     """
-    lr_factor, momentum = values_at(group["policy"], step, group.get("policy_state"))
+    lr_factor, momentum, _ = values_at(group["policy"], step, group.get("policy_state"))
     check_momentum(slot, momentum, group["policy"])
     return Plan(step, rate(group, lr_factor, step), momentum)
 

@@ -196,7 +196,7 @@ def ready(optimizer):
 
 def set_by_hand(group, policy, step, peak):
     """What torch's scheduler would write."""
-    lr_factor, momentum = policy.at(step)
+    lr_factor, momentum, _ = policy.at(step)
     group["lr"] = peak * lr_factor
     if momentum is not None and "betas" in group:
         group["betas"] = (momentum, *group["betas"][1:])

@@ -72,7 +72,7 @@ def run(optimizer, step_of, steps, recompiles=False):
 
 
 def set_by_hand(optimizer, policy, step, peaks=(0.05, 0.01)):
-    lr_factor, momentum = policy.at(step)
+    lr_factor, momentum, _ = policy.at(step)
     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
         group["lr"] = peak * lr_factor
         if momentum is not None:
@@ -81,7 +81,7 @@ def set_by_hand(optimizer, policy, step, peaks=(0.05, 0.01)):
 
 def assert_at(optimizer, policy, step, peaks=(0.05, 0.01)):
     """The groups show the policy's values of this step."""
-    lr_factor, momentum = policy.at(step)
+    lr_factor, momentum, _ = policy.at(step)
     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
         assert group["schedule_step"].item() == step
         assert group["lr"].item() == torch.tensor(peak * lr_factor, dtype=torch.float32).item()
@@ -296,7 +296,7 @@ def test_a_state_dict_is_plain_numbers():
     """Groups are saved as by an optimizer that is not capturable, in full precision."""
     optimizer = two_groups(policy=OneCycle(30), capturable=True, betas=(0.9, 0.98))
     run(optimizer, compiled(optimizer), range(5))
-    lr_factor, momentum = OneCycle(30).at(5)
+    lr_factor, momentum, _ = OneCycle(30).at(5)
     for group, peak in zip(saved(optimizer)["param_groups"], (0.05, 0.01), strict=True):
         assert group["lr"] == peak * lr_factor
         assert group["betas"] == (momentum, 0.98)

@@ -84,7 +84,7 @@ def run(make, world, policy=None, by_hand=False):
     for step in range(STEPS):
         world.set_grads(step)
         if by_hand:
-            lr_factor, momentum = policy.at(step)
+            lr_factor, momentum, _ = policy.at(step)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 rate = peak * lr_factor
                 is_tensor = isinstance(group["lr"], torch.Tensor)
@@ -276,7 +276,7 @@ def differentiated(make, options, policy, inputs):
 def sgd_by_hand(params, policy, **options):
     optimizer = SGD(params, **options)
     if policy is not None:
-        lr_factor, momentum = policy.at(0)
+        lr_factor, momentum, _ = policy.at(0)
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * lr_factor
             group["momentum"] = group["momentum"] if momentum is None else momentum
@@ -431,7 +431,7 @@ def test_a_parameter_shared_between_modules_stays_shared(flags, policy):
         assert len(optimizer.param_groups[0]["params"]) == 2
         for step in range(STEPS):
             if make is None and policy is not None:
-                lr_factor, momentum = policy.at(step)
+                lr_factor, momentum, _ = policy.at(step)
                 held = optimizer.param_groups[0]
                 held["lr"] = 0.1 * lr_factor
                 held["momentum"] = held["momentum"] if momentum is None else momentum

@@ -509,7 +509,7 @@ def test_it_goes_on_after_parameters_were_swapped(way):
         def steps(first, last, model=model, optimizer=optimizer, by_hand=make_one is None):
             for step in range(first, last):
                 if by_hand and "policy" in way:
-                    lr_factor, momentum = way["policy"].at(step)
+                    lr_factor, momentum, _ = way["policy"].at(step)
                     optimizer.param_groups[0]["lr"] = 0.01 * lr_factor
                     optimizer.param_groups[0]["momentum"] = 0.9 if momentum is None else momentum
                 optimizer.zero_grad()

@@ -354,7 +354,7 @@ FAR = [2**31, 2**53 - 1, 2**53, 2**53 + 1, 2**62, 2**63 - 2, 2**63 - 1]
 @given(policies() | POLICY_STRATEGIES["Plateau"], st.sampled_from(FAR))
 def test_the_last_steps_have_ordinary_values(policy, step):
     """Up to step 2**63 - 1 every policy answers, with finite plain floats in [0, 1]."""
-    lr_factor, momentum = policy.at(step)
+    lr_factor, momentum, _ = policy.at(step)
     assert type(lr_factor) is float
     assert 0 <= lr_factor <= 1
     assert momentum is None or 0 <= momentum <= 1

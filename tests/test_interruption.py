@@ -736,7 +736,7 @@ def test_interrupted_by_the_clock():
             (step,) = {group["schedule_step"] for group in optimizer.param_groups}
             assert step >= steps
             steps = step
-            lr_factor, momentum = optimizer.policy.at(step)
+            lr_factor, momentum, _ = optimizer.policy.at(step)
             for group in optimizer.param_groups:
                 assert group["lr"] == torch.tensor(group["max_lr"] * lr_factor)
                 assert group["momentum"] == momentum

@@ -769,7 +769,7 @@ def test_a_tick_puts_the_next_values_in_force(policy):
         made.tick(torch.tensor([1.0]))
         assert all(torch.equal(*pair) for pair in zip(before, made.tensors, strict=True) if not pair[0].isnan().any())
         made.tick(None if step % 2 else torch.tensor([0.0]))
-        lr_factor, momentum = policy.at(step)
+        lr_factor, momentum, _ = policy.at(step)
         assert made.steps[0].item() == step
         assert made.lr[0].item() == torch.tensor(0.7 * lr_factor, dtype=torch.float32).item()
         assert made.momentum[0].item() == torch.tensor(0.25 if momentum is None else momentum).item()

@@ -66,7 +66,7 @@ def assert_close(ours, torchs, peak, label, noise=1e-15):
 
 def assert_same_trace(policy, lr, trace, noise=1e-15):
     for step, (torch_lr, torch_momentum) in enumerate(trace):
-        lr_factor, momentum = policy.at(step)
+        lr_factor, momentum, _ = policy.at(step)
         label = f"{policy}, {lr=}, {step=}"
         assert_close(lr * lr_factor, torch_lr, lr, label, noise)
         assert_close(MOMENTUM if momentum is None else momentum, torch_momentum, 1.0, label, noise)
@@ -306,7 +306,7 @@ def test_plateau_is_reduce_lr_on_plateau(peak, reported, arguments, min_factor, 
         scheduler.step(metric)
         state = policy.report(state, metric)
         policy.check_state(state)
-        lr_factor, momentum = policy.after(state, step)
+        lr_factor, momentum, _ = policy.after(state, step)
         assert momentum is None
         assert_close(
             peak * lr_factor, optimizer.param_groups[0]["lr"], peak, f"{policy}, {peak=}, {reported[: step + 1]}"

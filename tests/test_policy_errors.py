@@ -360,7 +360,7 @@ def test_a_scale_that_leaves_no_rate_or_momentum_is_refused(value, cycle_momentu
 def test_a_function_may_return_any_real_number(value):
     """Numpy's numbers are taken from the user's functions, and what comes out is Python's floats."""
     assert type(LambdaPolicy(Returns(value)).at(3).lr_factor) is float
-    lr_factor, momentum = Triangular(4, scale_fn=Returns(value)).at(3)
+    lr_factor, momentum, _ = Triangular(4, scale_fn=Returns(value)).at(3)
     assert (type(lr_factor), type(momentum)) == (float, float)
     assert (lr_factor, momentum) == Triangular(4, scale_fn=Returns(float(value))).at(3)
 
@@ -403,7 +403,7 @@ def test_extreme_arguments_have_ordinary_values(name, arguments):
     except ValueError:
         return
     for step in (0, 1, 2, 3, 10**9, 10**9 + 1, 10**15):
-        lr_factor, momentum = policy.at(step)
+        lr_factor, momentum, _ = policy.at(step)
         assert type(lr_factor) is float, step
         assert 0 <= lr_factor <= 1, step
         assert momentum is None or 0 <= momentum <= 1, step

@@ -214,7 +214,7 @@ def exact_exponential_ramp(policy, step):
 def exact_sequential(policy, step):
     starts = [0, *policy.milestones]
     index = sum(start <= step for start in policy.milestones)
-    lr_factor, momentum = exact(policy.policies[index], step - starts[index])
+    lr_factor, momentum, _ = exact(policy.policies[index], step - starts[index])
     while momentum is None and index > 0:
         index -= 1
         momentum = exact(policy.policies[index], starts[index + 1] - 1 - starts[index])[1]
@@ -222,7 +222,7 @@ def exact_sequential(policy, step):
 
 
 def exact_scaled(policy, step):
-    lr_factor, momentum = exact(policy.policy, step)
+    lr_factor, momentum, _ = exact(policy.policy, step)
     factor = Fraction(policy.factor)
     return lr_factor * (real(factor) if isinstance(lr_factor, mpf) else factor), momentum
 

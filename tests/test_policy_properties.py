@@ -542,7 +542,7 @@ def test_momentum_of_a_triangle_moves_inversely(policy, step):
     assume(policy.div_factor > 1.01)
     policy = dataclasses.replace(policy, cycle_momentum=True)
     base = 1 / policy.div_factor
-    lr_factor, momentum = policy.at(step)
+    lr_factor, momentum, _ = policy.at(step)
     height = (lr_factor - base) / (1 - base)
     expected = policy.max_momentum - (policy.max_momentum - policy.base_momentum) * height
     assert momentum == pytest.approx(expected, rel=0, abs=1e-12)
@@ -554,7 +554,7 @@ def test_momentum_of_one_cycle_moves_inversely(policy, data):
     policy = dataclasses.replace(policy, cycle_momentum=True, div_factor=max(policy.div_factor, 1.1))
     step = data.draw(st.integers(0, policy.end))
     top = float(policy.pct_start * policy.total_steps) - 1
-    lr_factor, momentum = policy.at(step)
+    lr_factor, momentum, _ = policy.at(step)
     if policy.three_phase and step > 2 * top:
         assert momentum == policy.max_momentum
         return
@@ -701,7 +701,7 @@ def test_sequential_equals_its_parts(parts, data):
     step = data.draw(st.integers(0, 150) | st.integers(0, FAR))
     starts = [0, *cuts]
     index = bisect_right(cuts, step)
-    lr_factor, momentum = parts[index].at(step - starts[index])
+    lr_factor, momentum, _ = parts[index].at(step - starts[index])
     carried = None
     for part, begin, stop in zip(parts[:index], starts, cuts, strict=False):
         last = part.at(stop - 1 - begin).momentum

@@ -71,7 +71,7 @@ def test_values_are_the_policys(problem, policy, options, steps):
     for step in range(steps):
         problem.set_grads(params, step)
         optimizer.step()
-    lr_factor, momentum = policy.at(steps)
+    lr_factor, momentum, _ = policy.at(steps)
     for group in optimizer.param_groups:
         assert group["schedule_step"] == steps
         assert group["max_lr"] == options["lr"]
@@ -168,7 +168,7 @@ def test_a_group_added_later_joins_the_cycle_where_it_stands():
     optimizer.step()
     late = {"params": [torch.nn.Parameter(torch.ones(2))], "lr": 0.1}
     optimizer.add_param_group(late)
-    lr_factor, momentum = Triangular(step_size_up=4).at(1)
+    lr_factor, momentum, _ = Triangular(step_size_up=4).at(1)
     assert shown(optimizer) == [(lr_factor, momentum), (0.1 * lr_factor, momentum)]
     assert [group["schedule_step"] for group in optimizer.param_groups] == [1, 1]
     assert set(late) == {"params", "lr"}

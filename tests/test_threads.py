@@ -147,7 +147,7 @@ def test_state_dict_from_another_thread_is_of_one_moment():
             for _ in range(50_000):
                 each = optimizer.state_dict()
                 (step,) = {group["schedule_step"] for group in each["param_groups"]}
-                lr_factor, momentum = POLICY.at(step)
+                lr_factor, momentum, _ = POLICY.at(step)
                 for group in each["param_groups"]:
                     assert (group["lr"], group["momentum"]) == (group["max_lr"] * lr_factor, momentum)
                 saved[step] = each

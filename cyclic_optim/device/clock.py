@@ -258,8 +258,8 @@ def _tabulated(position: Position, horizon: int | None) -> Part:
     period, length, is_window = _extent(policy, horizon)
     start = step if is_window else 0
     values = [values_at(policy, start + row, state) for row in range(length)]
-    rows = [(factor, torch.nan if momentum is None else momentum) for factor, momentum in values]
-    cycles_momentum = any(momentum is not None for _, momentum in values)
+    rows = [(factor, torch.nan if momentum is None else momentum) for factor, momentum, _ in values]
+    cycles_momentum = any(momentum is not None for _, momentum, _ in values)
     return Part(
         policy, state, start, is_window, period, _table(rows), max(factor for factor, _ in rows), cycles_momentum
     )

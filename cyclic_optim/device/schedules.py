@@ -116,7 +116,7 @@ class DeviceSchedules:
             check_clock_is_there(resolved)
         lr_factor = cycled = None
         if part.policy is not None:
-            lr_factor, cycled = values_at(part.policy, part.row_step(held.step), part.state)
+            lr_factor, cycled, _ = values_at(part.policy, part.row_step(held.step), part.state)
         plain = dict(group)
         if self._slot is not None and self.shown.shows_momentum(i):
             momentum = float(assigned.get("momentum", unrounded(held.momentum, cycled, given["momentum"])))

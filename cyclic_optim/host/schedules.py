@@ -107,7 +107,7 @@ class HostSchedules:
     def _next(self, groups: list[Group], lane: Lane) -> tuple[int, list[float], float | None]:
         """A lane's next step, rates and momentum, checked."""
         step, slot = lane.step + 1, self._slot
-        lr_factor, momentum = values_at(lane.policy, step, lane.state)
+        lr_factor, momentum, _ = values_at(lane.policy, step, lane.state)
         if momentum is not None and (slot is None or momentum >= slot.below):
             check_momentum(slot, momentum, lane.policy)  # raises
         if lane.highest * lr_factor > HELD_BY_ALL:

@@ -9,36 +9,40 @@ from ..rules import finite, shown
 from .base import Policy, Values
 
 
-def values_at(policy: Policy, step: int, state: dict[str, Any] | None) -> tuple[float, float | None]:
-    """``(lr_factor, momentum)`` of a step, after the reports that ``state`` holds.
+def values_at(policy: Policy, step: int, state: dict[str, Any] | None) -> Values:
+    """The values of a step, after the reports that ``state`` holds.
 
     Raises:
-        TypeError: the policy did not return two values.
+        TypeError: the policy returned neither ``(lr_factor, momentum)`` nor all three values.
         ValueError: one of them is not a finite number >= 0.
     """
     answer: Any = policy.at(step) if state is None else policy.after(state, step)
     if type(answer) is Values:  # asked on every step: the usual answer is checked here
-        lr_factor, momentum = answer
-        is_right = type(lr_factor) is float and 0 <= lr_factor < inf
+        lr_factor, momentum, weight_decay_factor = answer
+        is_right = type(lr_factor) is float and 0 <= lr_factor < inf and weight_decay_factor is None
         if is_right and (momentum is None or (type(momentum) is float and 0 <= momentum < inf)):
             return answer
     return checked(answer, policy, step)
 
 
-def checked(answer: Any, policy: Policy, step: int) -> tuple[float, float | None]:
-    """``(lr_factor, momentum)`` out of what the policy returned for this step; errors as for :func:`values_at`."""
+def checked(answer: Any, policy: Policy, step: int) -> Values:
+    """The values that the policy returned for this step; errors as for :func:`values_at`."""
     try:
-        lr_factor, momentum = answer
+        lr_factor, momentum, *rest = answer
+        values = Values(lr_factor, momentum, *rest)
     except (TypeError, ValueError):
         raise TypeError(
             f"need at() to return (lr_factor, momentum), got {shown(answer)} from {shown(policy)}"
         ) from None
-    if is_ordinary(lr_factor) and (momentum is None or is_ordinary(momentum)):
-        return lr_factor, momentum
+    if all(is_ordinary(value) or (value is None and i > 0) for i, value in enumerate(values)):
+        return values
     where = f" at step {step} from {shown(policy)}"  # slow, therefore only here
-    return (
-        finite("lr_factor", lr_factor, minimum=0, where=where),
-        None if momentum is None else finite("momentum", momentum, minimum=0, where=where),
+    return Values(
+        finite("lr_factor", values.lr_factor, minimum=0, where=where),
+        *(
+            None if value is None else finite(name, value, minimum=0, where=where)
+            for name, value in zip(Values._fields[1:], values[1:], strict=True)
+        ),
     )
 
 

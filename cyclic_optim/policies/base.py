@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 
 class Values(NamedTuple):
-    """A policy's values for one step: the fraction of the peak, and the momentum."""
+    """A policy's values for one step: the fraction of the peak, the momentum, the fraction of the weight decay."""
 
     lr_factor: float
     """What a group's peak, ``max_lr``, is multiplied by."""
     momentum: float | None = None
     """The group's momentum; None where the policy does not change momentum."""
+    weight_decay_factor: float | None = None
+    """What a group's own weight decay is multiplied by; None where the policy does not change weight decay."""
 
 
 class Policy(ABC):
@@ -39,7 +41,10 @@ class Policy(ABC):
 
     @abstractmethod
     def at(self, step: int) -> Values:
-        """``(lr_factor, momentum)`` for the step with this number, counted from 0."""
+        """The values for the step with this number, counted from 0.
+
+        A policy of yours may return ``(lr_factor, momentum)``, too.
+        """
 
     @property
     def period(self) -> int | None:
@@ -143,14 +148,14 @@ def blend(span: Span, height: float, depth: float | None = None) -> Values:
     low, high, factors, low_momentum, high_momentum, momenta = span
     if height < 0.5:
         momentum = None if momenta is None else low_momentum + momenta * height
-        return new_values(Values, (low + factors * height, momentum))
+        return new_values(Values, (low + factors * height, momentum, None))
     if depth is None:
         depth = 1 - height
     momentum = None if momenta is None else high_momentum - momenta * depth
-    return new_values(Values, (high - factors * depth, momentum))
+    return new_values(Values, (high - factors * depth, momentum, None))
 
 
-#: ``new_values(Values, (lr_factor, momentum))`` takes half the time of ``Values(...)``, on every step.
+#: ``new_values(Values, (lr_factor, momentum, None))`` takes half the time of ``Values(...)``, on every step.
 new_values = tuple.__new__
 
 

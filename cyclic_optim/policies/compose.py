@@ -57,7 +57,8 @@ class Sequential(Policy):
         if index == 0 or values[1] is not None:
             return values
         known = self._last_momenta
-        return new_values(Values, (values[0], known[index] if index in known else self._inherited(index)))
+        momentum = known[index] if index in known else self._inherited(index)
+        return new_values(Values, (values[0], momentum, values[2]))
 
     @cached_property
     def _parts(self) -> tuple[tuple[int, Callable[[int], Values]], ...]:
@@ -72,7 +73,7 @@ class Sequential(Policy):
         if index == 0:
             return None
         if index not in self._last_momenta:
-            _, momentum = self.policies[index - 1].at(self._starts[index] - 1 - self._starts[index - 1])
+            momentum = self.policies[index - 1].at(self._starts[index] - 1 - self._starts[index - 1])[1]
             self._last_momenta[index] = self._inherited(index - 1) if momentum is None else momentum
         return self._last_momenta[index]
 
@@ -148,8 +149,8 @@ class Scaled(Policy):
         _check_part("policy", self.policy)
 
     def at(self, step: int) -> Values:
-        lr_factor, momentum = self.policy.at(step)
-        return new_values(Values, (lr_factor * self.factor, momentum))
+        lr_factor, momentum, weight_decay_factor = self.policy.at(step)
+        return new_values(Values, (lr_factor * self.factor, momentum, weight_decay_factor))
 
     @property
     def period(self) -> int | None:
@@ -192,4 +193,4 @@ class LambdaPolicy(Policy):
         lr_factor = self.fn(step_index(step))
         if type(lr_factor) is not float or not 0 <= lr_factor < inf:
             lr_factor = finite(f"fn({step})", lr_factor, minimum=0)
-        return new_values(Values, (lr_factor, None))
+        return new_values(Values, (lr_factor, None, None))

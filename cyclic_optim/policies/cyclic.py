@@ -174,7 +174,7 @@ class Triangular(_Triangles):
         if depth is not None:
             depth += height * (1 - scale)
         height *= scale
-        lr_factor, momentum = blend(self._span, height, depth)
+        lr_factor, momentum, _ = blend(self._span, height, depth)
         if lr_factor < 0 or (momentum is not None and momentum < 0):
             raise ValueError(
                 "need a scale that keeps the rate and the momentum at or above 0, "
