@@ -432,7 +432,7 @@ def check_replays(setting: Setting, policy: Policy) -> str:
     counted, total = int(group["schedule_step"]), setting.replays + warmups
     need(counted == total, f"need {total} steps counted after {setting.replays} replays, got {counted}")
     said = [policy.at(i) for i in range(total)]
-    expected = torch.tensor([(peak * f, 0.9 if m is None else m) for f, m in said], dtype=torch.float64)
+    expected = torch.tensor([(peak * f, 0.9 if m is None else m) for f, m, _ in said], dtype=torch.float64)
     apart = ((trace.double().cpu() - expected).abs() / expected.abs().clamp(min=1e-30)).amax().item()
     need(apart <= 1e-7, f"need a trace within 1e-7 of the policy's, got {apart:.3g}")
     return f"{setting.replays} replays: step == replays, and the trace is the policy's to {apart:.1g}"

@@ -54,7 +54,7 @@ def fill(clock, policy, step):
 
 
 def assert_is(clock, policy, step, peak, momentum=0.5):
-    factor, held = policy.at(step)
+    factor, held, _ = policy.at(step)
     assert clock.steps[0].item() == step
     assert clock.lr[0].item() == rounded(peak * factor)
     assert clock.momentum[0].item() == rounded(momentum if held is None else held)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from strategies import policies
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-from cyclic_optim import Constant, CosineDecay, CosineWave, CyclicSGD, OneCycle, Plateau, StepDecay, Triangular
+from cyclic_optim import Constant, CosineDecay, CosineWave, CyclicSGD, OneCycle, Plateau, StepDecay, Triangular, Values
 
 pytestmark = pytest.mark.usefixtures("part")
 
@@ -248,7 +248,7 @@ def test_a_clock_edited_in_a_checkpoint_is_followed(code, capturable):
     due, held = Triangular(4).at(6), Triangular(4).at(1)
     for words in (f"lr={held.lr_factor}", f"momentum={held.momentum}", f"lr={due.lr_factor}", "step 6", "reschedule("):
         assert words in text
-    factor, momentum = (code or Triangular(4)).at(6)
+    factor, momentum, _ = (code or Triangular(4)).at(6)
     assert saved(optimizer, "lr") == [factor, factor / 2]
     assert saved(optimizer, "momentum") == [0.5 if momentum is None else momentum] * 2
     optimizer.step()
@@ -287,7 +287,7 @@ def test_a_policy_assigned_to_a_group_counts_at_the_next_step(other, capturable)
     assert optimizer.policies == [StepDecay(1, 0.5), other]
     repr(optimizer)
     for n in range(1, 4):
-        factor, momentum = (0.5, None) if other is None else other.at(n)
+        factor, momentum, _ = Values(0.5) if other is None else other.at(n)
         assert saved(optimizer, "lr") == pytest.approx([0.5**n, factor / 2])
         assert saved(optimizer, "momentum") == pytest.approx([0.5, 0.5 if momentum is None else momentum])
         twin, buffer = params_of(optimizer)[1].detach().clone(), optimizer.state[params_of(optimizer)[1]]

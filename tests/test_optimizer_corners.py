@@ -671,7 +671,7 @@ def test_groups_that_join_on_the_device_have_peaks_of_their_own():
     for lr in (0.2, 0.4):
         optimizer.add_param_group({"params": [parameter(1)], "lr": lr})
     optimizer.step()
-    factor, momentum = Triangular(4).at(2)
+    factor, momentum, _ = Triangular(4).at(2)
     for group, peak in zip(optimizer.param_groups, (0.1, 0.2, 0.4), strict=True):
         assert group["max_lr"].item() == peak
         assert group["lr"].item() == pytest.approx(peak * factor, rel=1e-6)

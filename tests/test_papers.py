@@ -231,7 +231,7 @@ def test_1cycle_for_imagenet():
         (440_000, (1, 0.85)),
         (880_000, (0.05, 0.95)),
     ]:
-        assert policy.at(iteration) == close(values)
+        assert policy.at(iteration)[:2] == close(values)
     assert policy.at(979_999).lr_factor < 0.05 / 1000
 
 

@@ -88,8 +88,8 @@ def test_the_lines_carry_exactly_the_values_of_the_policy(name, data):
     values = [policy.at(step) for step in range(steps)]
     (line,) = ax.lines
     assert list(line.get_xdata()) == list(range(steps))
-    assert list(line.get_ydata()) == [lr * lr_factor for lr_factor, _ in values]
-    momenta = [momentum for _, momentum in values]
+    assert list(line.get_ydata()) == [lr * lr_factor for lr_factor, *_ in values]
+    momenta = [momentum for _, momentum, _ in values]
     if all(momentum is None for momentum in momenta):
         assert twin_of(ax) is None
     else:

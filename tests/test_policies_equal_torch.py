@@ -26,6 +26,7 @@ from cyclic_optim import (
     StepDecay,
     Triangular,
     Triangular2,
+    Values,
 )
 
 MOMENTUM = 0.875
@@ -300,7 +301,7 @@ def test_plateau_is_reduce_lr_on_plateau(peak, reported, arguments, min_factor, 
     scheduler = torch_schedules.ReduceLROnPlateau(optimizer, min_lr=min_factor * peak, eps=eps * peak, **arguments)
     policy = Plateau(min_factor=min_factor, eps=eps, **arguments)
     state = policy.initial_state()
-    assert policy.after(state, 0) == policy.at(0) == (1.0, None)
+    assert policy.after(state, 0) == policy.at(0) == Values(1.0)
     for step, metric in enumerate(reported):
         optimizer.step()
         scheduler.step(metric)

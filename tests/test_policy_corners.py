@@ -21,6 +21,7 @@ from cyclic_optim import (
     Sequential,
     Staircase,
     Triangular,
+    Values,
 )
 from cyclic_optim.device.clock import _extent
 from cyclic_optim.policies import POLICIES, describe, rebuild
@@ -86,7 +87,7 @@ def test_one_cycle_step_by_step(total_steps, anneal_strategy, three_phase):
     policy = OneCycle(total_steps, **options)
     for step in range(total_steps):
         group = optimizer.param_groups[0]
-        assert policy.at(step) == pytest.approx((group["lr"], group["momentum"]), rel=1e-10, abs=1e-12)
+        assert policy.at(step)[:2] == pytest.approx((group["lr"], group["momentum"]), rel=1e-10, abs=1e-12)
         optimizer.step()
         if step < total_steps - 1:
             scheduler.step()
@@ -133,7 +134,7 @@ def test_reports_one_by_one():
         (1, 0, 0.3),
         (0, 2, 0.3),
     ]
-    assert policy.after(state, 7) == (0.3, None)
+    assert policy.after(state, 7) == Values(0.3)
 
 
 def test_between_reports_a_plateau_repeats_every_step():
@@ -142,8 +143,8 @@ def test_between_reports_a_plateau_repeats_every_step():
     state = policy.report(policy.report(None, 1.0), 1.0)
     assert (policy.period, policy.end) == (1, None)
     for step in (0, 1, 2**40):
-        assert policy.at(step) == policy.at(step + policy.period) == (1.0, None)
-        assert policy.after(state, step) == policy.after(state, step + policy.period) == (0.5, None)
+        assert policy.at(step) == policy.at(step + policy.period) == Values(1.0)
+        assert policy.after(state, step) == policy.after(state, step + policy.period) == Values(0.5)
     assert _extent(policy, None) == _extent(policy, 10) == (1, 1, False)
 
 

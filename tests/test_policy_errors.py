@@ -18,6 +18,7 @@ from cyclic_optim import (
     Plateau,
     Sequential,
     Triangular,
+    Values,
     WarmupStableDecay,
 )
 from cyclic_optim.policies import POLICIES, describe, rebuild
@@ -362,7 +363,7 @@ def test_a_function_may_return_any_real_number(value):
     assert type(LambdaPolicy(Returns(value)).at(3).lr_factor) is float
     lr_factor, momentum, _ = Triangular(4, scale_fn=Returns(value)).at(3)
     assert (type(lr_factor), type(momentum)) == (float, float)
-    assert (lr_factor, momentum) == Triangular(4, scale_fn=Returns(float(value))).at(3)
+    assert Values(lr_factor, momentum) == Triangular(4, scale_fn=Returns(float(value))).at(3)
 
 
 def test_an_error_inside_a_function_is_the_users():

@@ -38,6 +38,7 @@ from cyclic_optim import (
     StepDecay,
     Triangular,
     Triangular2,
+    Values,
     WarmupStableDecay,
 )
 from cyclic_optim.policies import POLICIES
@@ -253,7 +254,9 @@ FORMULAS = {
 
 
 def exact(policy, step):
-    return FORMULAS[type(policy)](policy, step)
+    """(lr_factor, momentum, weight_decay_factor): formulas leave out what their policies never change."""
+    values = FORMULAS[type(policy)](policy, step)
+    return *values, *[None] * (3 - len(values))
 
 
 def assert_right(shown, expected, what):
@@ -274,7 +277,7 @@ def assert_right(shown, expected, what):
 def check(policy, step):
     """The values at a step are the formula's."""
     with mp.workdps(DIGITS):
-        for name, shown, expected in zip(("lr_factor", "momentum"), policy.at(step), exact(policy, step), strict=True):
+        for name, shown, expected in zip(Values._fields, policy.at(step), exact(policy, step), strict=True):
             assert_right(shown, expected, (name, policy, step))
 
 
@@ -573,8 +576,8 @@ def test_triangles_turn_exactly_at_their_boundaries(up, down, div_factor, growth
     policy = Triangular(up, down, div_factor, growth, base_momentum=base, max_momentum=top)
     _, start, peak, end = cycle_around(step, up, down or up, growth)
     lowest = float(1 / Fraction(div_factor))
-    assert policy.at(start) == policy.at(end) == (lowest, top)
-    assert policy.at(peak) == (1.0, base)
+    assert policy.at(start) == policy.at(end) == Values(lowest, top)
+    assert policy.at(peak) == Values(1.0, base)
 
 
 @given(lengths, st.none() | lengths, growths, steps())
@@ -599,7 +602,7 @@ def test_restarts_begin_exactly_at_the_peak(t_0, t_mult, min_factor, step):
     policy = CosineRestarts(t_0, t_mult, min_factor)
     _, start, _, end = cycle_around(step, t_0, 0, t_mult)
     assume(end < 2**63)
-    assert policy.at(start) == policy.at(end) == (1.0, None)
+    assert policy.at(start) == policy.at(end) == Values(1.0)
     check(policy, end - 1)
 
 
@@ -607,8 +610,8 @@ def test_restarts_begin_exactly_at_the_peak(t_0, t_mult, min_factor, step):
 def test_a_cosine_wave_turns_exactly(t_max, min_factor, step):
     """Exactly 1 at every even multiple of t_max, exactly min_factor at every odd one."""
     policy, crest = CosineWave(t_max, min_factor), step // (2 * t_max) * 2 * t_max
-    assert policy.at(crest) == policy.at(crest + 2 * t_max) == (1.0, None)
-    assert policy.at(crest + t_max) == (min_factor, None)
+    assert policy.at(crest) == policy.at(crest + 2 * t_max) == Values(1.0)
+    assert policy.at(crest + t_max) == Values(min_factor)
 
 
 @given(one_cycles())
@@ -616,11 +619,11 @@ def test_one_cycle_turns_exactly_on_whole_steps(policy):
     """It starts at exactly 1/div_factor, is exactly 1 where the peak is a step, and holds its last value for ever."""
     rest, least = (policy.max_momentum, policy.base_momentum) if policy.cycle_momentum else (None, None)
     top = Fraction(float(policy.pct_start * policy.total_steps)) - 1
-    assert policy.at(0) == (float(1 / Fraction(policy.div_factor)), rest)
+    assert policy.at(0) == Values(float(1 / Fraction(policy.div_factor)), rest)
     if top.denominator == 1:
-        assert policy.at(int(top)) == (1.0, least)
+        assert policy.at(int(top)) == Values(1.0, least)
         if policy.three_phase:
-            assert policy.at(2 * int(top)) == (float(1 / Fraction(policy.div_factor)), rest)
+            assert policy.at(2 * int(top)) == Values(float(1 / Fraction(policy.div_factor)), rest)
     assert policy.at(policy.total_steps - 1) == policy.at(policy.total_steps) == policy.at(FAR + policy.total_steps)
     assert policy.at(policy.total_steps - 1).momentum == rest
 
@@ -660,7 +663,7 @@ def test_a_scale_beyond_the_triangle_is_right_to_the_size_of_its_terms(up, scale
     """A scale_fn may leave [0, 1], where a difference may cancel: the error is small beside the terms of it."""
     base, top = momentum
     policy = Triangular(up, None, div_factor, base_momentum=base, max_momentum=top, scale_fn=lambda cycle: scale)
-    lr_factor, shown = exact(policy, step)
+    lr_factor, shown, _ = exact(policy, step)
     if lr_factor < 0 or shown < 0:
         return
     values = policy.at(step)

@@ -310,17 +310,17 @@ def test_triangular_starts_peaks_and_ends_exactly(up, down, div_factor, momentum
     """The first triangle goes from exactly 1/div_factor to exactly 1 and back, momentum inversely."""
     policy = Triangular(up, down, div_factor, growth, **momentum)
     low, high = (momentum["max_momentum"], momentum["base_momentum"]) if policy.cycle_momentum else (None, None)
-    assert policy.at(0) == (1 / div_factor, low)
-    assert policy.at(up) == (1.0, high)
-    assert policy.at(up + down) == (1 / div_factor, low)
+    assert policy.at(0) == Values(1 / div_factor, low)
+    assert policy.at(up) == Values(1.0, high)
+    assert policy.at(up + down) == Values(1 / div_factor, low)
 
 
 @given(POLICY_STRATEGIES["OneCycle"])
 def test_one_cycle_starts_and_ends_exactly(policy):
     """OneCycle starts at exactly 1/div_factor and ends at exactly 1/div_factor/final_div_factor."""
     rest = policy.max_momentum if policy.cycle_momentum else None
-    assert policy.at(0) == (1 / policy.div_factor, rest)
-    assert policy.at(policy.total_steps - 1) == (1 / policy.div_factor / policy.final_div_factor, rest)
+    assert policy.at(0) == Values(1 / policy.div_factor, rest)
+    assert policy.at(policy.total_steps - 1) == Values(1 / policy.div_factor / policy.final_div_factor, rest)
     assert policy.end == policy.total_steps - 1
 
 
@@ -328,7 +328,7 @@ def test_one_cycle_starts_and_ends_exactly(policy):
 def test_one_cycle_peaks_exactly(climb, parts, anneal_strategy, three_phase, momentum):
     """Where pct_start * total_steps is whole, the step before it is at exactly 1 with the base momentum."""
     policy = OneCycle(climb * parts, 1 / parts, anneal_strategy, three_phase=three_phase, **momentum)
-    assert policy.at(climb - 1) == (1.0, policy.base_momentum if policy.cycle_momentum else None)
+    assert policy.at(climb - 1) == Values(1.0, policy.base_momentum if policy.cycle_momentum else None)
     if three_phase:
         assert policy.at(2 * climb - 2).lr_factor == 1 / policy.div_factor
 
@@ -706,7 +706,7 @@ def test_sequential_equals_its_parts(parts, data):
     for part, begin, stop in zip(parts[:index], starts, cuts, strict=False):
         last = part.at(stop - 1 - begin).momentum
         carried = carried if last is None else last
-    assert Sequential(parts, cuts).at(step) == (lr_factor, carried if momentum is None else momentum)
+    assert Sequential(parts, cuts).at(step) == Values(lr_factor, carried if momentum is None else momentum)
 
 
 @given(triangular_policies(), policies("CosineDecay", "Constant"), st.integers(1, 60), st.integers(1, 60), steps())
@@ -770,8 +770,8 @@ def test_a_staircase_of_step_decay_is_a_longer_step_decay(step_size, length, gam
 @given(policies(), units(), steps())
 def test_scaling_multiplies_the_rate_alone(policy, factor, step):
     """The rate is ``factor`` times the policy's; its momentum, period and end are the policy's."""
-    scaled, (lr_factor, momentum) = Scaled(policy, factor), policy.at(step)
-    assert scaled.at(step) == (lr_factor * factor, momentum)
+    scaled, (lr_factor, momentum, _) = Scaled(policy, factor), policy.at(step)
+    assert scaled.at(step) == Values(lr_factor * factor, momentum)
     assert (scaled.period, scaled.end) == (policy.period, policy.end)
 
 
@@ -789,7 +789,7 @@ def test_scaling_multiplies_the_rate_alone(policy, factor, step):
 def test_triangular_is_exact_at_any_step(up, down, div_factor, growth, step, momentum):
     """The triangle is the exact one to a few units in the last place, however far it is from the start."""
     momentum["cycle_momentum"] = True
-    lr_factor, shown = Triangular(up, down, div_factor, growth, **momentum).at(step)
+    lr_factor, shown, _ = Triangular(up, down, div_factor, growth, **momentum).at(step)
     _, *bounds = cycle_at(step, up, down or up, growth)
     height = exact_height(step, *bounds)
     assert_within_ulps(lr_factor, exact_between(1 / div_factor, 1, height))
@@ -968,8 +968,8 @@ def test_a_users_policy_needs_nothing_but_at():
     """A subclass with ``at`` alone has no end, no period and no state, and can be described but not rebuilt."""
     policy = Halves(3)
     assert (policy.end, policy.period, policy.initial_state()) == (None, None, None)
-    assert policy.after({}, 7) == policy.at(7) == (0.25, None)
-    assert Sequential([Constant(), policy], [2]).at(5) == (0.5, None)
+    assert policy.after({}, 7) == policy.at(7) == Values(0.25)
+    assert Sequential([Constant(), policy], [2]).at(5) == Values(0.5)
     assert describe(policy) == {"name": f"{__name__}.Halves", "fields": {"every": 3}}
     with pytest.raises(ValueError, match="need a policy of this library to rebuild"):
         rebuild(describe(policy))

@@ -289,7 +289,7 @@ def test_it_begins_a_schedule_where_there_was_none():
     optimizer = built()
     optimizer.step()
     optimizer.reschedule(policy=Triangular(4), group=[0, 2])
-    factor, momentum = Triangular(4).at(0)
+    factor, momentum, _ = Triangular(4).at(0)
     assert column(optimizer, "lr") == [factor, 0.5, factor / 3]
     assert column(optimizer, "momentum") == [momentum, 0.5, momentum]
     assert optimizer.policies == [Triangular(4), None, Triangular(4)]
@@ -326,7 +326,7 @@ def test_any_optimizer_can_be_steered(cls):
     optimizer = built(policy=Constant(), cls=cls)
     optimizer.step()
     optimizer.reschedule(policy=OneCycle(9, cycle_momentum=cls is CyclicAdamW), lr=0.2, step=4)
-    factor, momentum = OneCycle(9).at(4)
+    factor, momentum, _ = OneCycle(9).at(4)
     assert column(optimizer, "lr") == [0.2 * factor] * 3
     if cls is CyclicAdamW:
         assert [group["betas"] for group in optimizer.param_groups] == [(momentum, 0.999)] * 3

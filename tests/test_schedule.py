@@ -147,7 +147,7 @@ def test_hand_edit_of_lr_and_momentum_holds_for_one_step():
     group["lr"], group["momentum"] = 10.0, 0.0
     optimizer.step()
     torch.testing.assert_close(before - param, torch.full((3,), 5.0, dtype=torch.float64))
-    assert shown(optimizer) == [tuple(Triangular(step_size_up=4).at(2))]
+    assert shown(optimizer) == [Triangular(step_size_up=4).at(2)[:2]]
 
 
 def test_edit_of_max_lr_lasts():
