@@ -14,6 +14,9 @@ from .policies import Policy, Values
 
 if TYPE_CHECKING:
     from .plotting import plot_policy as plot_policy
+    from .policies.combine import Combined as Combined
+    from .policies.combine import Product as Product
+    from .policies.combine import Warmup as Warmup
     from .policies.compose import LambdaPolicy as LambdaPolicy
     from .policies.compose import Scaled as Scaled
     from .policies.compose import Sequential as Sequential
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from .policies.decay import ExponentialDecay as ExponentialDecay
     from .policies.decay import ExponentialRamp as ExponentialRamp
     from .policies.decay import InverseTimeDecay as InverseTimeDecay
+    from .policies.decay import LinearDecay as LinearDecay
     from .policies.decay import LinearRamp as LinearRamp
     from .policies.decay import MultiStepDecay as MultiStepDecay
     from .policies.decay import PolynomialDecay as PolynomialDecay

@@ -148,8 +148,10 @@ def ascending(minimum: int, *, repeats: bool) -> dict[str, Rule]:
 FLAG = {"rule": Rule(bool)}
 FUNCTION = {"rule": Rule(Callable)}
 OPTIONAL_FUNCTION = {"rule": Rule(Callable, optional=True)}
+POSITIVE = real("0 < {}", lambda value: value > 0)
 AT_LEAST_ONE = real("1 <= {}", lambda value: value >= 1)
 UNIT = real("0 <= {} <= 1", lambda value: 0 <= value <= 1)
+OPTIONAL_UNIT = {"rule": UNIT["rule"]._replace(optional=True)}
 POSITIVE_UNIT = real("0 < {} <= 1", lambda value: 0 < value <= 1)
 
 

@@ -289,7 +289,7 @@ def reported(groups: list[Group], metric: float) -> dict[int, dict[str, Any]]:
     listening = [share for share in every if share.state is not None or _listens(share.policy)]
     new: dict[int, dict[str, Any]] = {}
     for share in listening or every[:1]:  # a policy that does not listen raises its own error
-        state = share.policy.report(share.state, metric)
+        state = share.policy.report_at(share.state, metric, share.step)
         if not isinstance(state, dict):
             raise TypeError(f"need report() to return the new state, a dict, got {shown(state)} from {share.policy!r}")
         new.update((i, state) for i in share.indices)

@@ -4,13 +4,14 @@ A new policy needs one row in ``POLICY_STRATEGIES``; every property test then fi
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 
 from cyclic_optim import (
+    Combined,
     Constant,
     CosineDecay,
     CosineRestarts,
@@ -20,17 +21,21 @@ from cyclic_optim import (
     ExpRange,
     InverseTimeDecay,
     LambdaPolicy,
+    LinearDecay,
     LinearRamp,
     MultiStepDecay,
     OneCycle,
     Plateau,
+    Policy,
     PolynomialDecay,
+    Product,
     Scaled,
     Sequential,
     Staircase,
     StepDecay,
     Triangular,
     Triangular2,
+    Warmup,
     WarmupStableDecay,
 )
 
@@ -72,6 +77,11 @@ SCALE_FUNCTIONS = (halving, slowly, wave)
 def lengths():
     """Numbers of steps, most of them so small that a short run crosses every ramp."""
     return st.integers(1, 50) | st.integers(1, 8) | st.integers(51, 5000)
+
+
+def lengths_or_none():
+    """Numbers of steps, 0 among them, where a length of 0 is the value after the end."""
+    return lengths() | st.just(0)
 
 
 def steps(maximum=FAR):
@@ -128,7 +138,7 @@ def triangles(draw, **others):
 
 
 @st.composite
-def _one_cycles(draw):
+def one_cycles_that_climb(draw):
     total_steps = draw(st.integers(4, 60) | st.integers(61, 5000))
     three_phase = draw(st.booleans())
     # The climb must be longer than one step, and three phases must leave room for the fall.
@@ -145,8 +155,29 @@ def _one_cycles(draw):
 
 
 @st.composite
+def one_cycles_without_a_climb(draw):
+    """Smoke runs of a few steps, climbs of less than one step, and runs that end at or soon after the peak."""
+    total_steps = draw(st.integers(1, 4) | st.integers(5, 60))
+    return OneCycle(
+        total_steps,
+        draw(st.sampled_from([0, 1, 0.3, 1 / total_steps]) | st.floats(0, 1 / total_steps) | st.floats(0.5, 1)),
+        draw(st.sampled_from(["cos", "linear"])),
+        div_factor=draw(div_factors()),
+        final_div_factor=draw(div_factors(1e6)),
+        three_phase=draw(st.booleans()),
+        **draw(momenta()),
+    )
+
+
+@st.composite
+def _linear_decays(draw):
+    warmup, decay = draw(st.tuples(st.integers(0, 30), lengths_or_none()))
+    return LinearDecay(warmup + decay, warmup, draw(units()))
+
+
+@st.composite
 def _warm_up_stable_decays(draw):
-    warmup, stable, decay = draw(st.tuples(st.integers(0, 30), st.integers(0, 60), lengths()))
+    warmup, stable, decay = draw(st.tuples(st.integers(0, 30), st.integers(0, 60), lengths_or_none()))
     shape = draw(st.sampled_from(["linear", "cosine", "sqrt"]))
     return WarmupStableDecay(warmup + stable + decay, warmup, decay, shape, draw(units()))
 
@@ -154,15 +185,24 @@ def _warm_up_stable_decays(draw):
 @st.composite
 def _sequentials(draw):
     parts = draw(st.lists(_single_policies(), min_size=1, max_size=3))
-    milestones = draw(
-        st.lists(st.integers(1, 60), min_size=len(parts) - 1, max_size=len(parts) - 1, unique=True).map(sorted)
-    )
-    return Sequential(parts, milestones)
+    milestones = draw(st.lists(st.integers(0, 60), min_size=len(parts) - 1, max_size=len(parts) - 1).map(sorted))
+    return Sequential(parts, milestones, draw(st.booleans()))
+
+
+@st.composite
+def _warmups(draw):
+    policy = draw(_single_policies())
+    momentum = st.none() if policy.at(0).momentum is None else st.none() | units()
+    return Warmup(policy, draw(lengths_or_none()), draw(units()), draw(st.booleans()), draw(momentum))
+
+
+#: Made of other policies.
+COMPOSITES = ("Sequential", "Warmup", "Product", "Combined", "Staircase", "Scaled")
 
 
 def _single_policies():
     """What another policy is made of."""
-    return st.deferred(lambda: policies(without=("Sequential", "Staircase", "Scaled")))
+    return st.deferred(lambda: policies(without=COMPOSITES))
 
 
 POLICY_STRATEGIES = {
@@ -172,19 +212,23 @@ POLICY_STRATEGIES = {
     ).map(lambda arguments: Triangular(**arguments)),
     "Triangular2": triangles().map(lambda arguments: Triangular2(**arguments)),
     "ExpRange": triangles(gamma=gammas()).map(lambda arguments: ExpRange(**arguments)),
-    "OneCycle": _one_cycles(),
-    "CosineRestarts": st.builds(CosineRestarts, lengths(), growths(), units()),
+    "OneCycle": one_cycles_that_climb() | one_cycles_without_a_climb(),
+    "CosineRestarts": st.builds(CosineRestarts, lengths(), growths(), units(), st.just(1) | gammas()),
     "CosineWave": st.builds(CosineWave, lengths(), units()),
-    "CosineDecay": st.builds(CosineDecay, lengths(), units()),
-    "PolynomialDecay": st.builds(PolynomialDecay, lengths(), st.floats(0.1, 5) | st.sampled_from([1, 2, 0.5])),
+    "CosineDecay": st.builds(CosineDecay, lengths_or_none(), units()),
+    "PolynomialDecay": st.builds(PolynomialDecay, lengths_or_none(), st.floats(0.1, 5) | st.sampled_from([1, 2, 0.5])),
     "ExponentialDecay": st.builds(ExponentialDecay, gammas()),
     "StepDecay": st.builds(StepDecay, lengths(), gammas()),
     "MultiStepDecay": st.builds(MultiStepDecay, st.lists(st.integers(0, 100), max_size=5).map(sorted), gammas()),
     "InverseTimeDecay": st.builds(InverseTimeDecay, st.floats(1e-9, 10) | st.sampled_from([1, 0.01])),
+    "LinearDecay": _linear_decays(),
     "WarmupStableDecay": _warm_up_stable_decays(),
-    "LinearRamp": st.builds(LinearRamp, lengths(), units(), units()),
-    "ExponentialRamp": st.builds(ExponentialRamp, lengths(), positive_units(), positive_units()),
+    "LinearRamp": st.builds(LinearRamp, lengths_or_none(), units(), units()),
+    "ExponentialRamp": st.builds(ExponentialRamp, lengths_or_none(), positive_units(), positive_units()),
     "Sequential": _sequentials(),
+    "Warmup": _warmups(),
+    "Product": st.builds(Product, st.lists(_single_policies(), min_size=1, max_size=3)),
+    "Combined": st.builds(Combined, _single_policies(), st.none() | _single_policies(), st.none() | _single_policies()),
     "Staircase": st.builds(Staircase, _single_policies(), lengths()),
     "Scaled": st.builds(Scaled, _single_policies(), units()),
     "LambdaPolicy": st.sampled_from(LR_FUNCTIONS).map(LambdaPolicy),
@@ -223,7 +267,7 @@ def periodic_policies():
     return st.one_of(
         policies("Constant"),
         triangles(cycle_growth=st.sampled_from([1, 1.0])).map(lambda arguments: Triangular(**arguments)),
-        st.builds(CosineRestarts, lengths(), st.sampled_from([1, 1.0]), units()),
+        st.builds(CosineRestarts, lengths(), st.sampled_from([1, 1.0]), units(), st.sampled_from([1, 1.0])),
         policies("CosineWave"),
     )
 
@@ -235,11 +279,22 @@ def finite_policies():
 
 def carries_code(policy):
     """Whether a function of the user's is part of this policy, so that data alone cannot hold it."""
-    if isinstance(policy, Sequential):
-        return any(map(carries_code, policy.policies))
-    if isinstance(policy, (Staircase, Scaled)):
-        return carries_code(policy.policy)
-    return isinstance(policy, LambdaPolicy) or getattr(policy, "scale_fn", None) is not None
+    return (
+        isinstance(policy, LambdaPolicy)
+        or getattr(policy, "scale_fn", None) is not None
+        or any(map(carries_code, parts_of(policy)))
+    )
+
+
+def parts_of(policy):
+    """The policies that this one is made of."""
+    values = [getattr(policy, field.name) for field in fields(policy)]
+    return [
+        part
+        for value in values
+        for part in (value if isinstance(value, tuple) else [value])
+        if isinstance(part, Policy)
+    ]
 
 
 # --- models, param groups and flags

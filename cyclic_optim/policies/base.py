@@ -56,7 +56,10 @@ class Policy(ABC):
 
     @property
     def end(self) -> int | None:
-        """The step from which on the values no longer change; None if there is none."""
+        """The step from which on the values no longer change; None if there is none.
+
+        For a policy that depends on a metric: between two reports.
+        """
         return None
 
     # The rest is for policies that also depend on a reported metric (Plateau). All others have no state.
@@ -75,9 +78,19 @@ class Policy(ABC):
         Raises:
             TypeError: the policy depends on the step alone.
         """
+        if self.initial_state() is not None:
+            raise TypeError(f"need report_at(state, metric, step) where the step matters, got a report to {self!r}")
         raise TypeError(
             f"need a policy that listens to a metric (Plateau), got {self!r}, which depends on the step alone"
         )
+
+    def report_at(self, state: dict[str, Any] | None, metric: float, step: int) -> dict[str, Any]:
+        """:meth:`report` of a metric when ``step`` comes next. This is what the optimizer calls.
+
+        Override it instead of :meth:`report` where the step matters: for policies made of others, of which one may
+        not have its turn yet.
+        """
+        return self.report(state, metric)
 
     def check_state(self, state: object) -> None:
         """Check a state that was read from a checkpoint.
@@ -107,6 +120,12 @@ class Policy(ABC):
                     # numpy's numbers become Python's, or a checkpoint would not be plain data. A frozen dataclass
                     # has no other way to change its fields.
                     object.__setattr__(self, field.name, value)
+
+
+def steady_from(policy: Policy) -> int | None:
+    """The step from which on its values are the same until the next report; None if there is none."""
+    end = policy.end
+    return 0 if end is None and policy.period == 1 else end
 
 
 class FallsToMinFactor(Policy):

@@ -246,17 +246,19 @@ class ExpRange(_Triangles):
 class CosineRestarts(FallsToMinFactor):
     """Stochastic gradient descent with warm restarts: fall along a cosine, jump back to the peak.
 
-    With ``t`` the steps since the last restart and ``T`` the length of the current cycle:
+    With ``t`` the steps since the last restart, ``T`` the length of the current cycle ``k`` and ``p`` its peak:
 
-        lr_factor = min_factor + (1 - min_factor) * (1 + cos(pi * t / T)) / 2
+        lr_factor = min_factor + (p - min_factor) * (1 + cos(pi * t / T)) / 2
+        p = max(gamma**k, min_factor)
 
     It does not change momentum. It never ends: cycle k, counted from 0, is ``t_mult**k`` times as long as the
-    first (exactly periodic for ``t_mult=1``; boundaries are rounded down to whole steps).
+    first (exactly periodic for ``t_mult=1`` and ``gamma=1``; boundaries are rounded down to whole steps).
 
     Args:
         t_0: optimizer steps of the first cycle.
         t_mult: growth of the cycles, at least 1.
         min_factor: where the cosine ends, as a fraction of the peak; torch's ``eta_min / lr``.
+        gamma: what each restart multiplies the peak by, 0 < gamma <= 1.
 
     Raises:
         ValueError, TypeError: an argument breaks its rule.
@@ -268,15 +270,20 @@ class CosineRestarts(FallsToMinFactor):
     t_0: int = field(metadata=whole(1))
     t_mult: float = field(default=1, metadata=AT_LEAST_ONE)
     min_factor: float = field(default=0.0, metadata=UNIT)
+    gamma: float = field(default=1.0, metadata=POSITIVE_UNIT)
 
     def at(self, step: int) -> Values:
         step = step_index(step)
-        _, start, _, end = cycle_of(step, self.t_0, 0, self.t_mult)
-        return blend(self._span, rise((end - step) / (end - start)))
+        number, start, _, end = cycle_of(step, self.t_0, 0, self.t_mult)
+        span = self._span
+        if self.gamma != 1:
+            peak = max(float(self.gamma**number), self.min_factor)
+            span = Span.between(Values(self.min_factor), Values(peak))
+        return blend(span, rise((end - step) / (end - start)))
 
     @property
     def period(self) -> int | None:
-        return self.t_0 if self.t_mult == 1 else None
+        return self.t_0 if self.t_mult == 1 == self.gamma else None
 
 
 @dataclass(frozen=True)

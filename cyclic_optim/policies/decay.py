@@ -12,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..rules import POSITIVE_UNIT, UNIT, ascending, one_of, real, step_index, whole
+from ..rules import POSITIVE, POSITIVE_UNIT, UNIT, ascending, one_of, step_index, whole
 from .base import FallsToMinFactor, Policy, Span, Values, blend, rise
 
-_POSITIVE = real("0 < {}", lambda value: value > 0)
 _STEEP = 256  # a power up to this magnifies a rounding error to 3e-14 at most
 
 
@@ -49,7 +48,7 @@ class LinearRamp(Policy):
     test on a linear axis.
 
     Args:
-        total_iters: optimizer steps until ``end_factor`` is reached.
+        total_iters: optimizer steps until ``end_factor`` is reached; with 0 it is there from the start.
         start_factor, end_factor: fractions of the peak, in [0, 1].
 
     Raises:
@@ -58,12 +57,14 @@ class LinearRamp(Policy):
     Source: ``torch.optim.lr_scheduler.LinearLR``.
     """
 
-    total_iters: int = field(metadata=whole(1))
+    total_iters: int = field(metadata=whole(0))
     start_factor: float = field(default=1 / 3, metadata=UNIT)
     end_factor: float = field(default=1.0, metadata=UNIT)
 
     def at(self, step: int) -> Values:
-        step = min(step_index(step), self.total_iters)
+        step = step_index(step)
+        if step >= self.total_iters:
+            return Values(float(self.end_factor))
         # Counted from the low end, where the fraction is exact.
         risen = step if self.start_factor <= self.end_factor else self.total_iters - step
         return blend(self._span, risen / self.total_iters)
@@ -86,7 +87,7 @@ class ExponentialRamp(Policy):
     It does not change momentum. The learning rate range test is this ramp with ``lr`` at the highest rate to try.
 
     Args:
-        total_iters: optimizer steps until ``end_factor`` is reached.
+        total_iters: optimizer steps until ``end_factor`` is reached; with 0 it is there from the start.
         start_factor, end_factor: fractions of the peak, in (0, 1].
 
     Raises:
@@ -95,7 +96,7 @@ class ExponentialRamp(Policy):
     Source: the range test of L. N. Smith 2017 (arXiv 1506.01186, section 3.3), on a logarithmic axis.
     """
 
-    total_iters: int = field(metadata=whole(1))
+    total_iters: int = field(metadata=whole(0))
     start_factor: float = field(metadata=POSITIVE_UNIT)
     end_factor: float = field(default=1.0, metadata=POSITIVE_UNIT)
 
@@ -129,7 +130,7 @@ class CosineDecay(FallsToMinFactor):
     It does not change momentum.
 
     Args:
-        t_max: optimizer steps until ``min_factor`` is reached (torch's ``T_max``).
+        t_max: optimizer steps until ``min_factor`` is reached (torch's ``T_max``); with 0 it is there from the start.
         min_factor: where the cosine ends, as a fraction of the peak; torch's ``eta_min / lr``.
 
     Raises:
@@ -139,7 +140,7 @@ class CosineDecay(FallsToMinFactor):
     climbs again.
     """
 
-    t_max: int = field(metadata=whole(1))
+    t_max: int = field(metadata=whole(0))
     min_factor: float = field(default=0.0, metadata=UNIT)
 
     def at(self, step: int) -> Values:
@@ -158,7 +159,7 @@ class PolynomialDecay(Policy):
     It does not change momentum.
 
     Args:
-        total_iters: optimizer steps until 0 is reached.
+        total_iters: optimizer steps until 0 is reached; with 0 it is there from the start.
         power: greater than 0; 1 is a straight line.
 
     Raises:
@@ -167,11 +168,13 @@ class PolynomialDecay(Policy):
     Source: ``torch.optim.lr_scheduler.PolynomialLR``.
     """
 
-    total_iters: int = field(metadata=whole(1))
-    power: float = field(default=1.0, metadata=_POSITIVE)
+    total_iters: int = field(metadata=whole(0))
+    power: float = field(default=1.0, metadata=POSITIVE)
 
     def at(self, step: int) -> Values:
-        left = self.total_iters - min(step_index(step), self.total_iters)
+        left = self.total_iters - step_index(step)
+        if left <= 0:
+            return Values(0.0)
         fraction = left / self.total_iters
         lr_factor = fraction**self.power
         if self.power > _STEEP and lr_factor > 0:
@@ -273,12 +276,57 @@ class InverseTimeDecay(Policy):
     Source: Robbins & Monro 1951, "A stochastic approximation method", in its usual form for SGD.
     """
 
-    k: float = field(metadata=_POSITIVE)
+    k: float = field(metadata=POSITIVE)
 
     def at(self, step: int) -> Values:
         step = step_index(step)
         divisor = 1 + self.k * step
         return Values(1 / divisor if divisor < math.inf else 1 / self.k / step)
+
+
+@dataclass(frozen=True)
+class LinearDecay(FallsToMinFactor):
+    """Up in ``warmup`` steps, then a straight line down to ``min_factor``; then it holds.
+
+        warm-up    lr_factor = (step + 1) / (warmup + 1)              step < warmup
+        decay      lr_factor = min_factor + (1 - min_factor) * x      x = (total_steps - step) / (total_steps - warmup)
+
+    This is the default that the literature recommends: without knowing more, decay to 0 on a straight line over the
+    whole run. ``min_factor`` is reached at step ``total_steps``, so that none of a run's ``total_steps`` updates is
+    made at it, and none at 0. It is :class:`WarmupStableDecay` without the stable part. It does not change momentum.
+
+    Args:
+        total_steps: optimizer steps of the whole run.
+        warmup: optimizer steps of the warm-up, 0 for none.
+        min_factor: where the line ends, as a fraction of the peak.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule, or ``warmup > total_steps``.
+
+    Source: Defazio et al. 2023 (arXiv 2310.07831); Li et al. 2020 (arXiv 1905.04753).
+    """
+
+    total_steps: int = field(metadata=whole(0))
+    warmup: int = field(default=0, metadata=whole(0))
+    min_factor: float = field(default=0.0, metadata=UNIT)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup > self.total_steps:
+            raise ValueError(f"need warmup <= total_steps, got warmup={self.warmup}, total_steps={self.total_steps}")
+
+    def at(self, step: int) -> Values:
+        return self._trapezoid.at(step)
+
+    @cached_property
+    def _trapezoid(self) -> WarmupStableDecay:
+        return WarmupStableDecay(
+            self.total_steps, self.warmup, self.total_steps - self.warmup, min_factor=self.min_factor
+        )
+
+    @property
+    def end(self) -> int:
+        return self.total_steps
 
 
 # Functions of the fraction of the cool-down that is left and of the fraction that is done: each is exact near 0.
@@ -298,13 +346,13 @@ class WarmupStableDecay(FallsToMinFactor):
         cool-down  lr_factor = min_factor + (1 - min_factor) * d(x)   x = (total_steps - step) / decay
 
     where ``d(x)`` is ``x`` for ``"linear"``, ``(1 - cos(pi * x)) / 2`` for ``"cosine"`` and ``1 - sqrt(1 - x)`` for
-    ``"sqrt"``. ``min_factor`` is reached at step ``total_steps``, so that none of a run's ``total_steps``
-    updates is made at it, and none at 0. The policy does not change momentum.
+    ``"sqrt"``, the 1 - sqrt cool-down. ``min_factor`` is reached at step ``total_steps``, so that none of a run's
+    ``total_steps`` updates is made at it, and none at 0. The policy does not change momentum.
 
     Args:
         total_steps: optimizer steps of the whole run.
         warmup: optimizer steps of the warm-up, 0 for none.
-        decay: optimizer steps of the cool-down.
+        decay: optimizer steps of the cool-down, 0 for none.
         shape: ``"linear"``, ``"cosine"`` or ``"sqrt"``.
         min_factor: where the cool-down ends, as a fraction of the peak.
 
@@ -315,9 +363,9 @@ class WarmupStableDecay(FallsToMinFactor):
     (arXiv 2405.18392).
     """
 
-    total_steps: int = field(metadata=whole(1))
+    total_steps: int = field(metadata=whole(0))
     warmup: int = field(metadata=whole(0))
-    decay: int = field(metadata=whole(1))
+    decay: int = field(metadata=whole(0))
     shape: str = field(default="linear", metadata=one_of(*_COOLDOWNS))
     min_factor: float = field(default=0.0, metadata=UNIT)
 
@@ -333,7 +381,9 @@ class WarmupStableDecay(FallsToMinFactor):
         step = step_index(step)
         if step < self.warmup:
             return Values((step + 1) / (self.warmup + 1))
-        left = self.total_steps - min(step, self.total_steps)
+        left = self.total_steps - step
+        if left <= 0:
+            return Values(float(self.min_factor))
         if left >= self.decay:
             return Values(1.0)
         height = _COOLDOWNS[self.shape](left / self.decay, (self.decay - left) / self.decay)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 from typing import NamedTuple
 
-from ..rules import AT_LEAST_ONE, FLAG, UNIT, check_momenta, one_of, real, step_index, whole
+from ..rules import FLAG, POSITIVE, UNIT, check_momenta, one_of, step_index, whole
 from .base import Policy, Span, Values, blend, rise
 
 
@@ -36,53 +37,53 @@ class OneCycle(Policy):
         2*s - 2            1 / div_factor                        max_momentum    (three_phase)
         total_steps - 1    1 / (div_factor * final_div_factor)   max_momentum
 
-    and holds the last values. At the fraction ``x`` of the way from one point to the next, ``a`` to ``b``,
+    and holds the last values, where torch's turns back up at step ``total_steps``. At the fraction ``x`` of the way
+    from one point to the next, ``a`` to ``b``,
 
         lr_factor = a + (b - a) * x                           anneal_strategy="linear"
         lr_factor = b + (a - b) * (1 + cos(pi * x)) / 2       anneal_strategy="cos"
 
-    and momentum likewise.
+    and momentum likewise. Points before step 0 or after the last step are passed over, as in torch: with ``s < 1`` the
+    run starts on the way down, with ``pct_start=1`` it ends at the peak. Where ``s`` is 1 the climb has no length, and
+    torch divides by zero: step 0 is then at the peak.
 
     Args:
         total_steps: optimizer steps of the whole run (epochs * len(loader) / accumulation).
-        pct_start: fraction of the steps spent climbing.
+        pct_start: fraction of the steps spent climbing, in [0, 1].
         anneal_strategy: ``"cos"`` or ``"linear"``.
         cycle_momentum: whether momentum moves too, inversely to the learning rate.
         base_momentum, max_momentum: momentum at the peak, and at both ends.
-        div_factor: the peak over the first rate.
-        final_div_factor: the first rate over the last one.
-        three_phase: mirror the climb, then go down to the last rate at constant momentum.
+        div_factor: the peak over the first rate; below 1 the run starts above ``lr``.
+        final_div_factor: the first rate over the last one; below 1 the run ends above its first rate.
+        three_phase: mirror the climb, then go down to the last rate at constant momentum. Above ``pct_start=0.5`` the
+            run ends during the mirrored fall.
 
     Raises:
-        ValueError, TypeError: an argument breaks its rule. In particular the climb needs at least one
-            step (``1 < pct_start * total_steps``), and three phases need ``pct_start <= 0.5``.
+        ValueError, TypeError: an argument breaks its rule, or a rate is beyond the range of floats.
 
     Source: Smith & Topin 2018 (arXiv 1708.07120); ``torch.optim.lr_scheduler.OneCycleLR``, whose
     values these are at every step that it defines.
     """
 
     total_steps: int = field(metadata=whole(1))
-    pct_start: float = field(default=0.3, metadata=real("0 < {} < 1", lambda value: 0 < value < 1))
+    pct_start: float = field(default=0.3, metadata=UNIT)
     anneal_strategy: str = field(default="cos", metadata=one_of("cos", "linear"))
     cycle_momentum: bool = field(default=True, metadata=FLAG)
     base_momentum: float = field(default=0.85, metadata=UNIT)
     max_momentum: float = field(default=0.95, metadata=UNIT)
-    div_factor: float = field(default=25.0, metadata=AT_LEAST_ONE)
-    final_div_factor: float = field(default=1e4, metadata=AT_LEAST_ONE)
+    div_factor: float = field(default=25.0, metadata=POSITIVE)
+    final_div_factor: float = field(default=1e4, metadata=POSITIVE)
     three_phase: bool = field(default=False, metadata=FLAG)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_momenta(self.base_momentum, self.max_momentum)
-        if self.pct_start * self.total_steps <= 1:
-            raise ValueError(
-                "need 1 < pct_start * total_steps (at least one step of climbing), "
-                f"got pct_start={self.pct_start}, total_steps={self.total_steps}"
-            )
-        if self.three_phase and self.pct_start > 0.5:
-            raise ValueError(
-                f"need pct_start <= 0.5 for three phases (climb, mirrored fall, end), got pct_start={self.pct_start}"
-            )
+        for name, last in (("1 / div_factor", 1.0), ("1 / (div_factor * final_div_factor)", self.final_div_factor)):
+            if 1 / self.div_factor / last == inf:
+                raise ValueError(
+                    f"need {name} to be a finite number, "
+                    f"got div_factor={self.div_factor}, final_div_factor={self.final_div_factor}"
+                )
 
     @cached_property
     def _ramps(self) -> tuple[_Ramp, ...]:
@@ -96,7 +97,9 @@ class OneCycle(Policy):
         peak = Values(1.0, highest)
         end = Values(first.lr_factor / self.final_div_factor, lowest)
         full = Span.between(first, peak)
-        climb = _Ramp(top, 0, top, top, full)
+        # A climb of no length is at its top.
+        bottom = 0 if top != 0 else -1
+        climb = _Ramp(top, bottom, top, top - bottom, full)
         if not self.three_phase:
             return climb, _Ramp(last, last, top, top - last, Span.between(end, peak))
         fall = _Ramp(foot, foot, top, top - foot, full)
