@@ -172,14 +172,14 @@ POLICY_MESSAGES = [
         "got start_factor=5e-324, end_factor=1.0",
     ),
     (
-        lambda: OneCycle(100, 0.0),
+        lambda: OneCycle(100, -0.1),
         ValueError,
-        "need 0 < pct_start < 1, got pct_start=0.0",
+        "need 0 <= pct_start <= 1, got pct_start=-0.1",
     ),
     (
-        lambda: OneCycle(100, 1.0),
+        lambda: OneCycle(100, 1.5),
         ValueError,
-        "need 0 < pct_start < 1, got pct_start=1.0",
+        "need 0 <= pct_start <= 1, got pct_start=1.5",
     ),
     (
         lambda: OneCycle(100, anneal_strategy="cosine"),
@@ -187,14 +187,10 @@ POLICY_MESSAGES = [
         "need anneal_strategy to be one of 'cos', 'linear', got anneal_strategy='cosine'",
     ),
     (
-        lambda: OneCycle(3),
+        lambda: OneCycle(10, div_factor=1e-200, final_div_factor=1e-200),
         ValueError,
-        "need 1 < pct_start * total_steps (at least one step of climbing), got pct_start=0.3, total_steps=3",
-    ),
-    (
-        lambda: OneCycle(100, 0.6, three_phase=True),
-        ValueError,
-        "need pct_start <= 0.5 for three phases (climb, mirrored fall, end), got pct_start=0.6",
+        "need 1 / (div_factor * final_div_factor) to be a finite number, "
+        "got div_factor=1e-200, final_div_factor=1e-200",
     ),
     (
         lambda: Sequential(None, []),
@@ -207,9 +203,9 @@ POLICY_MESSAGES = [
         "need one policy more than milestones, got 1 policies, 1 milestones",
     ),
     (
-        lambda: Sequential([Constant(), Constant()], [0]),
+        lambda: Sequential([Constant(), Constant()], [-1]),
         ValueError,
-        "need 1 <= milestones[0] < milestones[1] < ..., got milestones=(0,)",
+        "need 0 <= milestones[0] <= milestones[1] <= ..., got milestones=(-1,)",
     ),
     (
         lambda: Sequential([Constant(), None], [3]),
@@ -217,9 +213,15 @@ POLICY_MESSAGES = [
         "need policies[1] to be a Policy, got policies[1]=None",
     ),
     (
-        lambda: Staircase(Plateau(), 3),
+        lambda: Sequential([Plateau(), Plateau()], [3]),
         ValueError,
-        f"need policies that depend on the step alone, got policy={Plateau()!r}",
+        "need at most one policy that listens to a metric, as a param group has one memory of reports, "
+        f"got {Plateau()!r} and {Plateau()!r}",
+    ),
+    (
+        lambda: Staircase(Plateau(), 3).report(None, 0.5),
+        TypeError,
+        f"need report_at(state, metric, step) where the step matters, got a report to {Staircase(Plateau(), 3)!r}",
     ),
     (
         lambda: LambdaPolicy(3),
@@ -288,9 +290,9 @@ POLICY_MESSAGES = [
         "need a policy of this library to rebuild it from data, got 'Nobody'",
     ),
     (
-        lambda: rebuild({"name": "LinearRamp", "fields": {"total_iters": 0}}),
+        lambda: rebuild({"name": "LinearRamp", "fields": {"total_iters": -1}}),
         ValueError,
-        "need the arguments of LinearRamp, got {'total_iters': 0}: need 1 <= total_iters, got total_iters=0",
+        "need the arguments of LinearRamp, got {'total_iters': -1}: need 0 <= total_iters, got total_iters=-1",
     ),
     (
         lambda: rebuild(describe(LambdaPolicy(far))),

@@ -12,13 +12,19 @@ from hypothesis import given
 from strategies import POLICY_STRATEGIES, policies, sawtooth
 
 from cyclic_optim import (
+    Combined,
     Constant,
     LambdaPolicy,
+    LinearDecay,
     OneCycle,
     Plateau,
+    Policy,
+    Product,
+    Scaled,
     Sequential,
     Triangular,
     Values,
+    Warmup,
     WarmupStableDecay,
 )
 from cyclic_optim.policies import POLICIES, describe, rebuild
@@ -34,6 +40,7 @@ BAD = {
     "count": [*NO_INT, None, -1],
     "unit": [*NO_NUMBER, -1e-9, 1.0000001, 2, -1],
     "positive unit": [*NO_NUMBER, 0, 0.0, -0.1, 1.0000001, 2],
+    "optional unit": [*(value for value in NO_NUMBER if value is not None), -1e-9, 1.0000001, 2, -1],
     "inner unit": [*NO_NUMBER, 0, 0.0, 1, 1.0, -0.1, 1.5],
     "at least one": [*NO_NUMBER, 0, 0.9999999, -1, -10.0],
     "positive": [*NO_NUMBER, 0, 0.0, -1e-9, -1],
@@ -47,7 +54,6 @@ BAD = {
     "function": [None, 3, "sin", 0.5],
     "optional function": [3, "sin", 0.5],
     "milestones": [3, None, 2.5, [1.5], [True], ["3"], [NAN], [-1], [3, 2], [None]],
-    "rising milestones": [3, None, 2.5, [1.5], [True], ["3"], [0], [-1], [3, 2], [4, 4]],
 }
 
 _TRIANGLE = {
@@ -69,35 +75,48 @@ ARGUMENTS = {
     "OneCycle": (
         {
             "total_steps": "length",
-            "pct_start": "inner unit",
+            "pct_start": "unit",
             "anneal_strategy": "annealing",
             "cycle_momentum": "flag",
             "base_momentum": "unit",
             "max_momentum": "unit",
-            "div_factor": "at least one",
-            "final_div_factor": "at least one",
+            "div_factor": "positive",
+            "final_div_factor": "positive",
             "three_phase": "flag",
         },
         {"total_steps": 100},
     ),
-    "CosineRestarts": ({"t_0": "length", "t_mult": "at least one", "min_factor": "unit"}, {"t_0": 10}),
+    "CosineRestarts": (
+        {"t_0": "length", "t_mult": "at least one", "min_factor": "unit", "gamma": "positive unit"},
+        {"t_0": 10},
+    ),
     "CosineWave": ({"t_max": "length", "min_factor": "unit"}, {"t_max": 10}),
-    "CosineDecay": ({"t_max": "length", "min_factor": "unit"}, {"t_max": 10}),
-    "PolynomialDecay": ({"total_iters": "length", "power": "positive"}, {"total_iters": 10}),
+    "CosineDecay": ({"t_max": "count", "min_factor": "unit"}, {"t_max": 10}),
+    "PolynomialDecay": ({"total_iters": "count", "power": "positive"}, {"total_iters": 10}),
     "ExponentialDecay": ({"gamma": "positive unit"}, {"gamma": 0.9}),
     "StepDecay": ({"step_size": "length", "gamma": "positive unit"}, {"step_size": 10}),
     "MultiStepDecay": ({"milestones": "milestones", "gamma": "positive unit"}, {"milestones": [3, 5]}),
     "InverseTimeDecay": ({"k": "positive"}, {"k": 0.1}),
     "WarmupStableDecay": (
-        {"total_steps": "length", "warmup": "count", "decay": "length", "shape": "shape", "min_factor": "unit"},
+        {"total_steps": "count", "warmup": "count", "decay": "count", "shape": "shape", "min_factor": "unit"},
         {"total_steps": 100, "warmup": 10, "decay": 20},
     ),
-    "LinearRamp": ({"total_iters": "length", "start_factor": "unit", "end_factor": "unit"}, {"total_iters": 10}),
+    "LinearDecay": ({"total_steps": "count", "warmup": "count", "min_factor": "unit"}, {"total_steps": 100}),
+    "LinearRamp": ({"total_iters": "count", "start_factor": "unit", "end_factor": "unit"}, {"total_iters": 10}),
     "ExponentialRamp": (
-        {"total_iters": "length", "start_factor": "positive unit", "end_factor": "positive unit"},
+        {"total_iters": "count", "start_factor": "positive unit", "end_factor": "positive unit"},
         {"total_iters": 10, "start_factor": 1e-6},
     ),
-    "Sequential": ({"milestones": "rising milestones"}, {"policies": [Constant(), Constant()], "milestones": [3]}),
+    "Sequential": (
+        {"milestones": "milestones", "restart": "flag"},
+        {"policies": [Constant(), Constant()], "milestones": [3]},
+    ),
+    "Warmup": (
+        {"total_iters": "count", "start_factor": "unit", "overlay": "flag", "start_momentum": "optional unit"},
+        {"policy": Triangular(), "total_iters": 10},
+    ),
+    "Product": ({}, {"policies": [Constant(), Constant()]}),
+    "Combined": ({}, {"lr": Constant()}),
     "Staircase": ({"length": "length"}, {"policy": Constant(), "length": 10}),
     "Scaled": ({"factor": "unit"}, {"policy": Constant(), "factor": 0.1}),
     "Plateau": (
@@ -122,7 +141,7 @@ CASES = [
     for field, kind in kinds.items()
     for value in BAD[kind]
 ]
-REALS = {"unit", "positive unit", "inner unit", "at least one", "positive", "not negative"}
+REALS = {"unit", "optional unit", "positive unit", "inner unit", "at least one", "positive", "not negative"}
 
 
 def fields_of_kind(*kinds):
@@ -141,9 +160,11 @@ def build(name, **arguments):
 def test_the_table_has_every_argument_of_every_policy():
     """No argument of any policy goes untested (policies among them have tests of their own)."""
     listed = {name: set(kinds) for name, (kinds, _) in ARGUMENTS.items()}
-    listed["Sequential"].add("policies")
-    listed["Staircase"].add("policy")
-    listed["Scaled"].add("policy")
+    for name in ("Sequential", "Product"):
+        listed[name].add("policies")
+    for name in ("Warmup", "Staircase", "Scaled"):
+        listed[name].add("policy")
+    listed["Combined"] |= {"lr", "momentum", "weight_decay"}
     assert listed == {name: {field.name for field in dataclasses.fields(kind)} for name, kind in POLICIES.items()}
 
 
@@ -193,9 +214,7 @@ def test_total_steps_as_a_float_is_refused():
         OneCycle(total_steps=10 * 100 / 2)
 
 
-@pytest.mark.parametrize(
-    ("name", "field"), fields_of_kind("length", "optional length", "count", "milestones", "rising milestones", *REALS)
-)
+@pytest.mark.parametrize(("name", "field"), fields_of_kind("length", "optional length", "count", "milestones", *REALS))
 def test_numpys_numbers_become_pythons(name, field):
     """Numpy's ints and floats are taken, kept as Python's numbers, and make the policy that those make."""
     kind = ARGUMENTS[name][0][field]
@@ -237,18 +256,18 @@ def test_momentum_upside_down_is_refused(name):
         build(name, base_momentum=0.95, max_momentum=0.9, cycle_momentum=False)
 
 
-@pytest.mark.parametrize(("total_steps", "pct_start"), [(1, 0.3), (3, 0.3), (10, 0.1), (2, 0.5)])
-def test_one_cycle_without_a_climb_is_refused(total_steps, pct_start):
-    """A climb of no more than one step would divide by zero, and is refused with both values."""
-    with pytest.raises(ValueError, match=rf"pct_start \* total_steps.*{pct_start=}, {total_steps=}"):
-        OneCycle(total_steps, pct_start)
-
-
-def test_three_phases_need_room_for_the_fall():
-    """Three phases with pct_start above one half are refused; one half is the last that fits."""
-    with pytest.raises(ValueError, match=r"pct_start <= 0\.5 .*got pct_start=0\.51"):
-        OneCycle(100, 0.51, three_phase=True)
-    assert OneCycle(100, 0.5, three_phase=True).at(49).lr_factor == 1.0
+@pytest.mark.parametrize(
+    ("div_factor", "final_div_factor", "rule"),
+    [
+        (5e-324, 1, "1 / div_factor"),
+        (1e-300, 1e-300, r"1 / \(div_factor \* final_div_factor\)"),
+        (25, 5e-324, r"1 / \(div_factor \* final_div_factor\)"),
+    ],
+)
+def test_one_cycle_with_a_rate_beyond_floats_is_refused(div_factor, final_div_factor, rule):
+    """A first or last rate that no float holds is refused with both factors."""
+    with pytest.raises(ValueError, match=f"need {rule} to be a finite number, got {div_factor=}, {final_div_factor=}"):
+        OneCycle(100, div_factor=div_factor, final_div_factor=final_div_factor)
 
 
 def test_warm_up_and_cool_down_must_fit():
@@ -265,8 +284,7 @@ def test_warm_up_and_cool_down_must_fit():
         ([Constant()], [3], ValueError, "got 1 policies, 1 milestones"),
         ([Constant()] * 3, [3], ValueError, "got 3 policies, 1 milestones"),
         ([Constant(), Constant()], [5, 9], ValueError, "got 2 policies, 2 milestones"),
-        ([Constant(), Plateau()], [3], ValueError, r"policies\[1\]=Plateau"),
-        ([Plateau()], [], ValueError, r"policies\[0\]=Plateau"),
+        ([Plateau(), Plateau(patience=3)], [3], ValueError, r"at most one policy .* got Plateau\(.*and Plateau\("),
         ([Sequential([Constant()], []), "Constant"], [3], TypeError, r"policies\[1\]='Constant'"),
         ([Constant(), None], [3], TypeError, r"policies\[1\]=None"),
         ([Constant, Constant()], [3], TypeError, r"policies\[0\]=<class"),
@@ -275,19 +293,100 @@ def test_warm_up_and_cool_down_must_fit():
     ],
 )
 def test_a_sequence_that_cannot_be_is_refused(parts, milestones, error, message):
-    """Anything but step-only policies, one more than there are milestones, is refused by name and place."""
+    """Anything but policies, at most one of which listens, one more than milestones, is refused by name and place."""
     with pytest.raises(error, match=message):
         Sequential(parts, milestones)
 
 
-@pytest.mark.parametrize("name", ["Staircase", "Scaled"])
 @pytest.mark.parametrize(
-    ("policy", "error"), [(Plateau(), ValueError), (Constant, TypeError), (None, TypeError), ("Constant", TypeError)]
+    ("name", "field"),
+    [
+        ("Staircase", "policy"),
+        ("Scaled", "policy"),
+        ("Warmup", "policy"),
+        ("Combined", "lr"),
+        ("Combined", "momentum"),
+        ("Combined", "weight_decay"),
+    ],
 )
-def test_a_policy_made_of_what_is_none_is_refused(name, policy, error):
-    """Anything but a policy of the step alone is refused, as in a sequence."""
-    with pytest.raises(error, match=f"got policy={re.escape(repr(policy))}"):
-        build(name, policy=policy)
+@pytest.mark.parametrize("policy", [Constant, None, "Constant", 0.9])
+def test_a_policy_made_of_what_is_none_is_refused(name, field, policy):
+    """Anything but a policy is refused, as in a sequence; None only where there is to be one."""
+    if policy is None and field in ("momentum", "weight_decay"):
+        build(name, **{field: None})
+        return
+    with pytest.raises(TypeError, match=re.escape(f"need {field} to be a Policy, got {field}={policy!r}")):
+        build(name, **{field: policy})
+
+
+def test_a_product_of_no_policies_is_refused():
+    """Nothing to multiply is a mistake: the rule and the value are said."""
+    with pytest.raises(ValueError, match=r"need at least one policy to multiply, got policies=\(\)"):
+        Product([])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda one, other: Sequential([one, other], [3]),
+        lambda one, other: Product([one, Constant(), other]),
+        lambda one, other: Combined(one, momentum=other),
+        lambda one, other: Combined(Constant(), momentum=one, weight_decay=other),
+        lambda one, other: Product([Warmup(one, 3), Scaled(other, 0.5)]),
+    ],
+)
+def test_a_second_plateau_is_refused(make):
+    """A group has one memory of reports, which two policies cannot share, however deep they are; the error says so."""
+    with pytest.raises(ValueError, match="need at most one policy that listens to a metric, as a param group has one"):
+        make(Plateau(), Plateau(factor=0.5))
+    assert make(Plateau(), Constant()).initial_state() == Plateau().initial_state()
+
+
+@pytest.mark.parametrize("value", [1.5, 1 + 2**-52])
+def test_a_momentum_above_1_is_refused(value):
+    """At once where the first step has it, else at the step that has; the policy and the value are in the error."""
+    with pytest.raises(
+        ValueError, match=re.escape(f"need momentum <= 1, got momentum={value} at step=0 from momentum=")
+    ):
+        Combined(Constant(), momentum=LambdaPolicy(Returns(value)))
+    policy = Combined(Constant(), momentum=LambdaPolicy(lambda step: value if step == 7 else 1.0))
+    assert policy.at(6).momentum == 1.0
+    with pytest.raises(ValueError, match=f"got momentum={value} at step=7"):
+        policy.at(7)
+
+
+def test_a_warm_up_of_momentum_needs_a_momentum_to_rise_to():
+    """start_momentum over a policy that does not change momentum is refused, with the way out."""
+    with pytest.raises(
+        ValueError, match=r"need a policy that sets momentum .* got start_momentum=0\.8, .*: Combined\("
+    ):
+        Warmup(Constant(), 10, start_momentum=0.8)
+    assert Warmup(Combined(Constant(), momentum=Constant()), 10, start_momentum=0.8).at(0).momentum == 0.8
+
+
+def test_a_linear_decay_longer_than_the_run_is_refused():
+    """A warm-up longer than the run is refused with both lengths; exactly as long is fine."""
+    with pytest.raises(ValueError, match="need warmup <= total_steps, got warmup=11, total_steps=10"):
+        LinearDecay(10, 11)
+    assert LinearDecay(10, 10).at(9).lr_factor == 10 / 11
+
+
+class Listens(Policy):
+    """A user's policy that listens, and has no state before the first report."""
+
+    def at(self, step):
+        return Values(1.0)
+
+    def report(self, state, metric):
+        return {"metric": metric}
+
+
+def test_a_part_that_listens_without_a_first_state_is_refused():
+    """A composite cannot tell whether such a part listens; the error says what it needs."""
+    with pytest.raises(
+        ValueError, match=r"need initial_state\(\) of a part that listens .* got None from policies\[0\]="
+    ):
+        Sequential([Listens()], [])
 
 
 @pytest.mark.parametrize("name", [*ARGUMENTS])
@@ -392,6 +491,7 @@ def test_an_error_inside_a_function_is_the_users():
         ("PolynomialDecay", {"total_iters": 4, "power": 1.7e308}),
         ("OneCycle", {"total_steps": 10**9, "div_factor": 1e308, "final_div_factor": 1e308}),
         ("OneCycle", {"total_steps": 3, "pct_start": 1 - 2**-53}),
+        ("OneCycle", {"total_steps": 1, "pct_start": 1}),
         ("OneCycle", {"total_steps": 10**9, "pct_start": 1e-9 * (1 + 1e-15)}),
         ("MultiStepDecay", {"milestones": []}),
     ],
@@ -511,7 +611,10 @@ def test_a_state_without_its_keys_is_refused(state):
         {"name": "MultiStepDecay", "fields": {"milestones": "34"}},
         {"name": "Sequential", "fields": {"policies": [{"name": "Constant"}], "milestones": []}},
         {"name": "Sequential", "fields": {"policies": describe(Constant()), "milestones": []}},
-        {"name": "Sequential", "fields": {"policies": [describe(Plateau())], "milestones": []}},
+        {"name": "Sequential", "fields": {"policies": [describe(Plateau())] * 2, "milestones": [3]}},
+        {"name": "Product", "fields": {"policies": []}},
+        {"name": "Combined", "fields": {"lr": None}},
+        {"name": "Combined", "fields": {"momentum": describe(Constant())}},
     ],
     ids=lambda description: repr(description)[:60],
 )

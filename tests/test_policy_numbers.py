@@ -15,9 +15,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from mpmath import mp, mpf
-from strategies import FAR, LR_FUNCTIONS, SCALE_FUNCTIONS, steps
+from strategies import COMPOSITES, FAR, LR_FUNCTIONS, SCALE_FUNCTIONS, steps
 
 from cyclic_optim import (
+    Combined,
     Constant,
     CosineDecay,
     CosineRestarts,
@@ -27,11 +28,13 @@ from cyclic_optim import (
     ExpRange,
     InverseTimeDecay,
     LambdaPolicy,
+    LinearDecay,
     LinearRamp,
     MultiStepDecay,
     OneCycle,
     Plateau,
     PolynomialDecay,
+    Product,
     Scaled,
     Sequential,
     Staircase,
@@ -39,6 +42,7 @@ from cyclic_optim import (
     Triangular,
     Triangular2,
     Values,
+    Warmup,
     WarmupStableDecay,
 )
 from cyclic_optim.policies import POLICIES
@@ -145,6 +149,7 @@ def falling_cosine(x):
 
 def exact_one_cycle(policy, step):
     step = min(step, policy.total_steps - 1)
+    # The rates are floats, and so are the turns; the first rate over the last one is that of floats, too.
     first = 1 / Fraction(policy.div_factor)
     last = first / Fraction(policy.final_div_factor)
     # The product is a float's: 0.3 * 10 steps are 3 of them.
@@ -154,9 +159,11 @@ def exact_one_cycle(policy, step):
     turns = [(0, first, policy.max_momentum), top, end]
     if policy.three_phase:
         turns.insert(2, (2 * climbed - 2, first, policy.max_momentum))
-    stretches = itertools.pairwise(turns)
-    (start, *from_values), (stop, *to_values) = next(stretch for stretch in stretches if step <= stretch[1][0])
-    x = (step - start) / Fraction(stop - start)
+    stretches = list(itertools.pairwise(turns))
+    begun = [stretch for stretch in stretches if step <= stretch[1][0]] or stretches[-1:]
+    (start, *from_values), (stop, *to_values) = begun[0]
+    # A climb of no length is at its top.
+    x = (step - start) / Fraction(stop - start) if stop != start else Fraction(1)
     between = [
         a + (b - a) * x
         if policy.anneal_strategy == "linear"
@@ -172,8 +179,9 @@ def down_to(min_factor, height):
 
 
 def exact_restarts(policy, step):
-    _, start, _, end = cycle_around(step, policy.t_0, 0, policy.t_mult)
-    return down_to(policy.min_factor, falling_cosine(Fraction(step - start, end - start))), None
+    number, start, _, end = cycle_around(step, policy.t_0, 0, policy.t_mult)
+    least, peak = real(Fraction(policy.min_factor)), power(policy.gamma, number)
+    return least + (max(peak, least) - least) * falling_cosine(Fraction(step - start, end - start)), None
 
 
 def exact_cosine_wave(policy, step):
@@ -181,10 +189,14 @@ def exact_cosine_wave(policy, step):
 
 
 def exact_cosine_decay(policy, step):
-    return exact_cosine_wave(policy, min(step, policy.t_max))
+    if step >= policy.t_max:
+        return Fraction(policy.min_factor), None
+    return exact_cosine_wave(policy, step)
 
 
 def exact_polynomial(policy, step):
+    if step >= policy.total_iters:
+        return Fraction(0), None
     left = 1 - Fraction(min(step, policy.total_iters), policy.total_iters)
     return left if policy.power == 1 else power(left, policy.power), None
 
@@ -192,7 +204,9 @@ def exact_polynomial(policy, step):
 def exact_cool_down(policy, step):
     if step < policy.warmup:
         return Fraction(step + 1, policy.warmup + 1), None
-    x = Fraction(policy.total_steps - min(step, policy.total_steps), policy.decay)
+    if step >= policy.total_steps:
+        return Fraction(policy.min_factor), None
+    x = Fraction(policy.total_steps - step, policy.decay) if policy.decay else 1
     if x >= 1:
         return Fraction(1), None
     if policy.shape == "linear":
@@ -202,30 +216,84 @@ def exact_cool_down(policy, step):
     ), None
 
 
+def exact_linear_decay(policy, step):
+    if step < policy.warmup:
+        return Fraction(step + 1, policy.warmup + 1), None
+    if step >= policy.total_steps:
+        return Fraction(policy.min_factor), None
+    return down_to(policy.min_factor, Fraction(policy.total_steps - step, policy.total_steps - policy.warmup)), None
+
+
+def line(start, end, step, length):
+    """From one number to the other in so many steps; at the other from then on."""
+    start, end = Fraction(start), Fraction(end)
+    return start + (end - start) * step / length if step < length else end
+
+
 def exact_linear_ramp(policy, step):
-    start, end = Fraction(policy.start_factor), Fraction(policy.end_factor)
-    return start + (end - start) * min(step, policy.total_iters) / policy.total_iters, None
+    return line(policy.start_factor, policy.end_factor, step, policy.total_iters), None
 
 
 def exact_exponential_ramp(policy, step):
+    if step >= policy.total_iters:
+        return Fraction(policy.end_factor), None
     start, end = mpf(policy.start_factor), mpf(policy.end_factor)
     return start * (end / start) ** real(Fraction(min(step, policy.total_iters), policy.total_iters)), None
 
 
 def exact_sequential(policy, step):
+    """The rate of the part at the step; of momentum and weight decay what was last set, found step by step."""
     starts = [0, *policy.milestones]
     index = sum(start <= step for start in policy.milestones)
-    lr_factor, momentum, _ = exact(policy.policies[index], step - starts[index])
-    while momentum is None and index > 0:
-        index -= 1
-        momentum = exact(policy.policies[index], starts[index + 1] - 1 - starts[index])[1]
-    return lr_factor, momentum
+    last_steps = [step, *(start - 1 for start in reversed(starts[1 : index + 1]))]
+    seen = []
+    for part, start, last in zip(
+        reversed(policy.policies[: index + 1]), reversed(starts[: index + 1]), last_steps, strict=True
+    ):
+        if last >= start:
+            seen.append(exact(part, last - start if policy.restart else last))
+    momenta, decays = ([values[i] for values in seen if values[i] is not None] for i in (1, 2))
+    return seen[0][0], momenta[0] if momenta else None, decays[0] if decays else None
+
+
+def product(one, other):
+    """Rounded once more than its factors, so that it is as right as what is not piecewise linear."""
+    return (real(one) if isinstance(one, Fraction) else one) * (real(other) if isinstance(other, Fraction) else other)
 
 
 def exact_scaled(policy, step):
-    lr_factor, momentum, _ = exact(policy.policy, step)
+    lr_factor, *others = exact(policy.policy, step)
     factor = Fraction(policy.factor)
-    return lr_factor * (real(factor) if isinstance(lr_factor, mpf) else factor), momentum
+    return lr_factor * (real(factor) if isinstance(lr_factor, mpf) else factor), *others
+
+
+def exact_warmup(policy, step):
+    inside = step if policy.overlay else max(0, step - policy.total_iters)
+    lr_factor, momentum, decay = exact(policy.policy, inside)
+    if step >= policy.total_iters:
+        return lr_factor, momentum, decay
+    if policy.start_momentum is not None:
+        target = momentum if isinstance(momentum, mpf) else real(momentum)
+        x = real(Fraction(step, policy.total_iters))
+        momentum = real(Fraction(policy.start_momentum)) * (1 - x) + target * x
+    return product(lr_factor, line(policy.start_factor, 1, step, policy.total_iters)), momentum, decay
+
+
+def exact_product(policy, step):
+    lr_factor, momentum, _ = exact(policy.policies[0], step)
+    for part in policy.policies[1:]:
+        factor, other, _ = exact(part, step)
+        lr_factor, momentum = product(lr_factor, factor), other if momentum is None else momentum
+    return lr_factor, momentum
+
+
+def exact_combined(policy, step):
+    lr_factor, momentum, decay = exact(policy.lr, step)
+    if policy.momentum is not None:
+        momentum = exact(policy.momentum, step)[0]
+    if policy.weight_decay is not None:
+        decay = exact(policy.weight_decay, step)[0]
+    return lr_factor, momentum, decay
 
 
 FORMULAS = {
@@ -242,10 +310,14 @@ FORMULAS = {
     StepDecay: lambda policy, step: (power(policy.gamma, step // policy.step_size), None),
     MultiStepDecay: lambda policy, step: (power(policy.gamma, sum(m <= step for m in policy.milestones)), None),
     InverseTimeDecay: lambda policy, step: (real(1 / (1 + Fraction(policy.k) * step)), None),
+    LinearDecay: exact_linear_decay,
     WarmupStableDecay: exact_cool_down,
     LinearRamp: exact_linear_ramp,
     ExponentialRamp: exact_exponential_ramp,
     Sequential: exact_sequential,
+    Warmup: exact_warmup,
+    Product: exact_product,
+    Combined: exact_combined,
     Staircase: lambda policy, step: exact(policy.policy, step // policy.length),
     Scaled: exact_scaled,
     LambdaPolicy: lambda policy, step: (Fraction(policy.fn(step)), None),
@@ -302,6 +374,15 @@ def turns(policy, step):
             return [(step // policy.step_size + i) * policy.step_size for i in (0, 1)]
         case WarmupStableDecay():
             return policy.warmup, policy.total_steps - policy.decay, policy.total_steps
+        case LinearDecay():
+            return policy.warmup, policy.total_steps
+        case Warmup():
+            begins = 0 if policy.overlay else policy.total_iters
+            return [policy.total_iters, *(begins + turn for turn in turns(policy.policy, max(0, step - begins)))]
+        case Product():
+            return [turn for part in policy.policies for turn in turns(part, step)]
+        case Combined():
+            return turns(policy.lr, step)
         case MultiStepDecay() | Sequential():
             return policy.milestones
         case Staircase():
@@ -323,6 +404,7 @@ def around(policy, step):
 BELOW_ONE, ABOVE_ONE = math.nextafter(1, 0), math.nextafter(1, 2)
 LENGTHS = [1, 2, 3, 1000, FAR - 1, FAR]
 DIV_FACTORS = [1, ABOVE_ONE, 10, 1e12, 1e308]
+DIV_FACTORS_BELOW_1 = [BELOW_ONE, 0.5, 1e-12, 1e-150]
 GAMMAS = [1, BELOW_ONE, 1 - 1e-9, 0.5, 1e-300, 5e-324]
 GROWTHS = [1, ABOVE_ONE, 1 + 1e-9, 1.5, 2, math.nextafter(2, 1), 10**6, 1e300]
 UNITS = [0, 5e-324, 1e-300, 1e-12, 0.5, BELOW_ONE, 1]
@@ -330,6 +412,7 @@ MOMENTA = [(0, 1), (0, 0.9), (0.8, 0.9), (5e-324, 1e-300), (1e-12, BELOW_ONE), (
 POWERS = [5e-324, 0.5, 1, 2, 1000.5, 1e9, 1e15, 1.7e308]
 
 lengths = st.sampled_from(LENGTHS) | st.integers(1, 100) | st.integers(1, FAR)
+lengths_or_0 = lengths | st.just(0)
 div_factors = st.sampled_from(DIV_FACTORS) | st.floats(1, 1e12)
 gammas = st.sampled_from(GAMMAS) | st.floats(0, 1, exclude_min=True) | st.floats(1 - 1e-6, 1)
 growths = st.sampled_from([1, *GROWTHS]) | st.floats(1, 4) | st.floats(1, 1 + 1e-6)
@@ -353,36 +436,33 @@ def triangles(draw, kind, **others):
     )
 
 
-def climbs(total_steps, three_phase):
-    """The least and the greatest pct_start that OneCycle takes."""
-    least = 1 / total_steps
-    while least * total_steps <= 1:
-        least = math.nextafter(least, 1)
-    return least, 0.5 if three_phase else BELOW_ONE
+def climbs(total_steps):
+    """None at all, one of just no length, shorter and longer by a bit; half and all of the run."""
+    none = 1 / total_steps
+    return 0, math.nextafter(none, 0), none, min(1, math.nextafter(none, 1)), 0.5, math.nextafter(0.5, 1), BELOW_ONE, 1
 
 
 @st.composite
 def one_cycles(draw):
     three_phase = draw(st.booleans())
-    total_steps = draw(lengths.filter(lambda length: length > (2 if three_phase else 1)))
-    shares = climbs(total_steps, three_phase)
+    total_steps = draw(lengths)
     base, top = draw(momenta)
     return OneCycle(
         total_steps,
-        draw(st.sampled_from(shares) | st.floats(*shares)),
+        draw(st.sampled_from(climbs(total_steps)) | st.floats(0, 1)),
         draw(st.sampled_from(["cos", "linear"])),
         draw(st.sampled_from([True, True, False])),
         base,
         top,
-        draw(div_factors),
-        draw(div_factors),
+        draw(div_factors | st.sampled_from(DIV_FACTORS_BELOW_1)),
+        draw(div_factors | st.sampled_from(DIV_FACTORS_BELOW_1)),
         three_phase,
     )
 
 
 @st.composite
 def cool_downs(draw):
-    warmup, stable, decay = draw(st.tuples(lengths | st.just(0), lengths | st.just(0), lengths))
+    warmup, stable, decay = draw(st.tuples(lengths_or_0, lengths_or_0, lengths_or_0))
     shape = draw(st.sampled_from(["linear", "cosine", "sqrt"]))
     return WarmupStableDecay(warmup + stable + decay, warmup, decay, shape, draw(units))
 
@@ -392,20 +472,38 @@ def exponential_ramps(draw):
     low, high = sorted((draw(positive_units), draw(positive_units)))
     # A ratio beyond the range of floats is refused, and what is ours to test is not.
     low = max(low, high / 1e307)
-    return ExponentialRamp(draw(lengths), *draw(st.sampled_from([(low, high), (high, low)])))
+    return ExponentialRamp(draw(lengths_or_0), *draw(st.sampled_from([(low, high), (high, low)])))
 
 
 @st.composite
 def sequentials(draw):
-    milestones = draw(st.lists(lengths, max_size=3, unique=True).map(sorted))
-    return Sequential([draw(single_policies()) for _ in range(len(milestones) + 1)], milestones)
+    milestones = draw(st.lists(lengths_or_0, max_size=3).map(sorted))
+    parts = [draw(single_policies()) for _ in range(len(milestones) + 1)]
+    return Sequential(parts, milestones, draw(st.booleans()))
+
+
+@st.composite
+def linear_decays(draw):
+    warmup, decay = draw(st.tuples(lengths_or_0, lengths_or_0))
+    return LinearDecay(warmup + decay, warmup, draw(units))
+
+
+@st.composite
+def warmups(draw):
+    policy = draw(single_policies())
+    start = st.none() if policy.at(0).momentum is None else st.none() | units
+    return Warmup(policy, draw(lengths_or_0), draw(units), draw(st.booleans()), draw(start))
+
+
+def falling_policies():
+    return single_policies().filter(lambda policy: not isinstance(policy, OneCycle))
 
 
 def single_policies():
     return st.deferred(lambda: st.one_of([DRAWN[name] for name in DRAWN if name not in COMPOSED]))
 
 
-COMPOSED = ("Sequential", "Staircase", "Scaled", "Plateau")
+COMPOSED = (*COMPOSITES, "Plateau")
 DRAWN = {
     "Constant": st.just(Constant()),
     "Triangular": triangles(
@@ -416,10 +514,10 @@ DRAWN = {
     "Triangular2": triangles(Triangular2),
     "ExpRange": triangles(ExpRange, gamma=gammas),
     "OneCycle": one_cycles(),
-    "CosineRestarts": st.builds(CosineRestarts, lengths, growths, units),
+    "CosineRestarts": st.builds(CosineRestarts, lengths, growths, units, st.just(1) | gammas),
     "CosineWave": st.builds(CosineWave, lengths, units),
-    "CosineDecay": st.builds(CosineDecay, lengths, units),
-    "PolynomialDecay": st.builds(PolynomialDecay, lengths, st.sampled_from(POWERS) | st.floats(0.01, 1e4)),
+    "CosineDecay": st.builds(CosineDecay, lengths_or_0, units),
+    "PolynomialDecay": st.builds(PolynomialDecay, lengths_or_0, st.sampled_from(POWERS) | st.floats(0.01, 1e4)),
     "ExponentialDecay": st.builds(ExponentialDecay, gammas),
     "StepDecay": st.builds(StepDecay, lengths, gammas),
     "MultiStepDecay": st.builds(MultiStepDecay, st.lists(st.integers(0, FAR), max_size=5).map(sorted), gammas),
@@ -427,9 +525,14 @@ DRAWN = {
         InverseTimeDecay, st.sampled_from([5e-324, 1, 1e9, 1.7e308]) | st.floats(1e-12, 1e12)
     ),
     "WarmupStableDecay": cool_downs(),
-    "LinearRamp": st.builds(LinearRamp, lengths, units, units),
+    "LinearDecay": linear_decays(),
+    "LinearRamp": st.builds(LinearRamp, lengths_or_0, units, units),
     "ExponentialRamp": exponential_ramps(),
     "Sequential": sequentials(),
+    "Warmup": warmups(),
+    "Product": st.builds(Product, st.lists(single_policies(), min_size=1, max_size=3)),
+    # A factor of at most 1 is a momentum.
+    "Combined": st.builds(Combined, single_policies(), st.none() | falling_policies(), st.none() | single_policies()),
     "Staircase": st.builds(Staircase, single_policies(), lengths),
     "Scaled": st.builds(Scaled, single_policies(), units),
     "LambdaPolicy": st.sampled_from(LR_FUNCTIONS).map(LambdaPolicy),
@@ -467,6 +570,7 @@ ORDINARY = {
     MultiStepDecay: {"milestones": [1000, 2000]},
     InverseTimeDecay: {"k": 0.001},
     WarmupStableDecay: {"total_steps": 1000, "warmup": 100, "decay": 500},
+    LinearDecay: {"total_steps": 1000},
     LinearRamp: {"total_iters": 1000},
     ExponentialRamp: {"total_iters": 1000, "start_factor": 1e-8},
 }
@@ -501,19 +605,30 @@ EXTREMES = {
             *(
                 {"total_steps": total_steps, "pct_start": pct_start, "base_momentum": 0}
                 for total_steps in (3, 1000, FAR)
-                for pct_start in (*climbs(total_steps, three_phase), 1 / 2.9)
+                for pct_start in (*climbs(total_steps), 1 / 2.9)
             ),
-            *({name: value} for name in ("div_factor", "final_div_factor") for value in DIV_FACTORS),
+            *({"total_steps": total_steps} for total_steps in (1, 2, 3)),
+            *(
+                {name: value}
+                for name in ("div_factor", "final_div_factor")
+                for value in (*DIV_FACTORS, *DIV_FACTORS_BELOW_1)
+            ),
             *({"base_momentum": base, "max_momentum": top} for base, top in MOMENTA),
         )
     ],
     CosineRestarts: [
         *({"t_0": t_0, "t_mult": growth} for t_0 in (1, 1000, FAR) for growth in GROWTHS),
         *({"min_factor": min_factor} for min_factor in UNITS),
+        *(
+            {"gamma": gamma, "t_0": t_0, "min_factor": least}
+            for gamma in GAMMAS
+            for t_0 in (1, 1000)
+            for least in UNITS
+        ),
     ],
     CosineWave: [{"t_max": t_max, "min_factor": least} for t_max in LENGTHS for least in UNITS],
-    CosineDecay: [{"t_max": t_max, "min_factor": least} for t_max in LENGTHS for least in UNITS],
-    PolynomialDecay: [{"total_iters": length, "power": power} for length in LENGTHS for power in POWERS],
+    CosineDecay: [{"t_max": t_max, "min_factor": least} for t_max in (0, *LENGTHS) for least in UNITS],
+    PolynomialDecay: [{"total_iters": length, "power": power} for length in (0, *LENGTHS) for power in POWERS],
     ExponentialDecay: [{"gamma": gamma} for gamma in GAMMAS],
     StepDecay: [{"step_size": length, "gamma": gamma} for length in LENGTHS for gamma in GAMMAS],
     MultiStepDecay: [
@@ -525,6 +640,8 @@ EXTREMES = {
     WarmupStableDecay: [
         {"total_steps": warmup + stable + decay, "warmup": warmup, "decay": decay, "shape": shape, "min_factor": least}
         for warmup, stable, decay in (
+            (0, 0, 0),
+            (3, 2, 0),
             (0, 0, 1),
             (1, 0, 1),
             (1, 1, 1),
@@ -535,15 +652,21 @@ EXTREMES = {
         for shape in COOL_DOWNS
         for least in (0, 5e-324, 1e-12, BELOW_ONE, 1)
     ],
+    LinearDecay: [
+        {"total_steps": warmup + decay, "warmup": warmup, "min_factor": least}
+        for warmup in (0, 1, FAR)
+        for decay in (0, 1, 2, FAR)
+        for least in UNITS
+    ],
     LinearRamp: [
         {"total_iters": length, "start_factor": start, "end_factor": end}
-        for length in (1, 2, FAR)
+        for length in (0, 1, 2, FAR)
         for start in UNITS
         for end in UNITS
     ],
     ExponentialRamp: [
         {"total_iters": length, "start_factor": start, "end_factor": end}
-        for length in (1, 2, FAR)
+        for length in (0, 1, 2, FAR)
         for start in (1e-300, 1e-12, 0.5, BELOW_ONE, 1)
         for end in (1e-300, 1e-12, 0.5, BELOW_ONE, 1)
     ],
@@ -616,16 +739,23 @@ def test_a_cosine_wave_turns_exactly(t_max, min_factor, step):
 
 @given(one_cycles())
 def test_one_cycle_turns_exactly_on_whole_steps(policy):
-    """It starts at exactly 1/div_factor, is exactly 1 where the peak is a step, and holds its last value for ever."""
+    """It starts at exactly 1/div_factor, is exactly 1 where the peak is a step, and holds its last value for ever.
+
+    Without a climb of any length it starts elsewhere; where the fall does not fit, the last value is none of these.
+    """
     rest, least = (policy.max_momentum, policy.base_momentum) if policy.cycle_momentum else (None, None)
-    top = Fraction(float(policy.pct_start * policy.total_steps)) - 1
-    assert policy.at(0) == Values(float(1 / Fraction(policy.div_factor)), rest)
-    if top.denominator == 1:
+    top, last = Fraction(float(policy.pct_start * policy.total_steps)) - 1, policy.total_steps - 1
+    first = Values(float(1 / Fraction(policy.div_factor)), rest)
+    if top > 0:
+        assert policy.at(0) == first
+    if top.denominator == 1 and top >= 0:
         assert policy.at(int(top)) == Values(1.0, least)
-        if policy.three_phase:
-            assert policy.at(2 * int(top)) == Values(float(1 / Fraction(policy.div_factor)), rest)
-    assert policy.at(policy.total_steps - 1) == policy.at(policy.total_steps) == policy.at(FAR + policy.total_steps)
-    assert policy.at(policy.total_steps - 1).momentum == rest
+        if policy.three_phase and 0 < 2 * top <= last:
+            assert policy.at(2 * int(top)) == first
+    assert policy.at(last) == policy.at(policy.total_steps) == policy.at(FAR + policy.total_steps)
+    if (2 * top if policy.three_phase else top) < last:
+        end = Fraction(1 / policy.div_factor) / Fraction(policy.final_div_factor)
+        assert policy.at(last) == Values(float(end), rest)
 
 
 @given(st.data(), lengths)

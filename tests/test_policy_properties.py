@@ -29,6 +29,7 @@ from strategies import (
     halving,
     lengths,
     momenta,
+    one_cycles_that_climb,
     periodic_policies,
     policies,
     positive_units,
@@ -154,6 +155,7 @@ LOWEST = {
     "OneCycle": lambda policy: 1 / policy.div_factor / policy.final_div_factor,
     "CosineRestarts": lambda policy: policy.min_factor,
     "CosineDecay": lambda policy: policy.min_factor,
+    "LinearDecay": lambda policy: min(policy.min_factor, 1 / (policy.warmup + 1)),
     "CosineWave": lambda policy: policy.min_factor,
     "LinearRamp": lambda policy: min(policy.start_factor, policy.end_factor),
     "ExponentialRamp": lambda policy: min(policy.start_factor, policy.end_factor),
@@ -180,7 +182,14 @@ def test_momentum_stays_in_its_range(policy, step):
 
 @given(
     policies(
-        "Constant", "CosineRestarts", "CosineWave", "CosineDecay", "PolynomialDecay", "LambdaPolicy", "LinearRamp"
+        "Constant",
+        "CosineRestarts",
+        "CosineWave",
+        "CosineDecay",
+        "LinearDecay",
+        "PolynomialDecay",
+        "LambdaPolicy",
+        "LinearRamp",
     ),
     steps(),
 )
@@ -284,7 +293,7 @@ def test_cycle_repeats_exactly(policy, step, cycles):
 @given(cyclic_policies())
 def test_only_unscaled_cycles_claim_a_period(policy):
     """A policy whose cycles grow or whose height changes claims no period, and none of the cyclic ones ends."""
-    repeats = (isinstance(policy, CosineRestarts) and policy.t_mult == 1) or (
+    repeats = (isinstance(policy, CosineRestarts) and policy.t_mult == 1 and policy.gamma == 1) or (
         isinstance(policy, Triangular) and policy.cycle_growth == 1 and policy.scale_fn is None
     )
     assert (policy.period is not None) == repeats
@@ -299,6 +308,7 @@ def test_growth_scale_and_decay_end_the_period():
     assert Triangular(3, cycle_growth=2).period is None
     assert Triangular(3, scale_fn=halving).period is None
     assert CosineRestarts(5, 1.5).period is None
+    assert CosineRestarts(5, gamma=0.5).period is None
     assert Triangular2(3).period is None
 
 
@@ -315,7 +325,7 @@ def test_triangular_starts_peaks_and_ends_exactly(up, down, div_factor, momentum
     assert policy.at(up + down) == Values(1 / div_factor, low)
 
 
-@given(POLICY_STRATEGIES["OneCycle"])
+@given(one_cycles_that_climb())
 def test_one_cycle_starts_and_ends_exactly(policy):
     """OneCycle starts at exactly 1/div_factor and ends at exactly 1/div_factor/final_div_factor."""
     rest = policy.max_momentum if policy.cycle_momentum else None
@@ -352,7 +362,8 @@ def test_warmup_stable_decay_is_a_trapezoid(policy):
     """It rises by equal steps from above 0, is exactly 1 from the warm-up to the cool-down, and ends at its minimum."""
     stable = policy.total_steps - policy.decay
     assert policy.at(0).lr_factor == 1 / (policy.warmup + 1)
-    assert all(policy.at(step).lr_factor == 1.0 for step in range(policy.warmup, stable + 1))
+    # Without a cool-down the minimum comes right after the stable part.
+    assert all(policy.at(step).lr_factor == 1.0 for step in range(policy.warmup, stable + (policy.decay > 0)))
     assert policy.at(policy.total_steps).lr_factor == policy.min_factor
 
 
@@ -386,6 +397,8 @@ def _one_cycle_slope(policy):
 
 
 def _cool_down_slope(policy):
+    if policy.decay == 0:
+        return max(1 / (policy.warmup + 1), 1 - policy.min_factor)
     steepest = {"linear": 1, "cosine": math.pi / 2, "sqrt": math.sqrt(policy.decay)}[policy.shape] / policy.decay
     return max(1 / (policy.warmup + 1), (1 - policy.min_factor) * steepest)
 
@@ -395,17 +408,16 @@ SLOPES = {
     "Triangular": lambda policy: _triangle_slope(policy) if policy.scale_fn is None else math.inf,
     "Triangular2": _triangle_slope,
     "ExpRange": lambda policy: _triangle_slope(policy) + 1 - policy.gamma,
-    "OneCycle": _one_cycle_slope,
-    "CosineDecay": lambda policy: math.pi / 2 * (1 - policy.min_factor) / policy.t_max,
-    "PolynomialDecay": lambda policy: policy.power / policy.total_iters if policy.power >= 1 else math.inf,
+    "CosineDecay": lambda policy: math.pi / 2 * (1 - policy.min_factor) / max(policy.t_max, 1),
+    "PolynomialDecay": lambda policy: policy.power / max(policy.total_iters, 1) if policy.power >= 1 else math.inf,
     "ExponentialDecay": lambda policy: 1 - policy.gamma,
     "InverseTimeDecay": lambda policy: policy.k,
     "WarmupStableDecay": _cool_down_slope,
-    "LinearRamp": lambda policy: abs(policy.end_factor - policy.start_factor) / policy.total_iters,
+    "LinearRamp": lambda policy: abs(policy.end_factor - policy.start_factor) / max(policy.total_iters, 1),
     "ExponentialRamp": lambda policy: (
         max(policy.end_factor, policy.start_factor)
         * abs(math.log(policy.end_factor / policy.start_factor))
-        / policy.total_iters
+        / max(policy.total_iters, 1)
     ),
 }
 
@@ -415,9 +427,18 @@ SLOPES = {
 def test_no_jump_is_larger_than_the_slope_allows(name, data):
     """From one step to the next a continuous policy moves by at most its steepest slope."""
     policy = data.draw(POLICY_STRATEGIES[name])
-    step = data.draw(steps())
+    assert_no_jump(policy, data.draw(steps()), SLOPES[name](policy))
+
+
+@given(one_cycles_that_climb(), steps())
+def test_one_cycle_makes_no_jump_either(policy, step):
+    """The same of OneCycle, where it climbs."""
+    assert_no_jump(policy, step, _one_cycle_slope(policy))
+
+
+def assert_no_jump(policy, step, slope):
     jump = abs(policy.at(step + 1).lr_factor - policy.at(step).lr_factor)
-    assert jump <= SLOPES[name](policy) * (1 + 1e-9) + 1e-15
+    assert jump <= slope * (1 + 1e-9) + 1e-15
 
 
 @given(st.lists(lengths(), min_size=2, max_size=2), div_factors(), growths(), st.integers(0, 8), st.data())
@@ -461,7 +482,7 @@ def test_warmup_stable_decay_rises_then_falls(policy):
     assert trace[turn:] == sorted(trace[turn:], reverse=True)
 
 
-@given(POLICY_STRATEGIES["OneCycle"])
+@given(one_cycles_that_climb())
 def test_one_cycle_rises_then_falls(policy):
     """It never falls up to its peak and never rises after it; momentum does the opposite."""
     turn = math.floor(policy.pct_start * policy.total_steps - 1) + 1
@@ -548,7 +569,7 @@ def test_momentum_of_a_triangle_moves_inversely(policy, step):
     assert momentum == pytest.approx(expected, rel=0, abs=1e-12)
 
 
-@given(POLICY_STRATEGIES["OneCycle"], st.data())
+@given(one_cycles_that_climb(), st.data())
 def test_momentum_of_one_cycle_moves_inversely(policy, data):
     """On each ramp momentum mirrors the rate between that ramp's ends; in the third phase it stays at its maximum."""
     policy = dataclasses.replace(policy, cycle_momentum=True, div_factor=max(policy.div_factor, 1.1))
