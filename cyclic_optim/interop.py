@@ -367,9 +367,23 @@ def _by_eta_min(policy: Callable[[Any, float], Policy]) -> Converter:
 
 
 def _constant_lr(scheduler: Any) -> Policy:
+    if scheduler.total_iters == 0:  # torch never takes the factor back
+        return Scaled(Constant(), scheduler.factor)
     if scheduler.factor == 0:
         raise ValueError("need 0 < factor, got factor=0, by which torch divides in the end")
     return Sequential((Scaled(Constant(), scheduler.factor), Constant()), (scheduler.total_iters,))
+
+
+def _linear_lr(scheduler: Any) -> Policy:
+    if scheduler.total_iters == 0:  # torch stays at the start of a ramp of no steps
+        return Scaled(Constant(), scheduler.start_factor)
+    return LinearRamp(scheduler.total_iters, scheduler.start_factor, scheduler.end_factor)
+
+
+def _polynomial_lr(scheduler: Any) -> Policy:
+    if scheduler.total_iters == 0:  # torch never starts a decay of no steps
+        return Constant()
+    return PolynomialDecay(scheduler.total_iters, scheduler.power)
 
 
 def _lambda_lr(scheduler: Any) -> list[Taken]:
@@ -509,13 +523,13 @@ def _reports(scheduler: Any) -> dict[str, Any]:
 #: What a SequentialLR may be made of.
 _PARTS: dict[type, Converter] = {
     torch_schedules.ConstantLR: _by_base_lrs(_constant_lr),
-    torch_schedules.LinearLR: _by_base_lrs(lambda s: LinearRamp(s.total_iters, s.start_factor, s.end_factor)),
+    torch_schedules.LinearLR: _by_base_lrs(_linear_lr),
     torch_schedules.StepLR: _by_base_lrs(lambda s: StepDecay(s.step_size, s.gamma)),
     torch_schedules.MultiStepLR: _by_base_lrs(
         lambda s: MultiStepDecay(tuple(sorted(s.milestones.elements())), s.gamma)
     ),
     torch_schedules.ExponentialLR: _by_base_lrs(lambda s: ExponentialDecay(s.gamma)),
-    torch_schedules.PolynomialLR: _by_base_lrs(lambda s: PolynomialDecay(s.total_iters, s.power)),
+    torch_schedules.PolynomialLR: _by_base_lrs(_polynomial_lr),
     torch_schedules.LambdaLR: _lambda_lr,
     # It climbs again past T_max, where CosineDecay holds.
     torch_schedules.CosineAnnealingLR: _by_eta_min(lambda s, min_factor: CosineWave(s.T_max, min_factor)),

@@ -96,16 +96,19 @@ def cyclic(draw):
 
 @st.composite
 def one_cycle(draw):
-    total_steps = draw(st.integers(4, 40))
-    three_phase = draw(st.booleans())
+    total_steps = draw(st.integers(1, 3) | st.integers(4, 40))
     highest = draw(st.floats(0.01, 0.5))
+    # Where torch's climb has no length, it divides by zero.
+    climbs = (
+        st.sampled_from([0.0, 1.0, 0.3]) | st.floats(0, 0.99 / total_steps) | st.floats(min(1, 1.01 / total_steps), 1)
+    )
     arguments = {
         "total_steps": total_steps,
-        "pct_start": draw(st.floats(1.01 / total_steps, 0.5 if three_phase else 0.99)),
+        "pct_start": draw(climbs.filter(lambda share: abs(share * total_steps - 1) > 0.005)),
         "anneal_strategy": draw(st.sampled_from(["cos", "linear"])),
-        "three_phase": three_phase,
-        "div_factor": draw(st.floats(1, 100)),
-        "final_div_factor": draw(st.floats(1, 1e4)),
+        "three_phase": draw(st.booleans()),
+        "div_factor": draw(st.floats(1, 100) | st.floats(0.1, 1)),
+        "final_div_factor": draw(st.floats(1, 1e4) | st.floats(0.1, 1)),
         **draw(momenta()),
     }
 
@@ -119,9 +122,9 @@ SCHEDULERS = {
     "StepLR": of("StepLR", step_size=lengths, gamma=gammas),
     "MultiStepLR": of("MultiStepLR", milestones=st.lists(st.integers(0, 20), max_size=4), gamma=gammas),
     "ExponentialLR": of("ExponentialLR", gamma=gammas),
-    "PolynomialLR": of("PolynomialLR", total_iters=lengths, power=st.floats(0.5, 3)),
-    "LinearLR": of("LinearLR", total_iters=lengths, start_factor=fractions, end_factor=st.floats(0.05, 1)),
-    "ConstantLR": of("ConstantLR", total_iters=lengths, factor=fractions),
+    "PolynomialLR": of("PolynomialLR", total_iters=lengths | st.just(0), power=st.floats(0.5, 3)),
+    "LinearLR": of("LinearLR", total_iters=lengths | st.just(0), start_factor=fractions, end_factor=st.floats(0.05, 1)),
+    "ConstantLR": of("ConstantLR", total_iters=lengths | st.just(0), factor=fractions),
     "LambdaLR": of("LambdaLR", lr_lambda=st.sampled_from(LR_FUNCTIONS)),
     "CosineAnnealingLR": cosine_annealing("CosineAnnealingLR", T_max=lengths),
     "CosineAnnealingWarmRestarts": cosine_annealing(
@@ -256,6 +259,37 @@ def test_the_rest_of_the_run_is_the_unswitched_one(name, data):
     run = data.draw(runs(one_rate=data.draw(st.booleans())))
     before = data.draw(st.integers(0, min(30, defined)), label="before")
     assert_goes_on(run, build, before, min(data.draw(st.integers(0, 30), label="after"), defined - before))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "policy"),
+    [
+        (lambda o: torch_schedules.LinearLR(o, 0.25, total_iters=0), Scaled(Constant(), 0.25)),
+        (lambda o: torch_schedules.ConstantLR(o, 0.25, total_iters=0), Scaled(Constant(), 0.25)),
+        (lambda o: torch_schedules.PolynomialLR(o, 0), Constant()),
+        (lambda o: torch_schedules.OneCycleLR(o, 0.1, 1), OneCycle(1)),
+        (lambda o: torch_schedules.OneCycleLR(o, 0.1, 3), OneCycle(3)),
+        (lambda o: torch_schedules.OneCycleLR(o, 0.1, 10, pct_start=0.0), OneCycle(10, 0.0)),
+        (lambda o: torch_schedules.OneCycleLR(o, 0.1, 10, pct_start=1.0), OneCycle(10, 1.0)),
+        (
+            lambda o: torch_schedules.OneCycleLR(o, 0.1, 10, pct_start=0.75, three_phase=True, final_div_factor=0.5),
+            OneCycle(10, 0.75, three_phase=True, final_div_factor=0.5),
+        ),
+        (
+            lambda o: torch_schedules.SequentialLR(
+                o, [torch_schedules.StepLR(o, 1), torch_schedules.StepLR(o, 2), torch_schedules.StepLR(o, 3)], [0, 0]
+            ),
+            Sequential((StepDecay(1), StepDecay(2), StepDecay(3)), (0, 0)),
+        ),
+    ],
+)
+def test_lengths_and_shares_at_the_edge_are_taken_over_as_torch_has_them(scheduler, policy):
+    """No steps at all, a run of one step, a climb of none or of all: what torch does is said by a policy."""
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
+    made = scheduler(optimizer)
+    taken = CyclicSGD.from_torch(optimizer, made, steps_per_epoch=1)
+    assert taken.policy == policy
+    assert taken.param_groups[0]["lr"] == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
 
 
 @given(st.data())
@@ -1171,11 +1205,6 @@ REFUSED = {
         lambda: built(one_group(), lambda o: torch_schedules.OneCycleLR(o, 0.1, 10), 10),
         ValueError,
         "need a cycle that is not over, got 10 steps of total_steps=10",
-    ),
-    "a cycle without a climb": (
-        lambda: built(one_group(), lambda o: torch_schedules.OneCycleLR(o, 0.1, 3)),
-        ValueError,
-        r"OneCycleLR cannot be taken over exactly: need 1 < pct_start \* total_steps",
     ),
     "restarts stepped by fractions of an epoch": (
         fractional_restarts,

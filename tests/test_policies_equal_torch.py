@@ -5,8 +5,9 @@ Torch is driven as a user drives it: a scheduler on an SGD, stepped after each s
 
 import math
 
+import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import LR_FUNCTIONS, SCALE_FUNCTIONS
 from torch.optim import lr_scheduler as torch_schedules
@@ -65,11 +66,12 @@ def assert_close(ours, torchs, peak, label, noise=1e-15):
     assert error <= 1e-10 * abs(torchs) + noise * peak, label
 
 
-def assert_same_trace(policy, lr, trace, noise=1e-15):
+def assert_same_trace(policy, lr, trace, noise=1e-15, highest=1.0):
+    """``highest``: the highest factor, of whose size torch's terms are."""
     for step, (torch_lr, torch_momentum) in enumerate(trace):
         lr_factor, momentum, _ = policy.at(step)
         label = f"{policy}, {lr=}, {step=}"
-        assert_close(lr * lr_factor, torch_lr, lr, label, noise)
+        assert_close(lr * lr_factor, torch_lr, lr * highest, label, noise)
         assert_close(MOMENTUM if momentum is None else momentum, torch_momentum, 1.0, label, noise)
 
 
@@ -142,28 +144,58 @@ def test_scaled_triangular_is_cyclic_lr(case, scale_fn, scale_mode):
 
 @st.composite
 def one_cycles(draw):
-    """(arguments that both sides take, peak), with a climb that torch can do without dividing by zero."""
-    total_steps = draw(st.integers(4, 60) | st.integers(61, 300))
-    three_phase = draw(st.booleans())
+    """(arguments that both sides take, peak): all that torch takes, degenerate lengths and shares included."""
+    total_steps = draw(st.integers(1, 3) | st.integers(4, 60) | st.integers(61, 300))
+    shares = st.sampled_from([0.0, 1.0, 0.3, 0.5, 1 / total_steps]) | st.floats(0, 1) | st.floats(0, 1 / total_steps)
     arguments = {
         "total_steps": total_steps,
-        "pct_start": draw(st.floats(1.01 / total_steps, 0.5 if three_phase else 0.99)),
+        "pct_start": draw(shares),
         "anneal_strategy": draw(st.sampled_from(["cos", "linear"])),
-        "three_phase": three_phase,
-        "div_factor": draw(st.floats(1, 1e4) | st.just(25.0)),
-        "final_div_factor": draw(st.floats(1, 1e6) | st.just(1e4)),
+        "three_phase": draw(st.booleans()),
+        "div_factor": draw(st.floats(1, 1e4) | st.just(25.0) | st.floats(1e-3, 1)),
+        "final_div_factor": draw(st.floats(1, 1e6) | st.just(1e4) | st.floats(1e-6, 1)),
         **draw(momenta()),
     }
+    # Close to where torch divides by zero, it divides by what rounding left there.
+    climbed = arguments["pct_start"] * total_steps
+    assume(climbed == 1 or abs(climbed - 1) > 1e-3)
     return arguments, draw(peaks)
 
 
 @at_least_200
 @given(one_cycles())
 def test_one_cycle_is_one_cycle_lr(case):
-    """OneCycle is OneCycleLR, with both annealings, with two and three phases, up to its last step."""
+    """OneCycle is OneCycleLR, in its whole range, up to its last step; where torch divides by zero, it is the peak."""
     arguments, peak = case
+    policy, last = OneCycle(**arguments), arguments["total_steps"] - 1
+    if arguments["pct_start"] * arguments["total_steps"] == 1:
+        with pytest.raises(ZeroDivisionError):
+            torch_schedules.OneCycleLR(sgd(peak), peak, **arguments)
+        assert policy.at(0) == Values(1.0, arguments["base_momentum"] if arguments["cycle_momentum"] else None)
+        return
     scheduler = torch_schedules.OneCycleLR(sgd(peak), peak, **arguments)
-    assert_same_trace(OneCycle(**arguments), peak, driven(scheduler, arguments["total_steps"] - 1))
+    highest = max(1.0, 1 / arguments["div_factor"], 1 / arguments["div_factor"] / arguments["final_div_factor"])
+    assert_same_trace(policy, peak, driven(scheduler, last), highest=highest)
+
+
+@pytest.mark.parametrize("pct_start", [0.0, 0.3, 0.7])
+@pytest.mark.parametrize("total_steps", [1, 2, 3, 10])
+def test_after_its_last_step_one_cycle_holds_where_torch_goes_on(total_steps, pct_start):
+    """Torch's cosine turns back up at step total_steps, one after the last; ours stays at the last rate."""
+    scheduler = torch_schedules.OneCycleLR(sgd(1.0), 1.0, total_steps, pct_start=pct_start)
+    *_, last, bounced = driven(scheduler, total_steps)
+    policy = OneCycle(total_steps, pct_start=pct_start)
+    assert bounced[0] > 100 * last[0]
+    for step in (total_steps - 1, total_steps, total_steps + 1, 10**9):
+        assert policy.at(step).lr_factor == 1 / 25 / 1e4
+
+
+def test_one_cycle_of_a_smoke_run():
+    """One, two and three steps have torch's factors."""
+    assert [OneCycle(1).at(0).lr_factor] == pytest.approx([4e-6])
+    assert [OneCycle(2).at(step).lr_factor for step in range(2)] == pytest.approx([0.8117456539497631, 4e-6])
+    factors = [OneCycle(3).at(step).lr_factor for step in range(3)]
+    assert factors == pytest.approx([0.9944154354509118, 0.462637102666975, 4e-6])
 
 
 @at_least_200
@@ -268,7 +300,8 @@ def test_sequential_is_sequential_lr(peak, chosen, data):
     """Sequential is SequentialLR of the same parts, through every milestone."""
     ends = []
     for _, _, longest in chosen:
-        ends.append((ends[-1] if ends else 0) + data.draw(st.integers(1, longest)))
+        # A part may have no steps; the last is driven for some.
+        ends.append((ends[-1] if ends else 0) + data.draw(st.integers(int(len(ends) == len(chosen) - 1), longest)))
     optimizer = sgd(peak)
     scheduler = torch_schedules.SequentialLR(optimizer, [build(optimizer) for _, build, _ in chosen], ends[:-1])
     assert_same_trace(Sequential([policy for policy, _, _ in chosen], ends[:-1]), peak, driven(scheduler, ends[-1]))
