@@ -216,11 +216,17 @@ POLICY_STRATEGIES = {
     "CosineRestarts": st.builds(CosineRestarts, lengths(), growths(), units(), st.just(1) | gammas()),
     "CosineWave": st.builds(CosineWave, lengths(), units()),
     "CosineDecay": st.builds(CosineDecay, lengths_or_none(), units()),
-    "PolynomialDecay": st.builds(PolynomialDecay, lengths_or_none(), st.floats(0.1, 5) | st.sampled_from([1, 2, 0.5])),
+    "PolynomialDecay": st.builds(
+        PolynomialDecay, lengths_or_none(), st.floats(0.1, 5) | st.sampled_from([1, 2, 0.5]), units()
+    ),
     "ExponentialDecay": st.builds(ExponentialDecay, gammas()),
     "StepDecay": st.builds(StepDecay, lengths(), gammas()),
     "MultiStepDecay": st.builds(MultiStepDecay, st.lists(st.integers(0, 100), max_size=5).map(sorted), gammas()),
-    "InverseTimeDecay": st.builds(InverseTimeDecay, st.floats(1e-9, 10) | st.sampled_from([1, 0.01])),
+    "InverseTimeDecay": st.builds(
+        InverseTimeDecay,
+        st.floats(1e-9, 10) | st.sampled_from([1, 0.01]),
+        st.floats(0.1, 1) | st.sampled_from([1, 0.5]),
+    ),
     "LinearDecay": _linear_decays(),
     "WarmupStableDecay": _warm_up_stable_decays(),
     "LinearRamp": st.builds(LinearRamp, lengths_or_none(), units(), units()),

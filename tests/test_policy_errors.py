@@ -92,11 +92,11 @@ ARGUMENTS = {
     ),
     "CosineWave": ({"t_max": "length", "min_factor": "unit"}, {"t_max": 10}),
     "CosineDecay": ({"t_max": "count", "min_factor": "unit"}, {"t_max": 10}),
-    "PolynomialDecay": ({"total_iters": "count", "power": "positive"}, {"total_iters": 10}),
+    "PolynomialDecay": ({"total_iters": "count", "power": "positive", "min_factor": "unit"}, {"total_iters": 10}),
     "ExponentialDecay": ({"gamma": "positive unit"}, {"gamma": 0.9}),
     "StepDecay": ({"step_size": "length", "gamma": "positive unit"}, {"step_size": 10}),
     "MultiStepDecay": ({"milestones": "milestones", "gamma": "positive unit"}, {"milestones": [3, 5]}),
-    "InverseTimeDecay": ({"k": "positive"}, {"k": 0.1}),
+    "InverseTimeDecay": ({"k": "positive", "power": "positive unit"}, {"k": 0.1}),
     "WarmupStableDecay": (
         {"total_steps": "count", "warmup": "count", "decay": "count", "shape": "shape", "min_factor": "unit"},
         {"total_steps": 100, "warmup": 10, "decay": 20},

@@ -196,9 +196,9 @@ def exact_cosine_decay(policy, step):
 
 def exact_polynomial(policy, step):
     if step >= policy.total_iters:
-        return Fraction(0), None
+        return Fraction(policy.min_factor), None
     left = 1 - Fraction(min(step, policy.total_iters), policy.total_iters)
-    return left if policy.power == 1 else power(left, policy.power), None
+    return down_to(policy.min_factor, left if policy.power == 1 else power(left, policy.power)), None
 
 
 def exact_cool_down(policy, step):
@@ -276,7 +276,8 @@ def exact_warmup(policy, step):
         target = momentum if isinstance(momentum, mpf) else real(momentum)
         x = real(Fraction(step, policy.total_iters))
         momentum = real(Fraction(policy.start_momentum)) * (1 - x) + target * x
-    return product(lr_factor, line(policy.start_factor, 1, step, policy.total_iters)), momentum, decay
+    ramp = line(policy.start_factor, 1, step, policy.total_iters)
+    return product(lr_factor, ramp) if policy.overlay else ramp, momentum, decay
 
 
 def exact_product(policy, step):
@@ -309,7 +310,7 @@ FORMULAS = {
     ExponentialDecay: lambda policy, step: (power(policy.gamma, step), None),
     StepDecay: lambda policy, step: (power(policy.gamma, step // policy.step_size), None),
     MultiStepDecay: lambda policy, step: (power(policy.gamma, sum(m <= step for m in policy.milestones)), None),
-    InverseTimeDecay: lambda policy, step: (real(1 / (1 + Fraction(policy.k) * step)), None),
+    InverseTimeDecay: lambda policy, step: (power(1 / (1 + Fraction(policy.k) * step), policy.power), None),
     LinearDecay: exact_linear_decay,
     WarmupStableDecay: exact_cool_down,
     LinearRamp: exact_linear_ramp,

@@ -32,21 +32,22 @@ def _joint_end(policies: Iterable[Policy]) -> int | None:
 
 @dataclass(frozen=True)
 class Warmup(OfOne):
-    """Another policy after a warm-up: its rates rise along a straight line from ``start_factor`` of them.
+    """Another policy after a warm-up, in which the rate rises along a straight line to the peak.
 
         r(step)   = start_factor + (1 - start_factor) * min(step, total_iters) / total_iters
-        lr_factor = r(step) * policy.at(max(0, step - total_iters)).lr_factor
-        lr_factor = r(step) * policy.at(step).lr_factor                              with overlay=True
+        lr_factor = r(step)                                      step < total_iters
+        lr_factor = policy.at(step - total_iters).lr_factor      from then on
+        lr_factor = r(step) * policy.at(step).lr_factor          with overlay=True, at every step
 
-    The policy begins at its own step 0 after the warm-up, and until then has its first values; with ``overlay`` it
-    begins at step 0, below the ramp. Momentum and weight decay are the policy's. With ``start_momentum`` momentum is on
-    a straight line from that to the policy's, in the same steps. A warm-up of 0 steps is no warm-up. It ends when
+    The policy begins at its own step 0 after the warm-up; with ``overlay`` it begins at step 0, below the ramp.
+    Momentum and weight decay are the policy's, in the warm-up those of its step 0. With ``start_momentum`` momentum is
+    on a straight line from that to the policy's, in the same steps. A warm-up of 0 steps is no warm-up. It ends when
     both have.
 
     Args:
         policy: any policy. Reports to a :class:`Plateau` count after the warm-up, with ``overlay`` from the start.
         total_iters: optimizer steps of the warm-up, 0 for none.
-        start_factor: where the ramp starts, as a fraction of the policy's rate, in [0, 1].
+        start_factor: where the ramp starts, as a fraction of the peak, in [0, 1].
         overlay: whether the policy runs during the warm-up, too.
         start_momentum: where momentum starts, in [0, 1] (default: the policy's momentum throughout).
 
@@ -54,7 +55,8 @@ class Warmup(OfOne):
         ValueError, TypeError: an argument breaks its rule, or ``start_momentum`` is given and the policy does not
             change momentum.
 
-    Source: Goyal et al. 2017 (arXiv 1706.02677); with ``overlay`` as in detectron2 and pytorch-warmup.
+    Source: Goyal et al. 2017 (arXiv 1706.02677); transformers' schedules with warm-up; with ``overlay`` as in
+    detectron2 and pytorch-warmup.
     """
 
     policy: Policy
@@ -80,7 +82,8 @@ class Warmup(OfOne):
         lr_factor, momentum, weight_decay_factor = values
         if self.start_momentum is not None and momentum is not None:
             momentum = LinearRamp(self.total_iters, self.start_momentum, momentum).at(step).lr_factor
-        return new_values(Values, (self._ramp.at(step).lr_factor * lr_factor, momentum, weight_decay_factor))
+        ramp = self._ramp.at(step).lr_factor
+        return new_values(Values, (ramp * lr_factor if self.overlay else ramp, momentum, weight_decay_factor))
 
     @cached_property
     def _ramp(self) -> LinearRamp:

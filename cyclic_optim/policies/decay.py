@@ -153,14 +153,17 @@ class CosineDecay(FallsToMinFactor):
 
 
 @dataclass(frozen=True)
-class PolynomialDecay(Policy):
-    """``lr_factor = (1 - step / total_iters) ** power`` for ``total_iters`` steps; then it holds at 0.
+class PolynomialDecay(FallsToMinFactor):
+    """A power of the steps that are left, from 1 down to ``min_factor``; then it holds.
+
+        lr_factor = min_factor + (1 - min_factor) * (1 - step / total_iters) ** power
 
     It does not change momentum.
 
     Args:
-        total_iters: optimizer steps until 0 is reached; with 0 it is there from the start.
+        total_iters: optimizer steps until ``min_factor`` is reached; with 0 it is there from the start.
         power: greater than 0; 1 is a straight line.
+        min_factor: where it ends, as a fraction of the peak.
 
     Raises:
         ValueError, TypeError: an argument breaks its rule.
@@ -170,19 +173,20 @@ class PolynomialDecay(Policy):
 
     total_iters: int = field(metadata=whole(0))
     power: float = field(default=1.0, metadata=POSITIVE)
+    min_factor: float = field(default=0.0, metadata=UNIT)
 
     def at(self, step: int) -> Values:
         left = self.total_iters - step_index(step)
         if left <= 0:
-            return Values(0.0)
+            return Values(float(self.min_factor))
         fraction = left / self.total_iters
-        lr_factor = fraction**self.power
-        if self.power > _STEEP and lr_factor > 0:
+        height = fraction**self.power
+        if self.power > _STEEP and height > 0:
             # The power multiplies the rounding error of the fraction. Integers give that error exactly.
             over, under = fraction.as_integer_ratio()
             off = (left * under - over * self.total_iters) / (over * self.total_iters)
-            lr_factor *= math.exp(self.power * math.log1p(off))
-        return Values(lr_factor)
+            height *= math.exp(self.power * math.log1p(off))
+        return blend(self._span, height)
 
     @property
     def end(self) -> int:
@@ -263,12 +267,13 @@ class MultiStepDecay(Policy):
 
 @dataclass(frozen=True)
 class InverseTimeDecay(Policy):
-    """``lr_factor = 1 / (1 + k * step)``, without an end: the classic 1/t decay.
+    """``lr_factor = 1 / (1 + k * step) ** power``, without an end: the classic 1/t decay.
 
     It does not change momentum.
 
     Args:
-        k: decay per optimizer step, greater than 0; the rate is halved after 1/k steps.
+        k: decay per optimizer step, greater than 0; with ``power=1`` the rate is halved after 1/k steps.
+        power: in (0, 1]; 0.5 is the inverse square root.
 
     Raises:
         ValueError, TypeError: an argument breaks its rule.
@@ -277,11 +282,12 @@ class InverseTimeDecay(Policy):
     """
 
     k: float = field(metadata=POSITIVE)
+    power: float = field(default=1.0, metadata=POSITIVE_UNIT)
 
     def at(self, step: int) -> Values:
         step = step_index(step)
         divisor = 1 + self.k * step
-        return Values(1 / divisor if divisor < math.inf else 1 / self.k / step)
+        return Values((1 / divisor if divisor < math.inf else 1 / self.k / step) ** self.power)
 
 
 @dataclass(frozen=True)
