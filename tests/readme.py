@@ -14,7 +14,7 @@ BLOCKS = [block["code"] for block in _BLOCK.finditer(README) if not block["test"
 SNIPPETS = {block["test"]: block["code"] for block in _BLOCK.finditer(README) if block["test"]}
 
 _MOVE = re.compile(
-    r"^\| (?:transformers' )?`(?P<theirs>\w+\(opt, [^`]*\))`(?:, which [^|]*)? \| `(?P<ours>[^|`]*)`[^|]*\|$",
+    r"^\| (?:transformers' )?`(?P<theirs>\w+\(opt, [^`]*\))`(?:, (?:where|which) [^|]*)? \| `(?P<ours>[^|`]*)`[^|]*\|$",
     re.MULTILINE,
 )
 

@@ -83,7 +83,7 @@ def test_what_to_write_instead_is_the_same_schedule(theirs, ours):
     scheduler = eval(theirs, vars(lr_scheduler) | numbers | {"opt": sgd})
     arguments = {"lr": 0.2, **eval(f"dict({ours})", {**POLICIES, **numbers})}
     optimizer = cyclic_optim.CyclicSGD([torch.nn.Parameter(torch.ones(1))], momentum=0.9, **arguments)
-    assert len(MOVES) == 12
+    assert len(MOVES) == 19
     for _ in range(numbers["T"] - 1):
         for key in ("lr", "momentum"):
             assert math.isclose(optimizer.param_groups[0][key], sgd.param_groups[0][key], rel_tol=1e-10, abs_tol=1e-15)
