@@ -259,7 +259,7 @@ JUNK = {
     "surrogate": lambda: "\ud800",
     "bytes": lambda: b"junk",
     "list": list,
-    "numbers": lambda: [1, 2, 3],
+    "numbers": lambda: [1, 2, 3, 4],
     "tuple": lambda: (1, 2),
     "set": lambda: {1},
     "dict": dict,
