@@ -252,7 +252,7 @@ JUNK = {
     "numpy float": lambda: np.float32(0.5),
     "numpy int": lambda: np.int64(3),
     "numpy bool": lambda: np.bool_(True),
-    "numpy array": lambda: np.ones(3),
+    "numpy array": lambda: np.ones(4),
     "text": lambda: "junk",
     "no text": lambda: "",
     "number as text": lambda: "0.5",
