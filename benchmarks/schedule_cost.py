@@ -62,6 +62,7 @@ STEPS = 100
 GROUPS = (1, 200)
 TENSORS, ELEMENTS = 1000, 32
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    "Combined": {"lr": CosineDecay(TOTAL_STEPS), "weight_decay": LinearRamp(TOTAL_STEPS)},
     "Constant": {},
     "CosineDecay": {"t_max": TOTAL_STEPS},
     "CosineRestarts": {"t_0": STEP_SIZE_UP, "t_mult": 2},
@@ -71,17 +72,20 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "ExponentialRamp": {"total_iters": TOTAL_STEPS, "start_factor": 1e-8},
     "InverseTimeDecay": {"k": 1e-3},
     "LambdaPolicy": {"fn": lambda step: 1 / (1 + 1e-3 * step)},
+    "LinearDecay": {"total_steps": TOTAL_STEPS, "warmup": STEP_SIZE_UP},
     "LinearRamp": {"total_iters": TOTAL_STEPS},
     "MultiStepDecay": {"milestones": [TOTAL_STEPS // 4, TOTAL_STEPS // 2]},
     "OneCycle": {"total_steps": TOTAL_STEPS},
     "Plateau": {},
     "PolynomialDecay": {"total_iters": TOTAL_STEPS, "power": 2},
+    "Product": {"policies": [CosineDecay(TOTAL_STEPS), LinearRamp(STEP_SIZE_UP)]},
     "Scaled": {"policy": LinearRamp(TOTAL_STEPS), "factor": 0.5},
     "Sequential": {"policies": [LinearRamp(STEP_SIZE_UP), CosineDecay(TOTAL_STEPS)], "milestones": [STEP_SIZE_UP]},
     "Staircase": {"policy": CosineDecay(TOTAL_STEPS // 100), "length": 100},
     "StepDecay": {"step_size": TOTAL_STEPS // 4},
     "Triangular": {"step_size_up": STEP_SIZE_UP},
     "Triangular2": {"step_size_up": STEP_SIZE_UP},
+    "Warmup": {"policy": CosineDecay(TOTAL_STEPS), "total_iters": STEP_SIZE_UP},
     "WarmupStableDecay": {"total_steps": TOTAL_STEPS, "warmup": STEP_SIZE_UP, "decay": TOTAL_STEPS // 5},
 }
 SCHEDULERS: dict[str, Callable[[Optimizer], LRScheduler]] = {

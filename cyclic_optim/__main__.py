@@ -10,22 +10,24 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, fields
 from typing import Any, NamedTuple
 
 from . import __version__
-from .plotting import Moment, brief, check_arguments, needs_log, plot_policy, require_matplotlib, sampled, trace
+from .plotting import OTHERS, Moment, brief, check_arguments, needs_log, plot_policy, require_matplotlib, sampled, trace
 from .policies import POLICIES, Policy
+from .policies.expression import parsed
 from .rules import Rule, finite, whole
 
 WIDEST_CHART = 100
-LR_ROWS, MOMENTUM_ROWS = 13, 7  # odd: one row is the middle
+LR_ROWS, OTHER_ROWS = 13, 7  # odd: one row is the middle
 DEFAULT_STEPS = (
     "to the policy's end and a tenth more; without an end three cycles of one that repeats exactly, else six times "
-    "the longest number of steps in its options, else 10, 100, ... until a tenth of the peak is passed, or 1000"
+    "the longest number of steps in it, else 10, 100, ... until a tenth of the peak is passed, or 1000"
 )
+EXPRESSION = "expression"
 METAVARS: dict[Any, str] = {int: "N", float: "NUMBER", str: "WORD", tuple: "N"}
 
 
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         try:
-            arguments = command_line().parse_args(argv)
+            arguments = command_line().parse_args(_with_expression(sys.argv[1:] if argv is None else argv))
             return int(arguments.run(arguments))
         finally:
             # At Python's exit a broken pipe could not be caught.
@@ -56,6 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130  # the exit status in shells
 
 
+def _with_expression(argv: Sequence[str]) -> Sequence[str]:
+    """The arguments; where ``preview`` is given an expression, with the name of that command before it."""
+    if len(argv) > 1 and argv[0] == "preview" and "(" in argv[1] and not argv[1].startswith("-"):
+        return [argv[0], EXPRESSION, *argv[1:]]
+    return argv
+
+
 # --- the arguments, from the policies' fields
 
 
@@ -64,18 +73,22 @@ def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cyclic-optim",
         description="Learning-rate and momentum schedules of cyclic_optim.",
-        epilog="Example: cyclic-optim preview one-cycle --total-steps 1000 --lr 0.1 --out one_cycle.png",
+        epilog="Examples: cyclic-optim preview one-cycle --total-steps 1000 --lr 0.1 --out one_cycle.png; "
+        'cyclic-optim preview "Warmup(CosineDecay(900), 100)"',
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"cyclic-optim {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     listing = commands.add_parser("list", help="name every policy", allow_abbrev=False)
     listing.set_defaults(run=_list)
-    preview = commands.add_parser("preview", help="show lr and momentum over the steps", allow_abbrev=False)
+    preview = commands.add_parser(
+        "preview", help="show lr, momentum and weight decay over the steps", allow_abbrev=False
+    )
     policies = preview.add_subparsers(title="policies", metavar="POLICY", required=True)
     for policy in POLICIES.values():
         if not _code_only(policy):
             _add_policy(policies, policy)
+    _add_expression(policies)
     return parser
 
 
@@ -88,6 +101,22 @@ def _add_policy(policies: Any, policy: type[Policy]) -> None:
     group = parser.add_argument_group("fields of the policy")
     for field in option_fields(policy):
         _add_field(group, field, documented.get(field.name, ""))
+    _add_showing(parser)
+
+
+def _add_expression(policies: Any) -> None:
+    summary = (
+        'A Python expression of policies; the word itself may be left out: preview "Warmup(CosineDecay(900), 100)"'
+    )
+    parser = policies.add_parser(EXPRESSION, help=summary, description=summary, allow_abbrev=False)
+    parser.set_defaults(run=_preview, policy=None, parser=parser)
+    parser.add_argument(
+        EXPRESSION, metavar="EXPRESSION", help="policies with their arguments; it is parsed, never evaluated as code"
+    )
+    _add_showing(parser)
+
+
+def _add_showing(parser: argparse.ArgumentParser) -> None:
     lr_type = _converted("lr", lambda name, value: finite(name, value, minimum=0))
     shown = parser.add_argument_group("what to show")
     shown.add_argument("--lr", type=lr_type, default=1.0, metavar="NUMBER", help="the peak rate (default: 1)")
@@ -99,7 +128,11 @@ def _add_policy(policies: Any, policy: type[Policy]) -> None:
     output.add_argument(
         "--out", type=_file_name, metavar="FILE", help="write a picture (.png, .svg, .pdf; needs matplotlib)"
     )
-    output.add_argument("--csv", action="store_true", help="print step,lr,momentum for every step")
+    output.add_argument(
+        "--csv",
+        action="store_true",
+        help="print step,lr,momentum for every step, and weight_decay_factor where there is one",
+    )
 
 
 def _add_field(group: argparse._ArgumentGroup, field: Field[Any], documented: str) -> None:
@@ -221,8 +254,7 @@ def _args_section(docstring: str) -> dict[str, str]:
 def _list(arguments: argparse.Namespace) -> int:
     indent = 2 + max(len(command_name(policy)) for policy in POLICIES.values())
     for policy in POLICIES.values():
-        missing = ", ".join(_code_only(policy))
-        note = f" [In code only: {missing} cannot be given on a command line.]" if missing else ""
+        note = _note(policy)
         wrapper = textwrap.TextWrapper(
             max(_columns(), 2 * indent), subsequent_indent=" " * indent, break_on_hyphens=False
         )
@@ -230,11 +262,29 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _note(policy: type[Policy]) -> str:
+    """How a policy is previewed that has no command of its own."""
+    missing = _code_only(policy)
+    if not missing:
+        return ""
+    if any("rule" in field.metadata for field in _fields(policy) if field.name in missing):
+        return f" [In code only: {', '.join(missing)} cannot be given on a command line.]"
+    return f' [As an expression: preview "{policy.__name__}(...)".]'
+
+
+def _policy(arguments: argparse.Namespace) -> Policy:
+    """The policy that the options, or the expression, describe."""
+    if arguments.policy is None:
+        return parsed(arguments.expression)
+    given = {field.name: getattr(arguments, field.name) for field in option_fields(arguments.policy)}
+    policy: Policy = arguments.policy(**{name: value for name, value in given.items() if value is not None})
+    return policy
+
+
 def _preview(arguments: argparse.Namespace) -> int:
     parser: argparse.ArgumentParser = arguments.parser
-    given = {field.name: getattr(arguments, field.name) for field in option_fields(arguments.policy)}
     try:
-        policy = arguments.policy(**{name: value for name, value in given.items() if value is not None})
+        policy = _policy(arguments)
         wanted = default_steps(policy) if arguments.steps is None else arguments.steps
         steps, lr = check_arguments(policy, wanted, arguments.lr)
         if arguments.csv:
@@ -252,16 +302,29 @@ def default_steps(policy: Policy) -> int:
         return policy.end + math.ceil(policy.end / 10) + 1
     if policy.period and policy.period > 1:
         return 3 * policy.period + 1
-    lengths = [getattr(policy, f.name) or 0 for f in option_fields(type(policy)) if f.metadata["rule"].kind is int]
-    if any(lengths):
-        return 6 * max(lengths)
+    longest = max(_lengths(policy), default=0)
+    if longest:
+        return 6 * longest
     return next((10**k for k in range(1, 7) if policy.at(10**k).lr_factor < 0.1), 1000)
 
 
+def _lengths(policy: Policy) -> Iterator[int]:
+    """The numbers of steps in a policy and its parts."""
+    for field in _fields(type(policy)):
+        value, rule = getattr(policy, field.name), field.metadata.get("rule")
+        for item in value if isinstance(value, tuple) else [value]:
+            if isinstance(item, Policy):
+                yield from _lengths(item)
+            elif rule is not None and rule.kind in (int, tuple) and item is not None:
+                yield item
+
+
 def _print_csv(policy: Policy, steps: int, lr: float) -> int:
-    print("step,lr,momentum")
-    for step, rate, momentum in trace(policy, range(steps), lr):
-        print(f"{step},{rate!r},{'' if momentum is None else repr(momentum)}")
+    has_decay = any(moment.weight_decay_factor is not None for moment in trace(policy, range(steps), lr))
+    columns = Moment._fields if has_decay else Moment._fields[:-1]
+    print(",".join(columns))
+    for moment in trace(policy, range(steps), lr):
+        print(",".join("" if value is None else repr(value) for value in moment[: len(columns)]))
     return 0
 
 
@@ -317,8 +380,10 @@ def _print_chart(policy: Policy, steps: int, lr: float) -> int:
     moments = list(trace(policy, sampled(steps), lr))
     columns = min(_columns(), WIDEST_CHART)
     lines = [brief(policy, columns), *_lr_chart(moments, columns)]
-    if any(moment.momentum is not None for moment in moments):
-        lines += ["", *_momentum_chart(moments, columns)]
+    for name, read in OTHERS.items():
+        points = [(moment.step, value) for moment in moments if (value := read(moment)) is not None]
+        if points:
+            lines += ["", name, *_other_chart(points, columns)]
     for line in lines:
         print(line[:columns].rstrip())
     return 0
@@ -334,13 +399,12 @@ def _lr_chart(moments: list[Moment], columns: int) -> list[str]:
     return ["learning rate", *_chart(points, 0.0, max(rates) or 1.0, LR_ROWS, columns)]
 
 
-def _momentum_chart(moments: list[Moment], columns: int) -> list[str]:
-    points = [(moment.step, moment.momentum) for moment in moments if moment.momentum is not None]
-    momenta = [momentum for _, momentum in points]
-    low, high = min(momenta), max(momenta)
+def _other_chart(points: list[tuple[int, float]], columns: int) -> list[str]:
+    levels = [level for _, level in points]
+    low, high = min(levels), max(levels)
     if low == high:
         low, high = low - 0.05, high + 0.05
-    return ["momentum", *_chart(points, low, high, MOMENTUM_ROWS, columns)]
+    return _chart(points, low, high, OTHER_ROWS, columns)
 
 
 def _chart(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 MOST_STEPS = 5000  # drawn at most: several for each pixel of a picture's width
 FEW_STEPS = 50  # up to this many, each step gets a dot
-LR_COLOUR, MOMENTUM_COLOUR, RANGE_COLOUR, RANGE_TEXT = "#0072b2", "#d55e00", "#e69f00", "#804d00"
+LR_COLOUR, OTHER_STYLES, RANGE_COLOUR, RANGE_TEXT = (
+    "#0072b2",
+    (("#d55e00", "--"), ("#007a5a", ":")),
+    "#e69f00",
+    "#804d00",
+)
 
 
 class Moment(NamedTuple):
@@ -27,6 +32,14 @@ class Moment(NamedTuple):
     step: int
     lr: float
     momentum: float | None
+    weight_decay_factor: float | None
+
+
+#: What is shown below, or at the right of, the learning rate, where the policy changes it.
+OTHERS: dict[str, Callable[[Moment], float | None]] = {
+    "momentum": lambda moment: moment.momentum,
+    "weight decay factor": lambda moment: moment.weight_decay_factor,
+}
 
 
 class RangeTestCurve(Protocol):
@@ -71,8 +84,8 @@ def trace(policy: Policy, steps: Iterable[int], lr: float) -> Iterator[Moment]:
     """The values at these steps, by the same arithmetic and checks as in the optimizer."""
     state = policy.initial_state()
     for step in steps:
-        lr_factor, momentum, _ = values_at(policy, step, state)
-        yield Moment(step, lr * lr_factor, momentum)
+        lr_factor, momentum, weight_decay_factor = values_at(policy, step, state)
+        yield Moment(step, lr * lr_factor, momentum, weight_decay_factor)
 
 
 def sampled(steps: int) -> Sequence[int]:
@@ -121,12 +134,13 @@ def _brief(value: object) -> str:
 
 
 def plot_policy(policy: Policy, steps: int, lr: float = 1.0, ax: Axes | None = None) -> Axes:
-    """Draw the learning rate, and momentum where the policy cycles it, over the steps 0..steps-1.
+    """Draw the learning rate, and momentum and weight decay where the policy changes them, over the steps 0..steps-1.
 
-    Momentum has a second axis on the right. The rate's axis is logarithmic where most rates could not be told from 0
-    on a linear one; otherwise it is linear and starts at 0. Of more than 5000 steps at most 5000 are drawn, the first
-    and the last among them and one of each 5000th part: turning points are then off by less than a pixel, and cycles
-    shorter than a pixel fill a band. A ``Plateau`` is drawn with its values before any report.
+    Momentum, and the factor of weight decay, have axes of their own on the right. The rate's axis is logarithmic where
+    most rates could not be told from 0 on a linear one; otherwise it is linear and starts at 0. Of more than 5000 steps
+    at most 5000 are drawn, the first and the last among them and one of each 5000th part: turning points are then off
+    by less than a pixel, and cycles shorter than a pixel fill a band. A policy that listens to a metric is drawn with
+    its values before any report.
 
     Args:
         policy: any :class:`Policy`, also one that you wrote.
@@ -153,9 +167,12 @@ def plot_policy(policy: Policy, steps: int, lr: float = 1.0, ax: Axes | None = N
     ax.set_ylabel("learning rate", color=LR_COLOUR)
     ax.set_title(brief(policy), fontsize="medium", parse_math=False)
     _whole_ticks(ax)
-    momenta = [math.nan if moment.momentum is None else moment.momentum for moment in moments]
-    if not all(map(math.isnan, momenta)):
-        _draw_momentum(ax, drawn, momenta, marker)
+    for (name, read), (colour, style) in zip(OTHERS.items(), OTHER_STYLES, strict=True):
+        values = [math.nan if value is None else value for value in map(read, moments)]
+        if not all(map(math.isnan, values)):
+            _draw_other(ax, name, colour).plot(
+                drawn, values, color=colour, linewidth=1.4, linestyle=style, marker=marker
+            )
     return ax
 
 
@@ -187,21 +204,27 @@ def _whole_ticks(ax: Axes) -> None:
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
-def _draw_momentum(ax: Axes, steps: Sequence[int], momenta: Sequence[float], marker: str) -> None:
+def _draw_other(ax: Axes, name: str, colour: str) -> Axes:
+    """New axes on the right of the rate's, outside of those that are there."""
     figure = ax.get_figure(root=True)
     current = figure.gca() if figure else ax
+    # The rate's background is off from the first one on.
+    is_first = ax.patch.get_visible()
     twin = ax.twinx()
     if figure:
         # What the caller draws next through pyplot goes to the same axes as without this call.
         figure.sca(current)
-    twin.plot(steps, momenta, color=MOMENTUM_COLOUR, linewidth=1.4, linestyle="--", marker=marker)
-    twin.set_ylabel("momentum", color=MOMENTUM_COLOUR)
+    twin.set_ylabel(name, color=colour)
     twin.ticklabel_format(axis="y", useOffset=False)
     twin.spines["top"].set_visible(False)
-    # The rate is drawn above momentum, so the background moves below both.
-    twin.patch.set(visible=True, facecolor=ax.get_facecolor())
-    ax.patch.set_visible(False)
+    if is_first:
+        # The rate is drawn above momentum, so the background moves below both.
+        twin.patch.set(visible=True, facecolor=ax.get_facecolor())
+        ax.patch.set_visible(False)
+    else:
+        twin.spines["right"].set_position(("outward", 56))
     ax.set_zorder(twin.get_zorder() + 0.1)
+    return twin
 
 
 # --- a range test

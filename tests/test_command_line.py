@@ -9,24 +9,30 @@ from dataclasses import fields
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import POLICY_STRATEGIES, carries_code
+from strategies import COMPOSITES, POLICY_STRATEGIES, carries_code
 
 import cyclic_optim
 from cyclic_optim import (
+    Combined,
     Constant,
     CosineRestarts,
     ExponentialDecay,
+    LinearRamp,
     OneCycle,
     Plateau,
+    Scaled,
+    Sequential,
     StepDecay,
     Triangular,
     Triangular2,
+    Warmup,
 )
 from cyclic_optim.__main__ import command_name, default_steps, main
 from cyclic_optim.policies import POLICIES
+from cyclic_optim.policies.expression import parsed
 
-IN_CODE_ONLY = {"Sequential", "Staircase", "Scaled", "LambdaPolicy"}
-PREVIEWED = [name for name in POLICIES if name not in IN_CODE_ONLY]
+IN_CODE_ONLY = {"LambdaPolicy"}
+PREVIEWED = [name for name in POLICIES if name not in {*IN_CODE_ONLY, *COMPOSITES}]
 NO_OPTION = {"scale_fn"}
 
 
@@ -89,11 +95,30 @@ def printed(*arguments, columns=80):
 def test_the_csv_is_the_policy(name, data):
     """For every policy and options, every line has the step, and rate and momentum to the last bit."""
     policy = data.draw(POLICY_STRATEGIES[name].filter(lambda policy: not carries_code(policy)))
+    assert_csv_is(policy, data, *options_of(policy))
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if name not in IN_CODE_ONLY])
+@settings(max_examples=10)
+@given(data=st.data())
+def test_the_csv_of_an_expression_is_the_policy(name, data):
+    """A policy as its repr has it, composites included, is previewed with the same values, with or without its word."""
+    policy = data.draw(POLICY_STRATEGIES[name].filter(lambda policy: not carries_code(policy)))
+    assert_csv_is(policy, data, *data.draw(st.sampled_from([[], ["expression"]])), repr(policy))
+    assert parsed(repr(policy)) == policy
+
+
+def assert_csv_is(policy, data, *words):
     steps, lr = data.draw(st.integers(1, 100)), data.draw(st.floats(0, 10))
-    lines = printed("preview", *options_of(policy), f"--lr={lr!r}", f"--steps={steps}", "--csv")
-    assert lines[0] == "step,lr,momentum"
+    lines = printed("preview", *words, f"--lr={lr!r}", f"--steps={steps}", "--csv")
+    values = [policy.at(step) for step in range(steps)]
+    has_decay = any(one.weight_decay_factor is not None for one in values)
+    assert lines[0] == "step,lr,momentum" + ",weight_decay_factor" * has_decay
     read = [[float(cell) if cell else None for cell in line.split(",")] for line in lines[1:]]
-    assert read == [[step, lr * policy.at(step).lr_factor, policy.at(step).momentum] for step in range(steps)]
+    assert read == [
+        [step, lr * lr_factor, momentum, *[weight_decay] * has_decay]
+        for step, (lr_factor, momentum, weight_decay) in enumerate(values)
+    ]
 
 
 @pytest.mark.parametrize("name", PREVIEWED)
@@ -117,7 +142,7 @@ def test_help_tells_rule_default_and_meaning(capsys, monkeypatch):
     """The docstring's words, the rule's, and the default; a policy that refers to another has its words."""
     monkeypatch.setenv("COLUMNS", "300")
     for policy, words in (
-        ("one-cycle", "fraction of the steps spent climbing. [0 < pct_start < 1; default: 0.3]"),
+        ("one-cycle", "fraction of the steps spent climbing. [0 <= pct_start <= 1; default: 0.3]"),
         ("one-cycle", "[1 <= total_steps; required]"),
         ("triangular2", "optimizer steps of the rising half of a cycle. [1 <= step_size_up; default: 2000]"),
     ):
@@ -129,10 +154,10 @@ def test_help_tells_rule_default_and_meaning(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("one-cycle --total-steps 10 --pct-start 1.5", "need 0 < pct_start < 1, got pct_start=1.5"),
+        ("one-cycle --total-steps 10 --pct-start 1.5", "need 0 <= pct_start <= 1, got pct_start=1.5"),
         ("one-cycle --total-steps 10.5", "need total_steps to be an int (a number of optimizer steps)"),
         ("one-cycle --total-steps ten", "need total_steps to be an int"),
-        ("one-cycle --total-steps 3", "need 1 < pct_start * total_steps"),
+        ("one-cycle --total-steps 0", "need 1 <= total_steps, got total_steps=0"),
         ("one-cycle --total-steps 10 --anneal-strategy tanh", "need anneal_strategy to be one of 'cos', 'linear'"),
         ("one-cycle --total-steps 10 --base-momentum 0.99", "need base_momentum <= max_momentum"),
         ("one-cycle --total 10", "the following arguments are required: --total-steps"),
@@ -164,13 +189,54 @@ def test_wrong_options_are_refused_in_the_librarys_words(arguments, message, cap
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("Warmup(", "need a Python expression of policies, got 'Warmup(': "),
+        ("Warmup(CosineDecay(9), 1); Constant()", "need a Python expression of policies"),
+        ("(" * 3000 + "1" + ")" * 3000, "need a Python expression of policies"),
+        ("StepDecay(" + "+".join("1" * 5000) + ")", "need a Python expression of policies"),
+        ("3 * (2)", "need an expression of a policy, got '3 * (2)'"),
+        ("[Constant()]", "need an expression of a policy"),
+        ("open('x')", "need a policy of this library, one of Constant, Triangular, "),
+        ("__import__('os').system('true')", "need policies, numbers, strings, lists and + - * / //, got "),
+        ("(lambda: Constant())()", "need policies, numbers, strings, lists and + - * / //, got "),
+        ("LambdaPolicy(print)", "need policies, numbers, strings, lists and + - * / //, got 'print'"),
+        ("LambdaPolicy('print')", "need fn to be callable, got fn='print'"),
+        ("StepDecay(9 ** 9)", "need policies, numbers, strings, lists and + - * / //, got '9 ** 9'"),
+        ("StepDecay('3' * 3)", "need a number to calculate with, got \"'3'\""),
+        ("StepDecay(True + 1)", "need a number to calculate with, got 'True'"),
+        ("StepDecay(1 / 0)", "need a number, got '1 / 0': division by zero"),
+        ("StepDecay(6 / 2)", "need step_size to be an int"),
+        ("OneCycle(**{'total_steps': 9})", "need every argument of OneCycle written out, got one with **"),
+        ("OneCycle(*[9])", "need policies, numbers, strings, lists and + - * / //, got "),
+        ("OneCycle()", "missing 1 required positional argument: 'total_steps'"),
+        ("Product([Plateau(), Plateau()])", "need at most one policy that listens to a metric"),
+        ("Combined(momentum=Constant())", "missing 1 required positional argument: 'lr'"),
+        ("Scaled(Constant(), 2)", "need 0 <= factor <= 1, got factor=2"),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_an_expression_that_is_none_of_a_policy_is_refused(expression, message, capsys):
+    """Whatever is no call of policies with plain arguments is refused with the rule; nothing is looked up or run."""
+    error = refused(capsys, "preview", expression, "--csv")
+    assert error.startswith("usage: cyclic-optim preview expression")
+    assert message in error.splitlines()[-1]
+
+
+def test_an_expression_may_calculate_with_numbers():
+    """Lengths may be written as epochs times batches, and factors as fractions, signs included."""
+    policy = parsed(" Sequential([LinearRamp(5*100, 1/4), StepDecay(+30 * 100 - 500 // 2, gamma=-(-1/2))], [500,]) ")
+    assert policy == Sequential([LinearRamp(500, 0.25), StepDecay(2750, gamma=0.5)], [500])
+
+
 def test_no_command_is_refused(capsys):
     """Nothing to do is a mistake."""
     assert "required: COMMAND" in refused(capsys)
 
 
 def test_list_names_every_policy(capsys):
-    """Each with the first line of its docstring, without markup, and why two cannot be previewed."""
+    """Each with the first line of its docstring, without markup, and how it is previewed where it is no command."""
     text = shown(capsys, "list")
     assert [line.split()[0] for line in text.splitlines() if line[0] != " "] == list(
         map(command_name, POLICIES.values())
@@ -180,6 +246,8 @@ def test_list_names_every_policy(capsys):
     assert "one-cycle Up to the peak, down again, and at the end far below" in flowing
     assert flowing.count("In code only") == len(IN_CODE_ONLY)
     assert "[In code only: fn cannot be given on a command line.]" in flowing
+    assert all(f'[As an expression: preview "{name}(...)".]' in flowing for name in COMPOSITES)
+    assert flowing.count("As an expression") == len(COMPOSITES)
 
 
 def test_version(capsys):
@@ -202,6 +270,16 @@ def test_a_chart_fits_the_terminal(name, data):
     assert max(map(len, lines)) <= columns
     assert any(0x2800 < ord(letter) < 0x2900 for line in lines for letter in line)
     assert ("momentum" in lines) == (policy.at(0).momentum is not None)
+
+
+def test_a_chart_shows_weight_decay_where_there_is_one(capsys):
+    """The factor of weight decay has a chart of its own; without one there is none."""
+    text = shown(capsys, "preview", "Combined(Constant(), weight_decay=LinearRamp(9))")
+    assert [line for line in text.splitlines() if line and line[0].isalpha()][1:] == [
+        "learning rate",
+        "weight decay factor",
+    ]
+    assert "weight decay" not in shown(capsys, "preview", "Scaled(Triangular(9), 0.5)")
 
 
 @pytest.mark.parametrize("columns", [1, 5, 10])
@@ -250,6 +328,10 @@ def test_axis_labels_are_told_apart(capsys):
         (Plateau(patience=20), 120),
         (Plateau(patience=0), 1000),
         (Constant(), 1000),
+        (Warmup(ExponentialDecay(0.9999), 50), 300),
+        (Sequential([LinearRamp(20), StepDecay(30)], [200]), 1200),
+        (Combined(ExponentialDecay(0.999), momentum=Scaled(Constant(), 0.9)), 10000),
+        (Warmup(Plateau(), 100), 111),
     ],
 )
 def test_default_steps_show_what_the_policy_does(policy, steps):
@@ -293,6 +375,7 @@ def test_without_matplotlib_out_names_the_cure_and_the_chart_works(tmp_path):
 def test_the_command_line_needs_no_torch():
     """Without torch the list, the chart and the CSV are printed, the same as with it."""
     requests = ["list"], ["preview", "one-cycle", "--total-steps=9"], ["preview", "plateau", "--steps=3", "--csv"]
+    requests += (["preview", "Combined(Warmup(CosineDecay(90), 10), weight_decay=Constant())"],)
     for request in requests:
         code = (
             "import sys; sys.modules['torch'] = None\n"

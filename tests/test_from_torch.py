@@ -267,7 +267,7 @@ def test_the_rest_of_the_run_is_the_unswitched_one(name, data):
         (lambda o: torch_schedules.LinearLR(o, 0.25, total_iters=0), Scaled(Constant(), 0.25)),
         (lambda o: torch_schedules.ConstantLR(o, 0.25, total_iters=0), Scaled(Constant(), 0.25)),
         (lambda o: torch_schedules.PolynomialLR(o, 0), Constant()),
-        (lambda o: torch_schedules.OneCycleLR(o, 0.1, 1), OneCycle(1)),
+        (lambda o: torch_schedules.OneCycleLR(o, 0.1, 1, pct_start=0.25), OneCycle(1, 0.25)),
         (lambda o: torch_schedules.OneCycleLR(o, 0.1, 3), OneCycle(3)),
         (lambda o: torch_schedules.OneCycleLR(o, 0.1, 10, pct_start=0.0), OneCycle(10, 0.0)),
         (lambda o: torch_schedules.OneCycleLR(o, 0.1, 10, pct_start=1.0), OneCycle(10, 1.0)),

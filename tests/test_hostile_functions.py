@@ -231,7 +231,10 @@ PAIRS = {
     "one number": 0.75,
     "nothing": (),
     "one of two": (0.5,),
-    "three": (0.5, 0.5, 0.5),
+    "four": (0.5, 0.5, 0.5, 0.5),
+    "weight decay of text": (0.5, 0.5, "0.5"),
+    "weight decay nan": (0.5, None, math.nan),
+    "weight decay below 0": (0.5, 0.5, -0.1),
     "text": "ab",
     "a dict of two": {"lr_factor": 1, "momentum": 2},
     "no rate": (None, 0.5),
@@ -251,7 +254,7 @@ PAIRS = {
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("answer", PAIRS)
 def test_an_answer_that_is_no_pair_of_numbers_is_refused(answer, options):
-    """A policy's answer other than (rate, momentum or None), each a number that can be used, changes nothing."""
+    """An answer other than (rate, momentum, weight decay), a number or None each but the first, changes nothing."""
     policy = Answers(Switch(lambda: PAIRS[answer]))
     optimizer, _ = make(policy, **options)
     optimizer.step()

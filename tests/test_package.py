@@ -57,7 +57,7 @@ def test_no_torch_is_imported_before_it_is_needed():
         "    except ImportError as error: print(name, error.name)"
     )
     first, *others = python(code).splitlines()
-    assert first == "Values(lr_factor=4e-06, momentum=0.95) plot_policy"
+    assert first == "Values(lr_factor=4e-06, momentum=0.95, weight_decay_factor=None) plot_policy"
     needing = ("CyclicSGD", "lr_range_test", "supervised_step", "LRRangeTest", "NoSuggestionError")
     assert others == [f"{name} torch" for name in needing]
 

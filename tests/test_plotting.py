@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from strategies import POLICY_STRATEGIES, policies, sawtooth
 
 from cyclic_optim import (
+    Combined,
     Constant,
     CosineDecay,
     CosineRestarts,
@@ -68,9 +69,9 @@ def new_axes():
     return Figure().subplots()
 
 
-def twin_of(ax):
-    """The axis of momentum, or None."""
-    others = [other for other in ax.figure.axes if other is not ax]
+def twin_of(ax, name="momentum"):
+    """The axis of momentum, or of what is asked for, or None."""
+    others = [other for other in ax.figure.axes if other is not ax and other.get_ylabel() == name]
     return others[0] if others else None
 
 
@@ -81,7 +82,7 @@ def twin_of(ax):
 @settings(max_examples=5)
 @given(data=st.data())
 def test_the_lines_carry_exactly_the_values_of_the_policy(name, data):
-    """Every step is drawn with the rate and the momentum that the policy has for it, for every policy."""
+    """Every step is drawn with the rate, momentum and weight decay that the policy has for it, for every policy."""
     policy = data.draw(POLICY_STRATEGIES[name])
     steps, lr = data.draw(st.integers(1, 300)), data.draw(st.floats(0, 100))
     ax = plot_policy(policy, steps, lr, ax=new_axes())
@@ -89,12 +90,13 @@ def test_the_lines_carry_exactly_the_values_of_the_policy(name, data):
     (line,) = ax.lines
     assert list(line.get_xdata()) == list(range(steps))
     assert list(line.get_ydata()) == [lr * lr_factor for lr_factor, *_ in values]
-    momenta = [momentum for _, momentum, _ in values]
-    if all(momentum is None for momentum in momenta):
-        assert twin_of(ax) is None
-    else:
-        drawn = [None if math.isnan(y) else y for y in twin_of(ax).lines[0].get_ydata()]
-        assert drawn == momenta
+    for i, name in ((1, "momentum"), (2, "weight decay factor")):
+        others = [one[i] for one in values]
+        if all(other is None for other in others):
+            assert twin_of(ax, name) is None
+        else:
+            drawn = [None if math.isnan(y) else y for y in twin_of(ax, name).lines[0].get_ydata()]
+            assert drawn == others
 
 
 @settings(max_examples=10)
@@ -189,6 +191,16 @@ def test_a_users_own_policy_is_drawn():
     ax = plot_policy(Mine(), 10, ax=new_axes())
     assert ax.get_title() == "Mine"
     assert [math.isnan(momentum) for momentum in twin_of(ax).lines[0].get_ydata()] == [True] * 5 + [False] * 5
+
+
+def test_three_axes_do_not_overlap():
+    """With momentum and weight decay the second axis on the right is outside of the first, and the rate is on top."""
+    policy = Combined(CosineDecay(100), momentum=LinearRamp(100, 0.8, 0.9), weight_decay=LinearRamp(50))
+    ax = plot_policy(policy, 100, ax=new_axes())
+    near, far = twin_of(ax), twin_of(ax, "weight decay factor")
+    assert near.spines["right"].get_position() != far.spines["right"].get_position()
+    assert ax.get_zorder() > max(near.get_zorder(), far.get_zorder())
+    assert [axes.patch.get_visible() for axes in (ax, near, far)] == [False, True, False]
 
 
 def test_labels():

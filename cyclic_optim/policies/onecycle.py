@@ -49,7 +49,7 @@ class OneCycle(Policy):
 
     Args:
         total_steps: optimizer steps of the whole run (epochs * len(loader) / accumulation).
-        pct_start: fraction of the steps spent climbing, in [0, 1].
+        pct_start: fraction of the steps spent climbing.
         anneal_strategy: ``"cos"`` or ``"linear"``.
         cycle_momentum: whether momentum moves too, inversely to the learning rate.
         base_momentum, max_momentum: momentum at the peak, and at both ends.
