@@ -14,7 +14,6 @@ from questions import NoQuestions
 from strategies import IMPLEMENTATIONS, flat, problems, sgd_options
 from test_interruption import interrupted_everywhere
 from test_triton_update import BLOCK, TritonUpdate
-from torch._dynamo.backends.registry import lookup_backend
 from torch.optim import SGD, Adam, AdamW
 
 from cyclic_optim import Constant, CyclicAdamW, CyclicSGD, Policy, Sequential, Triangular, cyclic, lr_range_test
@@ -63,9 +62,9 @@ LATE = Listed(((1.0, None, None), (0.5, None, None), (0.25, None, 0.5), (0.5, No
 
 
 def rows(momentum=True):
-    """Drawn rows; momentum in all of them or in none."""
+    """Drawn rows; momentum in all of them or in none, and 0 in float32 where it is in float64."""
     factors = st.floats(0, 2)
-    row = st.tuples(factors, st.floats(0, 0.95) if momentum else st.none(), factors)
+    row = st.tuples(factors, st.just(0.0) | st.floats(0.01, 0.95) if momentum else st.none(), factors)
     return st.lists(row, min_size=1, max_size=5).map(tuple)
 
 
@@ -580,7 +579,7 @@ def test_another_policy_in_the_code(capturable):
         _, fresh = one_param(policy, capturable=capturable)
         with pytest.warns(UserWarning, match="written under the policy"):
             fresh.load_state_dict(saved)
-        assert decays(fresh) == [pytest.approx(expected, rel=1e-6)]
+        assert decays(fresh) == [(pytest.approx(expected[0]), expected[1])]
     _, moved = one_param(capturable=capturable)
     _, left = one_param(Constant(), weight_decay=0.3, capturable=capturable)
     with pytest.warns(UserWarning, match="written under the policy"):
@@ -644,6 +643,7 @@ def test_capturable_equals_sgd_driven_by_hand(problem, rows, options, data):
     assert not kernel or built or problem.absent
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, of the product that is not selected
 @pytest.mark.parametrize("kernel", [False, True])
 def test_a_weight_decay_of_zero_reads_no_parameter(kernel):
     """0 times an infinite parameter would be NaN."""
@@ -688,9 +688,9 @@ def test_compiled_it_goes_on_moving():
     """One graph for all steps, and the host's values at each."""
     graphs = []
 
-    def backend(graph, inputs):
+    def backend(graph, _):
         graphs.append(graph)
-        return lookup_backend("aot_eager")(graph, inputs)
+        return graph.forward
 
     (params, optimizer), (host_params, host) = mixed(capturable=True), mixed()
     compiled = torch.compile(optimizer.step, fullgraph=True, backend=backend)
