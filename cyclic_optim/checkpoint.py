@@ -352,8 +352,8 @@ def _write_values(group: Group, slots: Slots, by_hand: Edited, changed: Group) -
     """Write these values and the schedule's, but for those that were edited by hand."""
     after = merged(group, changed)
     values = {**changed, **values_of(plan(after, group["schedule_step"], slots), after, slots)}
-    for key in ["lr"] * ("lr" in by_hand) + [slot.key for slot in slots.present if slot.name in by_hand]:
-        values.pop(key, None)
+    for name in by_hand & slots.keys.keys():
+        values.pop(slots.keys[name], None)
     at_once(writing(group, values))
 
 

@@ -71,6 +71,11 @@ class Slots(NamedTuple):
     def present(self) -> list[Slot]:
         return [slot for slot in self if slot is not None]
 
+    @property
+    def keys(self) -> dict[str, str]:
+        """The key that holds each value that a policy may move, by the value's name."""
+        return {"lr": "lr", **{slot.name: slot.key for slot in self.present}}
+
 
 def slots_of(options: Mapping[str, Any]) -> Slots:
     """The slots of an optimizer with these defaults; betas come first, as in torch's CyclicLR and OneCycleLR."""

@@ -180,11 +180,10 @@ class DeviceSchedules:
         """What a group of numbers becomes with another clock or policy; a rate and a momentum assigned to it stay."""
         after = merged(group, policy_values(policy, group) if is_new else {"policy": policy})
         values = values_of(plan(after, after["schedule_step"], self._slots), after, self._slots)
-        keys = {"lr": "lr", **{slot.name: slot.key for slot in self._slots.present}}
         values = {**after, **values}
-        for name in assigned.keys() & keys.keys():
-            if group[keys[name]] != values[keys[name]]:
-                values.update({keys[name]: group[keys[name]], MARKS[name]: True})
+        for name, key in self._slots.keys.items():
+            if name in assigned and group[key] != values[key]:
+                values.update({key: group[key], MARKS[name]: True})
         return self._known.stored(values)
 
     # -- edits --------------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ class HostSchedules:
         columns = self._written.columns
         upcoming = self._plan_next(groups)  # before the update: if a policy has no valid answer, nothing has moved
         loss = optimizer._apply(closure)
-        while self._written.columns is not columns:  # the closure stepped, reported or rescheduled
+        while self._written.columns is not columns:  # the closure stepped or rescheduled, or see _decays
             columns, upcoming = self._written.columns, self._plan_next(groups)
         self._write(groups, upcoming)
         return loss
@@ -214,10 +214,8 @@ class HostSchedules:
         if changed <= {"lr"}:
             return {}, by_hand
         values |= values_of(planned, after, self._slots)
-        stay = self._staying(i, group, changed)
-        return {
-            key: value for key, value in values.items() if key not in stay and (key != "lr" or not by_hand)
-        }, by_hand
+        stay = self._staying(i, group, changed) | ({"lr"} if by_hand else set())
+        return {key: value for key, value in values.items() if key not in stay}, by_hand
 
     def _follow(self, changed: set[str], group: Group) -> Group:
         """What follows from another policy, if one was assigned to a resolved group."""
