@@ -98,8 +98,8 @@ def cyclic(cls: type[Optimizer]) -> type[Any]:
     Its instances are instances of ``cls``; they are built, printed, saved and stepped like those of ``cls``, and moved
     along a policy as :class:`CyclicSGD` is: one policy or one per param group, ``reschedule``, ``report``,
     ``from_torch``, ``passive_scheduler``, one checkpoint. A policy's momentum is ``group["betas"][0]`` where there are
-    betas, else ``group["momentum"]``; its weight decay is ``group["weight_decay"]``. The update is that of ``cls``. With
-    ``policy=None`` it is ``cls``.
+    betas, else ``group["momentum"]``; its weight decay is ``group["weight_decay"]``. The update is that of ``cls``.
+    With ``policy=None`` it is ``cls``.
 
     Equal classes give the same class: ``cyclic(RMSprop) is cyclic(RMSprop)``; ``cyclic(SGD)`` is
     :class:`CyclicSGD`.
