@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .groups import BY_HAND, MOMENTUM_BY_HAND, Kinds
+from .groups import MARKS, Kinds
 from .policies import Policy
 from .policies.spec import check_description, rebuild
 from .rules import finite, shown
@@ -25,20 +25,22 @@ from .schedule import (
     Known,
     as_held,
     at_once,
+    decay_put_back,
     encode,
     enrol,
+    merged,
     plan,
     policy_values,
     values_of,
     warn,
     writing,
 )
-from .slots import Group, Slot
+from .slots import OWN_DECAY, Group, Slots
 
 #: The most levels of containers in a state dict. Four or five are usual; copying recurses for each.
 MOST_LEVELS = 20
 
-#: What the user had edited by hand in a group: "lr", "momentum".
+#: What the user had edited by hand in a group: "lr", "momentum", "weight_decay".
 Edited = set[str]
 
 _CONTAINERS = (dict, list, tuple, set, frozenset)
@@ -202,9 +204,7 @@ def fill(groups: list[Group], previous: list[Group], keys: Iterable[str]) -> Non
 # -- schedules ------------------------------------------------------------------------------------------------------
 
 
-def adopt(
-    groups: list[Group], previous: list[Group], known: Known, slot: Slot | None, kinds: Kinds
-) -> dict[int, Edited]:
+def adopt(groups: list[Group], previous: list[Group], known: Known, slots: Slots, kinds: Kinds) -> dict[int, Edited]:
     """Give freshly loaded groups their schedules; returns what was edited by hand in each group with a clock.
 
     The policy in the code wins over the one in the checkpoint, with a warning where they differ; without one in the
@@ -215,7 +215,7 @@ def adopt(
         groups: the loaded groups.
         previous: the groups before.
         known: the policies behind the texts of ``previous``; gets those of the checkpoint.
-        slot: where momentum lives.
+        slots: where momentum and weight decay live.
         kinds: what must be numbers and flags.
 
     Raises:
@@ -228,10 +228,10 @@ def adopt(
     differences: dict[int, Difference | None] = {}
     for i, (group, old) in enumerate(zip(groups, previous, strict=True)):
         if i in by_hand:
-            message, differences[i] = _adopt_group(group, old, slot, kinds, by_hand[i])
+            message, differences[i] = _adopt_group(group, old, slots, kinds, by_hand[i])
             messages |= message
         elif old["policy"] is not None:
-            _start(group, old, groups[:i], slot)
+            _start(group, old, groups[:i], slots)
             kinds.check_scheduled(group)
     _add_policy_key(groups)
     for text in messages:
@@ -265,12 +265,11 @@ def _check_presence(groups: list[Group]) -> None:
 
 def _marks(group: Group) -> Edited:
     """Remove the marks of edits from a group; returns what they say."""
-    marks = (("lr", BY_HAND), ("momentum", MOMENTUM_BY_HAND))
-    return {key for key, mark in marks if group.pop(mark, False) is True}
+    return {key for key, mark in MARKS.items() if group.pop(mark, False) is True}
 
 
 def _adopt_group(
-    group: Group, old: Group, slot: Slot | None, kinds: Kinds, by_hand: Edited
+    group: Group, old: Group, slots: Slots, kinds: Kinds, by_hand: Edited
 ) -> tuple[dict[str, None], Difference | None]:
     """Give a group its policy and what follows; returns what to warn of: another policy, and other values."""
     in_code: Policy | None = old["policy"]
@@ -284,17 +283,17 @@ def _adopt_group(
     kinds.check_scheduled(group)
     if isinstance(saved, str) and saved.rstrip() == encode(policy):
         _take_reports(policy, group)
-        difference = _difference(group, slot, by_hand)
+        difference = _difference(group, slots, by_hand)
         if difference is not None:
-            _write_values(group, slot, by_hand)
+            _write_values(group, slots, by_hand, {})
         return {}, difference
     message = (
         f"the checkpoint was written under the policy {_text(saved)}; going on at step {group['schedule_step']} "
         f"under the one in the code, {_text(encode(policy))}"
     )
-    difference = _carried(group, saved, slot, by_hand)
-    _change_policy(group, policy, old, slot, by_hand)
-    _write_values(group, slot, by_hand)
+    difference = _carried(group, saved, slots, by_hand)
+    _change_policy(group, policy, old, slots, by_hand)
+    _write_values(group, slots, by_hand, decay_put_back(group))
     return {message: None}, difference
 
 
@@ -337,33 +336,33 @@ def _take_reports(policy: Policy, group: Group) -> None:
         group["policy_state"] = dict(state)
 
 
-def _change_policy(group: Group, policy: Policy, old: Group, slot: Slot | None, by_hand: Edited) -> None:
+def _change_policy(group: Group, policy: Policy, old: Group, slots: Slots, by_hand: Edited) -> None:
     """Take over the memory of reports, and the code's momentum."""
+    slot = slots.momentum
     try:
         _take_reports(policy, group)
     except ValueError:  # the state of the other policy
-        at_once(writing(group, {"policy_state": policy_values(policy)["policy_state"]}))
+        at_once(writing(group, {"policy_state": policy_values(policy, group)["policy_state"]}))
     if slot is not None and slot.key in old and "momentum" not in by_hand:
         # Momentum is not to stay where the old policy left it, if the new one does not set it.
         group[slot.key] = slot.stored(group, slot.read(old))
 
 
-def _write_values(group: Group, slot: Slot | None, by_hand: Edited) -> None:
-    """Write the schedule's values, but for those that were edited by hand."""
-    values = values_of(plan(group, group["schedule_step"], slot), group, slot)
-    if "lr" in by_hand:
-        del values["lr"]
-    if "momentum" in by_hand and slot is not None:
-        values.pop(slot.key, None)
+def _write_values(group: Group, slots: Slots, by_hand: Edited, changed: Group) -> None:
+    """Write these values and the schedule's, but for those that were edited by hand."""
+    after = merged(group, changed)
+    values = {**changed, **values_of(plan(after, group["schedule_step"], slots), after, slots)}
+    for name in by_hand & slots.keys.keys():
+        values.pop(slots.keys[name], None)
     at_once(writing(group, values))
 
 
-def _carried(group: Group, saved: Any, slot: Slot | None, by_hand: Edited) -> Difference | None:
+def _carried(group: Group, saved: Any, slots: Slots, by_hand: Edited) -> Difference | None:
     """How a group differs from its saved policy, which is not the code's."""
     try:
         policy = policy_of(saved)
         policy.check_state(group.get("policy_state", policy.initial_state()))
-        return _difference({**group, "policy": policy}, slot, by_hand)
+        return _difference({**group, "policy": policy}, slots, by_hand)
     except (TypeError, ValueError):  # code that data cannot hold, or numbers that the rules refuse later
         return None
 
@@ -374,15 +373,17 @@ def _text(saved: Any) -> str:
     return f"{name}({', '.join(f'{key}={shown(value)}' for key, value in fields.items())})"
 
 
-def _start(group: Group, old: Group, peers: list[Group], slot: Slot | None) -> None:
+def _start(group: Group, old: Group, peers: list[Group], slots: Slots) -> None:
     """Start the code's schedule at step 0, in a group of an optimizer without schedules."""
+    slot = slots.momentum
     # torch's schedulers leave another max_lr behind, and the momentum of their last step.
     group["max_lr"] = old["max_lr"]
+    group.pop(OWN_DECAY, None)
     if "max_momentum" in group and slot is not None:
         group[slot.key] = slot.stored(group, slot.read(old))
     group.pop("initial_lr", None)  # else a scheduler would seem to be attached
     group["schedule_step"] = 0
-    enrol(group, old["policy"], peers, slot)
+    enrol(group, old["policy"], peers, slots)
 
 
 # -- warnings -------------------------------------------------------------------------------------------------------
@@ -396,14 +397,16 @@ class Difference(NamedTuple):
     held: str
 
 
-def _difference(group: Group, slot: Slot | None, by_hand: Edited) -> Difference | None:
+def _difference(group: Group, slots: Slots, by_hand: Edited) -> Difference | None:
     """How a group differs from its schedule, but for what was edited by hand; None where it does not."""
-    planned = plan(group, group["schedule_step"], slot)
+    planned = plan(group, group["schedule_step"], slots)
     if "lr" in by_hand:
         return None  # of momentum, too: older checkpoints mark lr alone where both were edited
     found = [("lr", planned.lr, group["lr"])]
-    if planned.momentum is not None and slot is not None and "momentum" not in by_hand:
-        found.append((slot.where, planned.momentum, slot.read(group)))
+    for slot in slots.present:
+        due = getattr(planned, slot.name)
+        if due is not None and slot.name not in by_hand:
+            found.append((slot.where, due, slot.read(group)))
     if all(_is_close(due, held) for _, due, held in found):
         return None
     due = ", ".join(f"{key}={value}" for key, value, _ in found)

@@ -13,13 +13,17 @@ from torch import Tensor
 
 from .policies import Policy
 from .rules import finite, shown
-from .slots import Group
+from .slots import OWN_DECAY, Group
 
 #: The keys of a schedule in a param group.
-SCHEDULE_KEYS = ("policy", "schedule_step", "max_lr", "policy_state")
+SCHEDULE_KEYS = ("policy", "schedule_step", "max_lr", "policy_state", OWN_DECAY)
 
-#: Marks of a group whose lr, or momentum, the user had edited by hand when it was saved; only in state dicts.
-BY_HAND, MOMENTUM_BY_HAND = "edited_by_hand", "momentum_edited_by_hand"
+#: Marks of a group in which the user had edited these by hand when it was saved; only in state dicts.
+MARKS = {
+    "lr": "edited_by_hand",
+    "momentum": "momentum_edited_by_hand",
+    "weight_decay": "weight_decay_edited_by_hand",
+}
 
 #: float16's largest number, the lowest of all floating-point dtypes that torch's updates take. Higher rates are checked
 #: against each parameter's dtype.
@@ -48,7 +52,7 @@ class Kinds(NamedTuple):
         """Refuse wrong types and values in a group with a policy."""
         check_has_rate(group)
         check_rate(group["lr"])
-        given = {key: group[key] for key in (*self.numbers, "max_lr") if key in group}
+        given = {key: group[key] for key in (*self.numbers, "max_lr", OWN_DECAY) if key in group}
         check_numbers(**given)
         highest = highest_held(group)
         for name, value in given.items():
@@ -110,16 +114,16 @@ def check_has_rate(group: Group) -> None:
         )
 
 
-def check_rate(lr: Any) -> None:
-    """Refuse a tensor that a policy cannot write rates into; a number is checked where it is used."""
+def check_rate(lr: Any, name: str = "lr") -> None:
+    """Refuse a tensor that a policy cannot write values into; a number is checked where it is used."""
     if type(lr) is float or not isinstance(lr, Tensor):
         return
     if lr.numel() != 1 or lr.layout is not torch.strided or lr.device.type == "meta":
-        raise ValueError(f"need lr as a number, or a dense tensor with one element, got lr={shown(lr)}")
+        raise ValueError(f"need {name} as a number, or a dense tensor with one element, got {name}={shown(lr)}")
     if lr.requires_grad:
-        raise ValueError("need lr without requires_grad beside a policy, which overwrites it")
+        raise ValueError(f"need {name} without requires_grad beside a policy, which overwrites it")
     if not lr.is_floating_point():
-        raise ValueError(f"need lr as a floating-point tensor beside a policy, got lr={lr!r}")
+        raise ValueError(f"need {name} as a floating-point tensor beside a policy, got {name}={lr!r}")
 
 
 def check_capturable(group: Group, defaults: Group) -> None:
@@ -131,9 +135,9 @@ def check_capturable(group: Group, defaults: Group) -> None:
         )
 
 
-def highest_held(group: Group) -> float:
-    """The largest number that a group's rate, and the dtypes of all of its parameters, can hold."""
-    dtypes = {tensor.dtype for tensor in (group["lr"], *group.get("params", ())) if isinstance(tensor, Tensor)}
+def highest_held(group: Group, key: str = "lr") -> float:
+    """The largest number that a group's rate (or what has this key), and the dtypes of all parameters, can hold."""
+    dtypes = {tensor.dtype for tensor in (group[key], *group.get("params", ())) if isinstance(tensor, Tensor)}
     floating = (torch.finfo(dtype).max for dtype in dtypes if dtype.is_floating_point or dtype.is_complex)
     return min(floating, default=sys.float_info.max)
 

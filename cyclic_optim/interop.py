@@ -21,7 +21,7 @@ from .policies.decay import Constant, ExponentialDecay, LinearRamp, MultiStepDec
 from .policies.onecycle import OneCycle
 from .policies.plateau import Plateau
 from .rules import whole
-from .slots import Group, Slot, momentum_slot
+from .slots import OWN_DECAY, Group, Slot, slots_of
 from .torch_private import HOOKS, last_rates, phases_of, scale_function_of, sequence_of, version_of, was_stepped
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def _arguments(cls: type[Scheduled], optimizer: Optimizer) -> dict[str, Any]:
     return {key: value for key, value in optimizer.defaults.items() if key in names}
 
 
-_WRITTEN_BY_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}
+#: A weight decay that a policy moved may have come with one of our checkpoints; the optimizer's is the present one.
+_WRITTEN_BY_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", OWN_DECAY}
 
 
 def _hand_over(group: Group, taken: Taken, step: int, options: dict[str, Any]) -> None:
@@ -236,7 +237,7 @@ def _is_sgd(optimizer: Optimizer) -> bool:
 
 def _check_current(optimizer: Optimizer, taken: list[Taken], position: int) -> None:
     """Refuse current values that are not the scheduler's at its step."""
-    slot = momentum_slot(optimizer.defaults)
+    slot = slots_of(optimizer.defaults).momentum
     for i, (group, one) in enumerate(zip(optimizer.param_groups, taken, strict=True)):
         lr_factor, momentum, _ = one.policy.at(position) if one.state is None else one.policy.after(one.state, position)
         if not _is_close(group["lr"], one.peak * lr_factor, one.peak):

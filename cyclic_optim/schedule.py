@@ -1,13 +1,15 @@
 """One param group's schedule: its policy, its clock and its peak; the next values, checked before anything is written.
 
-========================  ==================================================================
-``group["policy"]``       the policy's name and fields, as JSON; None for a group without a schedule
-``group["schedule_step"]``  this group's clock: updates applied since its step 0
-``group["max_lr"]``       the peak; may be edited
-``group["lr"]``           the rate of the next step: ``max_lr * lr_factor``
-``group["momentum"]``     likewise (``betas[0]`` in Adam's family), where the policy cycles it
-``group["policy_state"]``  the policy's state of reported metrics; only where it listens
-========================  ==================================================================
+=============================  ==================================================================
+``group["policy"]``            the policy's name and fields, as JSON; None for a group without a schedule
+``group["schedule_step"]``     this group's clock: updates applied since its step 0
+``group["max_lr"]``            the peak; may be edited
+``group["lr"]``                the rate of the next step: ``max_lr * lr_factor``
+``group["momentum"]``          likewise (``betas[0]`` in Adam's family), where the policy cycles it
+``group["max_weight_decay"]``  the group's own weight decay; may be edited; only where the policy moves weight decay
+``group["weight_decay"]``      of the next step: ``max_weight_decay * weight_decay_factor``; likewise
+``group["policy_state"]``      the policy's state of reported metrics; only where it listens
+=============================  ==================================================================
 
 All of it is plain data in the param groups, because checkpoints, wrappers and distributed engines copy these.
 :class:`Known` has the policies behind the texts. The functions here take *resolved* groups: copies that hold the policy
@@ -27,15 +29,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .groups import HELD_BY_ALL, check_has_rate, check_numbers, check_policy, check_rate, highest_held
+from .groups import HELD_BY_ALL, SCHEDULE_KEYS, check_has_rate, check_numbers, check_policy, check_rate, highest_held
 from .native import ABSENT
 from .policies import Policy, describe
 from .policies.asked import values_at
 from .rules import MOST_STEPS, finite, shown, whole
-from .slots import Group, Slot, check_momentum
+from .slots import OWN_DECAY, Group, Slots, check_decay, check_momentum
 
 #: Clocks are set and loaded below this: half of their range, so that there is room to go on.
 MOST_SET_STEPS = MOST_STEPS // 2
+
+#: What may be a tensor in a group, and is then written in place.
+TENSOR_KEYS = ("lr", "weight_decay")
 
 _check_whole = whole(0)["rule"]
 
@@ -105,7 +110,8 @@ class Plan(NamedTuple):
 
     step: int
     lr: float
-    momentum: float | None
+    momentum: float | None  # None: it stays
+    weight_decay: float | None
 
 
 def check_step(step: Any, name: str = "schedule_step") -> int:
@@ -116,34 +122,59 @@ def check_step(step: Any, name: str = "schedule_step") -> int:
     return int(step)
 
 
-def check_clock_is_there(group: Group) -> None:
-    """Refuse a policy that was assigned to a group without a schedule."""
+def check_clock_is_there(group: Group, row: Group | None = None) -> None:
+    """Refuse a policy that was assigned to a group without a schedule, and a key of ours that was removed."""
     if not {"schedule_step", "max_lr"} <= group.keys():
         raise ValueError("need schedule_step and max_lr beside policy in a param group: use reschedule(policy=...)")
+    if OWN_DECAY not in group and row is not None and row.get(OWN_DECAY, ABSENT) is not ABSENT:
+        raise ValueError(
+            f"need {OWN_DECAY} in a param group whose weight decay a policy moves, got a group without: "
+            "use reschedule(policy=...) for a policy that leaves weight decay alone"
+        )
 
 
-def plan(group: Group, step: int, slot: Slot | None) -> Plan:
+def plan(group: Group, step: int, slots: Slots) -> Plan:
     """The group's values at ``step``.
 
     Raises:
         ValueError, TypeError: the policy has no valid values, or the group cannot hold them.
     """
-    lr_factor, momentum, _ = values_at(group["policy"], step, group.get("policy_state"))
-    check_momentum(slot, momentum, group["policy"])
-    return Plan(step, rate(group, lr_factor, step), momentum)
+    lr_factor, momentum, decay_factor = values_at(group["policy"], step, group.get("policy_state"))
+    check_momentum(slots.momentum, momentum, group["policy"])
+    check_decay(slots.weight_decay, decay_factor, group["policy"])
+    moved = None if decay_factor is None else decay(group, decay_factor, step)
+    return Plan(step, rate(group, lr_factor, step), momentum, moved)
 
 
 def rate(group: Group, lr_factor: float, step: int) -> float:
     """The group's rate, checked."""
-    peak = finite("max_lr", group["max_lr"], minimum=0)
-    check_rate(group["lr"])
-    highest = HELD_BY_ALL if peak * lr_factor <= HELD_BY_ALL else highest_held(group)
-    if peak * lr_factor > highest:
+    return _product(group, "lr", finite("max_lr", group["max_lr"], minimum=0), lr_factor, step)
+
+
+def decay(group: Group, factor: float, step: int) -> float:
+    """The group's weight decay, checked."""
+    return _product(group, "weight_decay", own_decay(group), factor, step)
+
+
+def own_decay(group: Group) -> float:
+    """The group's own weight decay, which a policy's factor multiplies: what it had before a policy moved it."""
+    if OWN_DECAY in group:
+        return finite(OWN_DECAY, group[OWN_DECAY], minimum=0)
+    held = group["weight_decay"]
+    check_rate(held, "weight_decay")
+    return finite("weight_decay", _number(held), minimum=0)
+
+
+def _product(group: Group, key: str, own: float, factor: float, step: int) -> float:
+    """The value of ``lr`` or ``weight_decay``: the group's own times the policy's factor, checked."""
+    check_rate(group[key], key)
+    highest = HELD_BY_ALL if own * factor <= HELD_BY_ALL else highest_held(group, key)
+    if own * factor > highest:
         raise ValueError(
-            f"need max_lr * lr_factor to be a number that lr can hold, and the parameters (up to {highest}), "
-            f"got max_lr={peak}, {lr_factor=} at {step=}"
+            f"need max_{key} * {key}_factor to be a number that {key} can hold, and the parameters (up to {highest}), "
+            f"got max_{key}={own}, {key}_factor={factor} at {step=}"
         )
-    return peak * lr_factor
+    return own * factor
 
 
 def as_held(lr: torch.Tensor, rate: float) -> float:
@@ -151,24 +182,33 @@ def as_held(lr: torch.Tensor, rate: float) -> float:
     return torch.full((), rate, dtype=lr.dtype, device="cpu").item()
 
 
-def values_of(planned: Plan, group: Group, slot: Slot | None) -> Group:
+def values_of(planned: Plan, group: Group, slots: Slots) -> Group:
     """What a plan stores in its group, by key: plain data, whatever kind of number was assigned to ``max_lr``."""
     values = {
         "schedule_step": planned.step,
         "max_lr": finite("max_lr", group["max_lr"], minimum=0),
         "lr": planned.lr,
     }
-    if planned.momentum is not None and slot is not None:
-        values[slot.key] = slot.stored(group, planned.momentum)
+    for slot in slots.present:
+        value = getattr(planned, slot.name)
+        if value is not None:
+            values[slot.key] = slot.stored(group, value)
+    if planned.weight_decay is not None or OWN_DECAY in group:
+        values[OWN_DECAY] = own_decay(group)
     return values
 
 
-def policy_values(policy: Policy | None) -> Group:
+def policy_values(policy: Policy | None, group: Group) -> Group:
     """What a group stores with another policy: no reports so far; without a policy none of our keys."""
     if policy is None:
-        return {"policy": None, **dict.fromkeys(("policy_state", "schedule_step", "max_lr"), ABSENT)}
+        return {"policy": None, **dict.fromkeys(SCHEDULE_KEYS[1:], ABSENT)}
     state = policy.initial_state()
-    return {"policy": policy, "policy_state": ABSENT if state is None else dict(state)}
+    return {"policy": policy, "policy_state": ABSENT if state is None else dict(state), **decay_put_back(group)}
+
+
+def decay_put_back(group: Group) -> Group:
+    """What a group stores with another policy, which may leave weight decay alone: its own, which is kept no longer."""
+    return {"weight_decay": own_decay(group), OWN_DECAY: ABSENT} if OWN_DECAY in group else {}
 
 
 def merged(group: Group, values: Group) -> Group:
@@ -177,10 +217,16 @@ def merged(group: Group, values: Group) -> Group:
 
 
 def writing(group: Group, values: Group) -> list[partial[Any]]:
-    """The calls that store these values: a tensor lr is filled, and what is ``ABSENT`` is removed."""
+    """The calls that store these values: a tensor is filled, and what is ``ABSENT`` is removed.
+
+    The first weight decay that a policy moves is stored in another tensor, because groups may share the present one.
+    """
     values, calls = dict(values), []
-    if "lr" in values and isinstance(group["lr"], torch.Tensor):
-        calls.append(partial(group["lr"].fill_, values.pop("lr")))
+    for key in [key for key in TENSOR_KEYS if key in values and isinstance(group.get(key), torch.Tensor)]:
+        if key == "lr" or OWN_DECAY in group:
+            calls.append(partial(group[key].fill_, values.pop(key)))
+        else:
+            values[key] = torch.full_like(group[key], values[key])
     for key in [key for key, value in values.items() if value is ABSENT]:
         del values[key]
         calls.append(partial(group.pop, key, None))
@@ -188,17 +234,17 @@ def writing(group: Group, values: Group) -> list[partial[Any]]:
 
 
 def undoing(groups: list[Group]) -> Callable[[], None]:
-    """Returns a function that undoes what is stored in these groups, and in their tensor rates, from now on."""
+    """Returns a function that undoes what is stored in these groups, and in their tensors, from now on."""
     before = list(map(dict, groups))
-    tensors = [group["lr"].detach() for group in before if isinstance(group.get("lr"), torch.Tensor)]
-    rates = [(lr, lr.clone()) for lr in tensors]
+    held = [group[key].detach() for group in before for key in TENSOR_KEYS if isinstance(group.get(key), torch.Tensor)]
+    tensors = [(tensor, tensor.clone()) for tensor in held]
 
     def undo() -> None:
         for group, old in zip(groups, before, strict=True):
             group.clear()
             group.update(old)
-        for lr, value in rates:
-            lr.copy_(value)
+        for tensor, value in tensors:
+            tensor.copy_(value)
 
     return undo
 
@@ -212,10 +258,10 @@ def at_once(changes: Iterable[partial[Any]]) -> None:
     deque(map(partial.__call__, changes), maxlen=0)
 
 
-def enrol(group: Group, policy: Policy, peers: list[Group], slot: Slot | None) -> None:
+def enrol(group: Group, policy: Policy, peers: list[Group], slots: Slots) -> None:
     """Give a new, resolved group its schedule, from its ``schedule_step``, else from that of the first group with one.
 
-    A tensor lr is cloned, because rates are written in place.
+    A tensor lr is cloned, because rates are written in place; so is a tensor weight decay that the policy moves.
     """
     lr: Any = group["lr"]
     check_rate(lr)
@@ -228,14 +274,20 @@ def enrol(group: Group, policy: Policy, peers: list[Group], slot: Slot | None) -
     group["schedule_step"] = check_step(group.get("schedule_step", common))
     group["policy"] = policy
     _join_reports(group, policy, started)
-    at_once(writing(group, values_of(plan(group, group["schedule_step"], slot), group, slot)))
+    changed = decay_put_back(group)
+    if changed and isinstance(group["weight_decay"], torch.Tensor):
+        group["weight_decay"] = group["weight_decay"].detach().clone()
+    after = merged(group, changed)
+    at_once(writing(group, {**changed, **values_of(plan(after, group["schedule_step"], slots), after, slots)}))
 
 
-def to_numbers(group: Group, slot: Slot | None) -> None:
+def to_numbers(group: Group, slots: Slots) -> None:
     """Make numbers of what a capturable optimizer shows in a group, of which this one is a copy."""
     if not isinstance(group.get("max_lr"), torch.Tensor):
         return
-    group.update({key: _number(group[key]) for key in ("schedule_step", "max_lr", "lr") if key in group})
+    keys = ("schedule_step", "max_lr", "lr", *((OWN_DECAY, "weight_decay") if OWN_DECAY in group else ()))
+    group.update({key: _number(group[key]) for key in keys if key in group})
+    slot = slots.momentum
     if slot is not None and slot.key in group:
         stored = slot.stored(group, slot.read(group))
         group[slot.key] = tuple(map(_number, stored)) if isinstance(stored, tuple) else _number(stored)
@@ -308,18 +360,18 @@ class Changes(NamedTuple):
     peaks: tuple[float, ...] | None  # one for each index
     step: int | None
 
-    def values(self, groups: list[Group], slot: Slot | None) -> dict[int, Group]:
+    def values(self, groups: list[Group], slots: Slots) -> dict[int, Group]:
         """What to store in each group addressed, by its index; nothing is written."""
-        return {i: self._values_in(groups[i], n, slot) for n, i in enumerate(self.indices)}
+        return {i: self._values_in(groups[i], n, slots) for n, i in enumerate(self.indices)}
 
-    def _values_in(self, group: Group, n: int, slot: Slot | None) -> Group:
-        changed = {} if self.policy is None else policy_values(self.policy)
+    def _values_in(self, group: Group, n: int, slots: Slots) -> Group:
+        changed = {} if self.policy is None else policy_values(self.policy, group)
         # Without a clock it had no policy: then its peak is its rate, whatever max_lr a torch scheduler left there.
         peak = group["max_lr"] if "schedule_step" in group else float(group["lr"])
         changed["max_lr"] = peak if self.peaks is None else self.peaks[n]
         after = merged(group, changed)
         step = group.get("schedule_step", 0) if self.step is None else self.step
-        return {**changed, **values_of(plan(after, step, slot), after, slot)}
+        return {**changed, **values_of(plan(after, step, slots), after, slots)}
 
 
 def changes_of(groups: list[Group], policy: Any, lr: Any, step: Any, group: Any) -> Changes:

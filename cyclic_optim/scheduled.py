@@ -14,7 +14,7 @@ from .groups import Kinds, check_capturable, check_groups, check_keys, check_pol
 from .policies import Policy
 from .rules import shown
 from .schedule import Known, changes_of, enrol, to_numbers, undoing
-from .slots import Group, Slot, momentum_slot
+from .slots import Group, Slots, slots_of
 from .torch_private import (
     NO_STATE_DICT_HOOKS,
     SUPPORTS_AMP_SCALING,
@@ -49,6 +49,8 @@ class Scheduled(Optimizer):
         group["max_lr"]           the peak; an edit counts at the next step
         group["lr"]               the next step's rate: max_lr * lr_factor; an edit lasts for one step
         group["momentum"]         the next step's momentum (betas[0] where there are betas), where the policy cycles it
+        group["max_weight_decay"] the group's own weight decay, where the policy moves it; edits as for max_lr
+        group["weight_decay"]     the next step's then: max_weight_decay * weight_decay_factor; edits as for lr
 
     and all clocks advance together, whenever an update was applied. ``policies`` has the policies themselves, and
     ``reschedule`` changes policy, peak or clock.
@@ -98,8 +100,8 @@ class Scheduled(Optimizer):
             self._schedules = schedules
 
     @property
-    def _slot(self) -> Slot | None:
-        return momentum_slot(self.defaults)
+    def _slots(self) -> Slots:
+        return slots_of(self.defaults)
 
     @classmethod
     def _base(cls) -> type[Optimizer]:
@@ -222,13 +224,13 @@ class Scheduled(Optimizer):
 
     def _join(self, group: Group, peers: list[Group]) -> None:
         check_keys(group, self.defaults)
-        to_numbers(group, self._slot)
+        to_numbers(group, self._slots)
         names_policy = "policy" in group
         policy = self._policy_for(group)
         if policy is not None:
             check_capturable(group, self.defaults)
             self._kinds.check_scheduled(group)
-            enrol(group, policy, self._known.resolved(self._schedules.plain(peers)), self._slot)
+            enrol(group, policy, self._known.resolved(self._schedules.plain(peers)), self._slots)
             group["policy"] = self._known.text(policy)
         else:
             check_unscheduled(group, is_told=names_policy)
@@ -285,8 +287,9 @@ class Scheduled(Optimizer):
     ) -> None:
         """Change policy, peak or clock; what is not given stays. The next step uses the new values.
 
-        Momentum buffers are kept, and momentum itself where the new policy leaves it alone. All of it is done, or
-        nothing where an argument is wrong. A new policy starts with no reports. It is all in the checkpoint.
+        Momentum buffers are kept, and momentum itself where the new policy leaves it alone. Weight decay goes back to
+        the group's own, ``max_weight_decay``, where a new policy leaves it alone. All of it is done, or nothing where
+        an argument is wrong. A new policy starts with no reports. It is all in the checkpoint.
 
         Args:
             policy: the new policy. With ``group=None`` it is also that of groups that are added later.
@@ -445,8 +448,9 @@ class Scheduled(Optimizer):
         warning where they differ. Each group's clock is the checkpoint's; a checkpoint of the base class starts the
         schedules at step 0, with the code's peaks. Values that are not the schedule's at its step (another optimizer
         trained on with our keys, or the clock was edited) are named in a warning, and the schedule's are used;
-        rates that were edited by hand when the checkpoint was made are kept for one step. The given dict is left as
-        it is and shares no tensor with the optimizer afterwards.
+        rates that were edited by hand when the checkpoint was made are kept for one step. Weight decay, and the group's
+        own where a policy moves it, are the checkpoint's, as in the base class. The given dict is left as it is and
+        shares no tensor with the optimizer afterwards.
 
         Args:
             state_dict: what ``state_dict()`` returned, of either class.
@@ -505,7 +509,7 @@ class Scheduled(Optimizer):
         for group in groups:
             self._kinds.check(group)
         self.state.update(cloned_state(self.state, groups))
-        by_hand = adopt(groups, previous, self._known, self._slot, self._kinds)
+        by_hand = adopt(groups, previous, self._known, self._slots, self._kinds)
         self._schedules = self._schedules.for_groups(self, groups)
         self._schedules.adopted(groups, by_hand)
         if self._policy is None and len(texts := {group.get("policy") for group in groups}) == 1:

@@ -38,6 +38,10 @@ class CyclicSGD(Scheduled, SGD):
     with ``lr = max_lr * lr_factor``, and ``lr_factor`` and ``momentum`` from ``policy.at(t)``, t counting the updates
     applied so far. There is no scheduler object and no ``scheduler.step()``. What is not listed here is SGD's.
 
+    Where the policy moves weight decay, ``weight_decay = max_weight_decay * weight_decay_factor``. The group's own
+    weight decay is kept in ``group["max_weight_decay"]``, and the next step's is ``group["weight_decay"]``; they may be
+    edited like peak and rate. With a later policy that leaves weight decay alone it is the group's own again.
+
     ``lr`` is the peak. It is kept in ``group["max_lr"]``, where it may be edited; ``group["lr"]`` and
     ``group["momentum"]`` are the next step's values. They are written when the optimizer is built and after each
     applied update, so an edit of ``group["lr"]`` lasts for one step; an edit of ``group["max_lr"]`` counts from the
@@ -60,7 +64,8 @@ class CyclicSGD(Scheduled, SGD):
             of it, in place.
         momentum: momentum factor (default: 0), where the policy does not cycle momentum.
         dampening: dampening for momentum (default: 0).
-        weight_decay: L2 penalty (default: 0).
+        weight_decay: L2 penalty (default: 0); where the policy moves it, what its factor multiplies. A 1-element Tensor
+            is allowed, as for lr.
         nesterov: Nesterov momentum; needs a momentum, be it the policy's, and zero dampening.
         policy: the schedule of learning rate and momentum for groups that name none; None for no schedule.
         maximize: maximize the objective instead of minimizing it.
@@ -70,7 +75,8 @@ class CyclicSGD(Scheduled, SGD):
         capturable: whether the step never synchronizes with the host, so that it can be captured in a CUDA graph and
             compiled by ``torch.compile(fullgraph=True)``, while rate and momentum go on cycling. Needs a policy
             (``Constant()`` for a fixed rate); ``group["lr"]``, ``["momentum"]``, ``["max_lr"]`` and
-            ``["schedule_step"]`` are then 0-dim tensors on the device (float32, the last two float64 and int64).
+            ``["schedule_step"]`` are then 0-dim tensors on the device (float32, the last two float64 and int64); so are
+            ``["weight_decay"]`` and ``["max_weight_decay"]`` (float32, float64) where the policy moves weight decay.
         horizon: with ``capturable``, the number of steps to tabulate for a policy that neither ends nor repeats
             (default: 100,000), counted from where the optimizer was built, loaded or rescheduled; afterwards the last
             values stay.

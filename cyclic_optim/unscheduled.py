@@ -29,7 +29,7 @@ class Unscheduled:
             for group in groups:
                 group.pop("policy", None)
             return self
-        return HostSchedules(optimizer._slot, optimizer._known).for_groups(optimizer, groups)
+        return HostSchedules(optimizer._slots, optimizer._known).for_groups(optimizer, groups)
 
     def join(self, optimizer: Any) -> None:
         """No-op: no group has a schedule."""
@@ -39,10 +39,10 @@ class Unscheduled:
 
     def reschedule(self, optimizer: Any, changes: Changes) -> None:
         groups = optimizer.param_groups
-        changes.values(optimizer._known.resolved(groups), optimizer._slot)  # raises before anything is changed
+        changes.values(optimizer._known.resolved(groups), optimizer._slots)  # raises before anything is changed
         for group in groups:
             group["policy"] = None
-        schedules = HostSchedules(optimizer._slot, optimizer._known)
+        schedules = HostSchedules(optimizer._slots, optimizer._known)
         schedules.adopted(groups, {})
         schedules.reschedule(optimizer, changes)
         optimizer._schedules = schedules

@@ -23,6 +23,7 @@ class CyclicAdamW(Scheduled, AdamW):
 
         lr = max_lr * lr_factor
         betas[0] = momentum            where the policy cycles momentum
+        weight_decay = max_weight_decay * weight_decay_factor    where the policy moves it
 
     and ``lr_factor`` and ``momentum`` from ``policy.at(t)``, t counting the updates applied so far. Everything that
     :class:`CyclicSGD` does with its schedule holds here: one policy, or one per param group; ``reschedule``,
@@ -36,7 +37,8 @@ class CyclicAdamW(Scheduled, AdamW):
         policy: the schedule of learning rate and beta1 for groups that name none; None for no schedule.
         capturable: as for AdamW; with a policy, rate, peak and clock (and betas, where the policy cycles momentum) are
             then tensors on the device, and go on cycling in a CUDA graph and in a compiled step. Leave ``fused`` unset
-            beside a policy that cycles momentum: the fused update takes betas as numbers only. A policy that neither
+            beside a policy that cycles momentum: the fused update takes betas as numbers only. A policy that moves
+            weight decay is refused: AdamW asks ``weight_decay != 0`` on the host. A policy that neither
             ends nor repeats is tabulated for 100,000 steps from where the optimizer was built, loaded or rescheduled;
             afterwards the last values stay.
 
@@ -96,7 +98,8 @@ def cyclic(cls: type[Optimizer]) -> type[Any]:
     Its instances are instances of ``cls``; they are built, printed, saved and stepped like those of ``cls``, and moved
     along a policy as :class:`CyclicSGD` is: one policy or one per param group, ``reschedule``, ``report``,
     ``from_torch``, ``passive_scheduler``, one checkpoint. A policy's momentum is ``group["betas"][0]`` where there are
-    betas, else ``group["momentum"]``. The update is that of ``cls``. With ``policy=None`` it is ``cls``.
+    betas, else ``group["momentum"]``; its weight decay is ``group["weight_decay"]``. The update is that of ``cls``.
+    With ``policy=None`` it is ``cls``.
 
     Equal classes give the same class: ``cyclic(RMSprop) is cyclic(RMSprop)``; ``cyclic(SGD)`` is
     :class:`CyclicSGD`.

@@ -29,6 +29,7 @@ from cyclic_optim import (
     native,
 )
 from cyclic_optim.schedule import enrol, plan
+from cyclic_optim.slots import slots_of
 
 TOLERANCE = {torch.float64: {"rtol": 1e-11, "atol": 1e-12}, torch.float32: {"rtol": 1e-4, "atol": 1e-5}}
 
@@ -696,9 +697,9 @@ def test_a_group_without_parameters_holds_what_floats_do():
 def test_a_schedule_needs_groups_with_lr_alone():
     """Of param groups a schedule asks for nothing but lr: neither parameters nor momentum."""
     group = {"lr": 1e300}
-    enrol(group, StepDecay(step_size=1, gamma=0.5), [], None)
+    enrol(group, StepDecay(step_size=1, gamma=0.5), [], slots_of({}))
     assert (group["schedule_step"], group["lr"], group["max_lr"]) == (0, 1e300, 1e300)
-    assert plan(group, 1, None).lr == 5e299
+    assert plan(group, 1, slots_of({})).lr == 5e299
 
 
 def test_an_invalid_peak_is_refused_before_the_update():

@@ -24,7 +24,7 @@ from ..torch_private import version_of
 
 #: Steps in the table of a policy without end or period, unless the user gives a ``horizon``.
 HORIZON = 100_000
-#: The most rows (16 bytes each) for a policy with an end or a period, unless the user gives a ``horizon``.
+#: The most rows (24 bytes each) for a policy with an end or a period, unless the user gives a ``horizon``.
 MOST_ROWS = 2**20
 #: Room for rows and groups from the start, so that later ones go into the memory that captured graphs read.
 LEAST_ROWS, LEAST_GROUPS = 2**15, 8
@@ -32,7 +32,7 @@ LEAST_ROWS, LEAST_GROUPS = 2**15, 8
 NEVER = 2**62
 
 _check_horizon = whole(1, optional=True)["rule"]
-_NO_POLICY = (torch.nan, torch.nan)  # the row of a group without a policy: its values stay
+_NO_POLICY = (torch.nan, torch.nan, torch.nan)  # the row of a group without a policy: its values stay
 
 
 class Part(NamedTuple):
@@ -43,9 +43,10 @@ class Part(NamedTuple):
     start: int
     is_window: bool  # whether it starts at the step for which it was made, not at step 0
     period: int | None
-    rows: Tensor  # float64 [n, 2], on the host: factor and momentum, NaN where the policy leaves momentum alone
+    rows: Tensor  # float64 [n, 3], on the host: policies' values, NaN where the policy leaves one alone
     highest_factor: float
     cycles_momentum: bool
+    highest_decay_factor: float | None  # None: the policy leaves weight decay alone
 
     def row_step(self, step: int) -> int:
         """The step whose row is used at ``step``: after the end of the table, the last row's."""
@@ -67,8 +68,11 @@ class Held(NamedTuple):
     step: int
     lr: float
     momentum: float
+    weight_decay: float
     peak: float
+    own_decay: float
     peak_of_lr: float  # the peak that lr was computed from
+    own_of_decay: float  # the group's own weight decay that weight_decay was computed from
 
 
 class DeviceClock:
@@ -78,12 +82,12 @@ class DeviceClock:
 
     ==============  ==================  =================================================================
     ``step``        int64 ``[n]``       updates applied since each group's step 0
-    ``values``      float32 ``[n, 2]``  the next step's lr and momentum; groups show views of these
-    ``scale``       float64 ``[n, 2]``  the peak, and 1
-    ``table``       float64 ``[rows, 2]``  factor and momentum, the policies' parts one after another
+    ``values``      float32 ``[n, 3]``  the next step's lr, momentum and weight decay; groups show views of these
+    ``scale``       float64 ``[n, 3]``  the peak, 1, and the group's own weight decay
+    ``table``       float64 ``[rows, 3]``  factor, momentum, and factor of weight decay: the policies' parts in turn
     ``place``       int64 ``[4, n]``    of each group's part: first row, period, last row, step of the first row
-    ``now``         float64 ``[n, 2]``  the table's row for the current step
-    ``seen``        float64 ``[n, 2]``  the ``scale`` that ``values`` were made with
+    ``now``         float64 ``[n, 3]``  the table's row for the current step
+    ``seen``        float64 ``[n, 3]``  the ``scale`` that ``values`` were made with
     ==============  ==================  =================================================================
 
     A periodic policy is tabulated for one period, and its step taken modulo that; a policy with an end is tabulated up
@@ -97,28 +101,36 @@ class DeviceClock:
         self.parts: list[Part] = []  # of each group
         self.rows = 0  # of all of them
         self._make_room(LEAST_GROUPS)
-        self.table = torch.full((LEAST_ROWS, 2), torch.nan, dtype=torch.float64, device=device)
+        self.table = torch.full((LEAST_ROWS, 3), torch.nan, dtype=torch.float64, device=device)
 
     def _make_room(self, n: int) -> None:
         def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
         self.step = zeros(n, dtype=torch.int64)
-        self.values = zeros(n, 2, dtype=torch.float32)
-        self.scale = zeros(n, 2, dtype=torch.float64).fill_(1)
+        self.values = zeros(n, 3, dtype=torch.float32)
+        self.scale = zeros(n, 3, dtype=torch.float64).fill_(1)
         self.place = zeros(4, n, dtype=torch.int64)
         self.place[1].fill_(NEVER)
-        self.now, self.seen = zeros(n, 2, dtype=torch.float64), self.scale.clone()
+        self.now, self.seen = zeros(n, 3, dtype=torch.float64), self.scale.clone()
         self._make_views()
 
     def _make_views(self) -> None:
         # Made once: groups show these objects, and an edit shows as another object.
-        self.lr, self.momentum = [*self.values[:, 0].unbind()], [*self.values[:, 1].unbind()]
-        self.max_lr, self.steps = [*self.scale[:, 0].unbind()], [*self.step.unbind()]
+        self.lr, self.momentum, self.weight_decay = ([*column.unbind()] for column in self.values.t())
+        self.max_lr, _, self.max_weight_decay = ([*column.unbind()] for column in self.scale.t())
+        self.steps = [*self.step.unbind()]
         self.expect_no_edit()
 
     def __getstate__(self) -> dict[str, Any]:
-        views = ("lr", "momentum", "max_lr", "steps")  # pickling would make copies of them
+        views = (
+            "lr",
+            "momentum",
+            "weight_decay",
+            "max_lr",
+            "max_weight_decay",
+            "steps",
+        )  # pickling would make copies of them
         return {key: value for key, value in vars(self).items() if key not in views}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -167,7 +179,7 @@ class DeviceClock:
         ends = [*accumulate(len(part.rows) for part in distinct)]
         first = {id(part): end - len(part.rows) for part, end in zip(distinct, ends, strict=True)}
         if ends[-1] > len(self.table):  # graphs captured before this go on reading the old one
-            self.table = torch.full((2 * ends[-1], 2), torch.nan, dtype=torch.float64, device=self.device)
+            self.table = torch.full((2 * ends[-1], 3), torch.nan, dtype=torch.float64, device=self.device)
         self.rows = ends[-1]
         self.table[: self.rows].copy_(torch.cat([part.rows for part in distinct]))
         places = [(first[id(part)], part.period or NEVER, len(part.rows) - 1, part.start) for part in parts]
@@ -181,7 +193,9 @@ class DeviceClock:
         places: dict[str, tuple[Tensor, Any]] = {
             "lr": (self.values, (i, 0)),
             "momentum": (self.values, (i, 1)),
+            "weight_decay": (self.values, (i, 2)),
             "max_lr": (self.scale, (i, 0)),
+            "max_weight_decay": (self.scale, (i, 2)),
             "schedule_step": (self.step, i),
         }
         tensor, place = places[key]
@@ -192,11 +206,11 @@ class DeviceClock:
     def held(self) -> list[Held]:
         """What the tensors of each group hold; synchronizes with the device."""
         n = len(self.parts)
-        rows = torch.cat([self.values[:n].double(), self.scale[:n, :1], self.seen[:n, :1]], dim=1)
+        rows = torch.cat([self.values[:n].double(), self.scale[:n, ::2], self.seen[:n, ::2]], dim=1)
         return [Held(step, *row) for step, row in zip(self.step[:n].tolist(), rows.tolist(), strict=True)]
 
     def follow_edits(self) -> None:
-        """Where a peak was edited, write the rate that follows; a rate that was edited, too, stays."""
+        """Where a peak (or own weight decay) was edited, write the value that follows, unless that was edited, too."""
         edited = (self.scale != self.seen) & (self.values == (self.now * self.seen).float())
         self.values.copy_(torch.where(edited, (self.now * self.scale).float(), self.values))
         self.seen.copy_(self.scale)
@@ -254,18 +268,18 @@ def _tabulated(position: Position, horizon: int | None) -> Part:
     """The part for a position: all rows of its policy."""
     policy, state, step, _ = position
     if policy is None:
-        return Part(None, None, 0, False, None, _table([_NO_POLICY]), 0.0, False)
+        return Part(None, None, 0, False, None, _table([_NO_POLICY]), 0.0, False, None)
     period, length, is_window = _extent(policy, horizon)
     start = step if is_window else 0
     values = [values_at(policy, start + row, state) for row in range(length)]
-    rows = [(factor, torch.nan if momentum is None else momentum) for factor, momentum, _ in values]
-    cycles_momentum = any(momentum is not None for _, momentum, _ in values)
-    return Part(
-        policy, state, start, is_window, period, _table(rows), max(factor for factor, _ in rows), cycles_momentum
-    )
+    rows = _table([tuple(torch.nan if value is None else value for value in row) for row in values])
+    factors, momenta, decays = zip(*values, strict=True)
+    cycles_momentum = any(momentum is not None for momentum in momenta)
+    highest_decay = max((factor for factor in decays if factor is not None), default=None)
+    return Part(policy, state, start, is_window, period, rows, max(factors), cycles_momentum, highest_decay)
 
 
-def _table(rows: list[tuple[float, float]]) -> Tensor:
+def _table(rows: list[tuple[float, ...]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 

@@ -21,9 +21,23 @@ class DeviceRow(NamedTuple):
     lr: Tensor  # 0-dim, float32, of the group
     momentum: Tensor
     dampening: float
-    weight_decay: float
+    weight_decay: float | Tensor  # a tensor like lr where a policy moves it
     nesterov: bool
     maximize: bool
+
+
+# Functions, because torch 2.6 compiles no property of a named tuple.
+
+
+def decay_at(row: DeviceRow) -> Tensor | None:
+    """The tensor that holds a row's weight decay, if one does."""
+    return row.weight_decay if isinstance(row.weight_decay, Tensor) else None
+
+
+def options_of(row: DeviceRow) -> tuple[Any, ...]:
+    """What rows that are updated together have in common, beside lr and momentum; a tensor by identity."""
+    decay = row.weight_decay if decay_at(row) is None else id(row.weight_decay)
+    return row.dampening, decay, decay_at(row) is None, row.nesterov, row.maximize
 
 
 class Update(Protocol):
@@ -55,8 +69,7 @@ class PortableUpdate:
         self._alike: dict[Any, list[int]] = {}
         self.rows = rows
         for i, row in enumerate(rows):
-            options = row.dampening, row.weight_decay, row.nesterov, row.maximize  # no slice: torch 2.6 compiles none
-            kind = (id(row.lr), row.param.dtype, row.buffer is None, row.started is None, *options)
+            kind = (id(row.lr), row.param.dtype, row.buffer is None, row.started is None, *options_of(row))
             self._alike.setdefault(kind, []).append(i)
 
     def __call__(
@@ -83,8 +96,7 @@ def _update_alike(rows: list[DeviceRow], grads: Any, grad_scale: Tensor | None, 
         grads = foreach_div(grads, grad_scale.to(device, dtype).reshape(()))
     if first.maximize:
         grads = foreach_neg(grads)
-    if first.weight_decay != 0:
-        grads = foreach_add(grads, params, alpha=first.weight_decay)
+    grads = _decayed(first, grads, params)
     if found_inf is not None:
         skip = found_inf.to(device).reshape(()) != 0
         # 0 times an infinite gradient would be NaN.
@@ -94,6 +106,16 @@ def _update_alike(rows: list[DeviceRow], grads: Any, grad_scale: Tensor | None, 
     steps = grads if first.buffer is None else _with_momentum(rows, grads, momentum, with_buffers)
     new = foreach_sub(params, foreach_mul(steps, lr))
     _write(targets, new)
+
+
+def _decayed(first: DeviceRow, grads: Any, params: list[Tensor]) -> Any:
+    """The gradients with weight decay added."""
+    if isinstance(first.weight_decay, Tensor):
+        decay = first.weight_decay.to(params[0].dtype)
+        decayed: Any = foreach_add(grads, foreach_mul(params, decay))
+        # 0 times an infinite parameter would be NaN.
+        return [torch.where(decay != 0, *pair) for pair in zip(decayed, grads, strict=True)]
+    return foreach_add(grads, params, alpha=first.weight_decay) if first.weight_decay != 0 else grads
 
 
 def _with_momentum(rows: list[DeviceRow], grads: list[Tensor], momentum: Tensor, with_buffers: Tensor) -> Any:

@@ -14,7 +14,7 @@ import torch
 
 from ..checkpoint import fill
 from ..grad_mode import with_grad
-from ..groups import BY_HAND, MOMENTUM_BY_HAND, SCHEDULE_KEYS, check_groups
+from ..groups import MARKS, SCHEDULE_KEYS, check_groups
 from ..host.schedules import gradients_are_zero, is_zero, warn_of_scheduler
 from ..native import ABSENT, holds
 from ..policies import Policy, Values
@@ -25,6 +25,7 @@ from ..schedule import (
     at_once,
     check_clock_is_there,
     merged,
+    own_decay,
     plan,
     policy_values,
     reported,
@@ -33,9 +34,9 @@ from ..schedule import (
     writing,
 )
 from ..schedules import Closure, Schedules
-from ..slots import Group, Slot
+from ..slots import OWN_DECAY, Group, Slots, check_decay
 from .capture import is_capturing, refuse_in_capture
-from .clock import DeviceClock, Held, Position
+from .clock import DeviceClock, Held, Part, Position
 from .shown import LARGEST, Shown, checked_edit, holds_traced, rounded, unrounded
 from .update import BaseUpdate
 
@@ -50,7 +51,8 @@ class DeviceSchedules:
         params = [param for group in groups for param in group["params"]]
         self.clock = DeviceClock(params[0].device if params else torch.device("cpu"), horizon)
         self.update: BaseUpdate = optimizer._device_update()
-        self._slot: Slot | None = optimizer._slot
+        self._slots: Slots = optimizer._slots
+        self._slot = self._slots.momentum
         self._known: Known = optimizer._known
         self.shown = Shown(self.clock, self.update, self._slot)
         self._warned_of_scheduler = False
@@ -80,7 +82,10 @@ class DeviceSchedules:
         parts = self.clock.parts_for(positions)
         for i in indices:
             self.update.check_part(plain[i], parts[i])
-            self._check_float32(plain[i], parts[i].highest_factor)
+            if parts[i].highest_decay_factor is not None:
+                check_decay(self._slots.weight_decay, parts[i].highest_decay_factor, parts[i].policy)
+                plain[i].setdefault(OWN_DECAY, own_decay(plain[i]))
+            self._check_float32(plain[i], parts[i])
         self.clock.fill(parts, [position.step for position in positions])
         for i in indices:
             self._copy_plain(groups[i], plain[i])
@@ -88,17 +93,21 @@ class DeviceSchedules:
         self.clock.refresh()
         self.shown.show(groups)
 
-    def _check_float32(self, group: Group, highest_factor: float) -> None:
+    def _check_float32(self, group: Group, part: Part) -> None:
         momentum = self._slot.read(group) if self._slot is not None else 0.0
-        highest = max(group.get("max_lr", 0.0) * highest_factor, group["lr"], momentum)
+        highest = max(group.get("max_lr", 0.0) * part.highest_factor, group["lr"], momentum)
+        if part.highest_decay_factor is not None:
+            highest = max(highest, group[OWN_DECAY] * part.highest_decay_factor, group["weight_decay"])
         if highest > LARGEST:
-            raise ValueError(f"need rates and momenta that float32 can hold with capturable=True, got up to {highest}")
+            raise ValueError(
+                f"need rates, momenta and weight decays that float32 can hold with capturable=True, got up to {highest}"
+            )
 
     def _copy_plain(self, group: Group, plain: Group) -> None:
-        """Copy what stays plain data: the policy and its state, and the betas beside the momentum."""
+        """Copy what stays plain data: the policy and its state, betas beside the momentum, an unmoved weight decay."""
         at_once(writing(group, {key: plain.get(key, ABSENT) for key in SCHEDULE_KEYS}))
-        if self._slot is not None:
-            group[self._slot.key] = plain[self._slot.key]
+        for slot in self._slots.present:
+            group[slot.key] = plain[slot.key]
 
     # -- from tensors to numbers --------------------------------------------------------------------------------------
 
@@ -114,19 +123,25 @@ class DeviceSchedules:
         (resolved,) = self._known.resolved([group])
         if resolved["policy"] is not None and part.policy is None:
             check_clock_is_there(resolved)
-        lr_factor = cycled = None
+        lr_factor = cycled = decay_factor = None
         if part.policy is not None:
-            lr_factor, cycled, _ = values_at(part.policy, part.row_step(held.step), part.state)
+            lr_factor, cycled, decay_factor = values_at(part.policy, part.row_step(held.step), part.state)
         plain = dict(group)
         if self._slot is not None and self.shown.shows_momentum(i):
             momentum = float(assigned.get("momentum", unrounded(held.momentum, cycled, given["momentum"])))
             plain[self._slot.key] = self.shown.stored_number(i, group, momentum)
+        if self.shown.moves_decay(i):
+            plain["weight_decay"] = float(
+                assigned.get("weight_decay", unrounded(held.weight_decay, given["weight_decay"]))
+            )
+            plain[OWN_DECAY] = float(assigned.get(OWN_DECAY, held.own_decay))
         if lr_factor is None or resolved["policy"] is None:
             scheduled = None if lr_factor is None else held.peak * lr_factor
             plain["lr"] = float(assigned.get("lr", unrounded(held.lr, given["lr"], scheduled)))
-            return merged(plain, policy_values(None))
+            return merged(plain, policy_values(None, plain))
         plain["lr"] = float(assigned.get("lr", unrounded(held.lr, given["lr"])))
-        return self._with_schedule(plain, i, resolved["policy"], held, assigned, Values(lr_factor, cycled))
+        due = Values(lr_factor, cycled, decay_factor)
+        return self._with_schedule(plain, i, resolved["policy"], held, assigned, due)
 
     def _with_schedule(self, plain: Group, i: int, policy: Policy, held: Held, assigned: Group, due: Values) -> Group:
         """Complete a group that has a policy: its clock, its peak, and the rate that follows from it unless edited."""
@@ -136,15 +151,26 @@ class DeviceSchedules:
         follows = "lr" not in assigned and held.lr == rounded(held.peak_of_lr * due.lr_factor)
         if follows:
             plain["lr"] = plain["max_lr"] * due.lr_factor
+        decay_follows = self._decay_follows(held, assigned, due.weight_decay_factor)
+        if decay_follows and due.weight_decay_factor is not None:
+            plain["weight_decay"] = plain[OWN_DECAY] * due.weight_decay_factor
         if "schedule_step" in assigned or self._has_new_policy(i, plain):
             return self._moved(plain, policy, self._has_new_policy(i, plain), assigned)
         # Loading tabulates anew past the horizon.
         has_ended = part.is_window and part.row_step(held.step) != held.step
         if not follows or has_ended:
-            plain[BY_HAND] = True
+            plain[MARKS["lr"]] = True
         if due.momentum is not None and (has_ended or not self._has_momentum(plain, due.momentum)):
-            plain[MOMENTUM_BY_HAND] = True
+            plain[MARKS["momentum"]] = True
+        if due.weight_decay_factor is not None and (has_ended or not decay_follows):
+            plain[MARKS["weight_decay"]] = True
         return plain
+
+    def _decay_follows(self, held: Held, assigned: Group, factor: float | None) -> bool:
+        """Whether a weight decay is the policy's, if the policy has one at this step."""
+        if factor is None:
+            return True
+        return "weight_decay" not in assigned and held.weight_decay == rounded(held.own_of_decay * factor)
 
     def _has_momentum(self, group: Group, momentum: float) -> bool:
         """Whether a group of numbers has this momentum, as far as float32 tells."""
@@ -152,14 +178,13 @@ class DeviceSchedules:
 
     def _moved(self, group: Group, policy: Policy, is_new: bool, assigned: Group) -> Group:
         """What a group of numbers becomes with another clock or policy; a rate and a momentum assigned to it stay."""
-        after = merged(group, policy_values(policy) if is_new else {"policy": policy})
-        values = values_of(plan(after, after["schedule_step"], self._slot), after, self._slot)
-        slot = self._slot
-        if "momentum" in assigned and slot is not None and slot.key in values and group[slot.key] != values[slot.key]:
-            values.update({slot.key: group[slot.key], MOMENTUM_BY_HAND: True})
-        if "lr" in assigned and group["lr"] != values["lr"]:
-            values.update({"lr": group["lr"], BY_HAND: True})
-        return self._known.stored({**after, **values})
+        after = merged(group, policy_values(policy, group) if is_new else {"policy": policy})
+        values = values_of(plan(after, after["schedule_step"], self._slots), after, self._slots)
+        values = {**after, **values}
+        for name, key in self._slots.keys.items():
+            if name in assigned and group[key] != values[key]:
+                values.update({key: group[key], MARKS[name]: True})
+        return self._known.stored(values)
 
     # -- edits --------------------------------------------------------------------------------------------------------
 
@@ -179,7 +204,9 @@ class DeviceSchedules:
         moved = {i for i, key, _ in edits if key == "schedule_step"}
         moved.update(i for i, group in enumerate(groups) if self._has_new_policy(i, group))
         if edits or moved:
-            refuse_in_capture("lr, momentum, max_lr, schedule_step or policy was assigned to since the last step")
+            refuse_in_capture(
+                "lr, momentum, weight decay, max_lr, schedule_step or policy was assigned to since the last step"
+            )
             edits = [checked_edit(*edit) for edit in edits]
         if moved:
             self._replace(groups, self._known.resolved(self.plain(groups)), sorted(moved), restarts=True)
@@ -257,13 +284,13 @@ class DeviceSchedules:
             before = values_at(group["policy"], group["schedule_step"], group.get("policy_state"))
             group["policy_state"] = dict(state)
             if values_at(group["policy"], group["schedule_step"], state) != before:
-                group.update(values_of(plan(group, group["schedule_step"], self._slot), group, self._slot))
+                group.update(values_of(plan(group, group["schedule_step"], self._slots), group, self._slots))
         self._replace(groups, plain, new)
 
     def reschedule(self, optimizer: Any, changes: Changes) -> None:
         groups = optimizer.param_groups
         plain = self._known.resolved(self.plain(groups))
-        for i, values in changes.values(plain, self._slot).items():
+        for i, values in changes.values(plain, self._slots).items():
             plain[i] = merged(plain[i], values)
         self._replace(groups, plain, changes.indices, restarts=True)
 

@@ -12,7 +12,7 @@ from ..native import holds, layout
 from ..slots import Group, Slot
 from .capture import is_capturing, refuse_in_capture
 from .clock import Part
-from .portable import DeviceRow, PortableUpdate, Update
+from .portable import DeviceRow, PortableUpdate, Update, options_of
 from .update import BaseUpdate, State
 
 #: The options of a group that its update depends on, beside the schedule's values.
@@ -28,6 +28,7 @@ class SGDUpdate(BaseUpdate):
     """
 
     unscales = True
+    moves_decay = True
 
     def __init__(self, base: type) -> None:
         super().__init__(base)
@@ -127,7 +128,7 @@ class SGDUpdate(BaseUpdate):
         if built is not None and found is not None and built.serves(found[0], schedules.shown.has_momentum, groups):
             return built.update, [row.param.grad for row in built.rows], found[1]
         rows, grads = self._rows(schedules, groups, state)
-        key = [tuple(map(id, row[:5])) + row[5:] for row in rows]
+        key = [(*map(id, row[:5]), *options_of(row)) for row in rows]
         update = built.update if built is not None and built.key == key else self._choose(rows, schedules.clock.device)
         if not is_capturing():  # no kernel can be loaded in a capture: that update is used once
             found = layout(groups, state, _STATE)  # with the buffers that were just created
@@ -150,7 +151,9 @@ class SGDUpdate(BaseUpdate):
             self.create(schedules, i, group, state)
             with_buffers = schedules.shown.has_momentum[i]
             values = schedules.clock.lr[i], schedules.clock.momentum[i]
-            options = group["dampening"], group["weight_decay"], group["nesterov"], group["maximize"]
+            moves_decay = schedules.shown.moves_decay(i)
+            decay = schedules.clock.weight_decay[i] if moves_decay else group["weight_decay"]
+            options = group["dampening"], decay, group["nesterov"], group["maximize"]
             for param in group["params"]:
                 grad = param.grad
                 if grad is None:

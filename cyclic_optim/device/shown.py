@@ -10,7 +10,7 @@ from torch import Tensor
 from ..native import ABSENT
 from ..rules import finite
 from ..schedule import check_step
-from ..slots import Group, Slot
+from ..slots import OWN_DECAY, Group, Slot
 from .clock import DeviceClock
 from .update import BaseUpdate, is_object
 
@@ -33,9 +33,14 @@ class Shown:
     def __init__(self, clock: DeviceClock, update: BaseUpdate, slot: Slot | None) -> None:
         self._clock, self._update, self._slot = clock, update, slot
         self.given: list[Group] = []
-        self.keys = ("policy", "lr", "max_lr", "schedule_step", *([slot.key] if slot is not None else []))
+        self.keys: tuple[str, ...] = self._watched(False)
         self.columns: tuple[list[Any], ...] = ([],) * len(self.keys)
         self.has_momentum: tuple[bool, ...] = ()
+
+    def _watched(self, moves_decay: bool) -> tuple[str, ...]:
+        """What is compared on every step; the place of momentum is the last."""
+        decay = ("weight_decay", OWN_DECAY) if moves_decay else ()
+        return "policy", "lr", "max_lr", "schedule_step", *decay, *([self._slot.key] if self._slot is not None else [])
 
     def tensors(self, i: int) -> dict[str, Tensor]:
         """The tensors of group i, by key."""
@@ -43,9 +48,14 @@ class Shown:
         tensors = {"lr": clock.lr[i]}
         if clock.parts[i].policy is not None:
             tensors |= {"max_lr": clock.max_lr[i], "schedule_step": clock.steps[i]}
+        if self.moves_decay(i):
+            tensors |= {"weight_decay": clock.weight_decay[i], OWN_DECAY: clock.max_weight_decay[i]}
         if self.shows_momentum(i):
             tensors["momentum"] = clock.momentum[i]
         return tensors
+
+    def moves_decay(self, i: int) -> bool:
+        return self._clock.parts[i].highest_decay_factor is not None
 
     def shows_momentum(self, i: int) -> bool:
         return self._slot is not None and self._update.shows_momentum(self._clock.parts[i])
@@ -62,7 +72,9 @@ class Shown:
                     self._show_momentum(i, group, tensor)
                 else:
                     group[key] = tensor
-        self.columns = tuple([group.get(key, ABSENT) for group in groups] for key in self.keys)
+        keys = self._watched(any(map(self.moves_decay, range(len(groups)))))
+        columns = tuple([group.get(key, ABSENT) for group in groups] for key in keys)
+        vars(self).update(keys=keys, columns=columns)  # an interrupt finds both or none
 
     def _show_momentum(self, i: int, group: Group, tensor: Tensor) -> None:
         assert self._slot is not None

@@ -25,7 +25,7 @@ from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 
 from ..torch_private import is_zero_tensor
-from .portable import DeviceRow, PortableUpdate
+from .portable import DeviceRow, PortableUpdate, decay_at
 
 #: Elements per program, and its warps: 8 elements of each tensor per thread.
 BLOCK, WARPS = 1024, 4
@@ -96,7 +96,8 @@ def sgd_kernel(  # type: ignore[no-untyped-def]
 
     =============  =======  ==================  ===============================================================
     ``tensors``    int64    ``[tensors, 8]``    addresses of parameter, buffer (0: none), started (0: none), lr
-                                                and momentum; number of elements; index in ``DTYPES``; 0
+                                                and momentum; number of elements; index in ``DTYPES``; address of
+                                                weight decay (0: it is in ``numbers``)
     ``numbers``    float32  ``[tensors, 4]``    weight decay, 1 - dampening, -1 to maximize else 1, nesterov
     ``blocks``     int32    ``[programs, 2]``   tensor, chunk
     ``grads``      int64    ``[tensors]``       addresses of gradients
@@ -110,12 +111,14 @@ def sgd_kernel(  # type: ignore[no-untyped-def]
         param, buffer, started = tl.load(row), tl.load(row + 1), tl.load(row + 2)
         lr = tl.load(tl.load(row + 3).to(tl.pointer_type(tl.float32)))
         momentum = tl.load(tl.load(row + 4).to(tl.pointer_type(tl.float32)))
-        numel, dtype = tl.load(row + 5), tl.load(row + 6)
+        numel, dtype, decay = tl.load(row + 5), tl.load(row + 6), tl.load(row + 7)
         grad = tl.load(grads + index)
         options = numbers + 4 * index
         weight_decay, undamped, sign, nesterov = (
             tl.load(options), tl.load(options + 1), tl.load(options + 2), tl.load(options + 3)
         )  # fmt: skip
+        moved = tl.load(decay.to(tl.pointer_type(tl.float32)), mask=decay != 0, other=0.0)
+        weight_decay = tl.where(decay != 0, moved, weight_decay)
         flag = tl.load(started.to(tl.pointer_type(tl.float32)), mask=started != 0, other=1.0)
         share = tl.where(flag != 0, undamped, 1.0)
         # The reciprocal, as in GradScaler; exact for its powers of two.
@@ -369,11 +372,18 @@ def _like_param(grad: Tensor, param: Tensor) -> Tensor:
 
 def _tables(rows: list[DeviceRow], block: int, device: torch.device) -> Tables:
     tensors = [
-        (*map(_address, row[:5]), row.param.numel(), DTYPES.index(row.param.dtype), 0)  # fields in the kernel's order
+        # in the kernel's order
+        (*map(_address, row[:5]), row.param.numel(), DTYPES.index(row.param.dtype), _address(decay_at(row)))
         for row in rows
     ]
     numbers = [
-        (row.weight_decay, 1 - row.dampening, -1.0 if row.maximize else 1.0, float(row.nesterov)) for row in rows
+        (
+            row.weight_decay if decay_at(row) is None else 0.0,
+            1 - row.dampening,
+            -1.0 if row.maximize else 1.0,
+            float(row.nesterov),
+        )
+        for row in rows
     ]
     chunks = torch.tensor([triton.cdiv(row.param.numel(), block) for row in rows], dtype=torch.int64, device="cpu")
     index = torch.repeat_interleave(chunks)

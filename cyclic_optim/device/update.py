@@ -20,6 +20,8 @@ class BaseUpdate:
 
     #: Whether it divides gradients by the loss scale and skips steps itself; the base class does so if fused.
     unscales = False
+    #: Whether it reads weight decay from a tensor. torch's updates ask ``weight_decay != 0``, which synchronizes.
+    moves_decay = False
 
     def __init__(self, base: type[Any]) -> None:
         self._base = base
@@ -45,7 +47,13 @@ class BaseUpdate:
                 )
 
     def check_part(self, group: Group, part: Part) -> None:
-        """Refuse a policy whose momentum the update of this group cannot read from a tensor."""
+        """Refuse a policy whose momentum, or weight decay, the update of this group cannot read from a tensor."""
+        if part.highest_decay_factor is not None and not self.moves_decay:
+            raise ValueError(
+                f"need a policy that leaves weight decay alone with capturable=True and {self._base.__name__}, which "
+                f"takes weight decay as a number only, got {part.policy!r}: leave weight decay out of the policy, or "
+                "capturable=False"
+            )
         if self.shows_momentum(part) and group.get("fused"):
             raise ValueError(
                 "need fused unset with capturable=True beside a policy that cycles momentum, as the fused update takes "

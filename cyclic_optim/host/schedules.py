@@ -12,16 +12,22 @@ from torch import Tensor
 
 from .. import native
 from ..grad_mode import with_grad
-from ..groups import BY_HAND, HELD_BY_ALL, MOMENTUM_BY_HAND, check_groups, check_rate
+from ..groups import HELD_BY_ALL, MARKS, check_groups, check_rate
 from ..native import ABSENT
 from ..policies.asked import values_at
 from ..schedule import (
+    TENSOR_KEYS,
     Changes,
     Known,
+    Plan,
     as_held,
     at_once,
     check_clock_is_there,
     check_step,
+    decay,
+    decay_put_back,
+    merged,
+    own_decay,
     plan,
     policy_values,
     rate,
@@ -30,7 +36,7 @@ from ..schedule import (
     warn,
     writing,
 )
-from ..slots import Group, Slot, check_momentum
+from ..slots import OWN_DECAY, Group, Slot, Slots, check_decay, check_momentum
 from ..torch_private import uncompiled, wrapped_by_scheduler
 from .written import Lane, Written, item_of
 
@@ -44,9 +50,9 @@ _BOTH_WRITE = (
 
 _CLOCK_AND_RATE: tuple[str, ...] = ("schedule_step", "lr")
 
-#: The next step's values, in lists or one for all groups: steps, rates, momenta (None: they all stay), and calls that
-#: fill tensor rates.
-Upcoming = tuple[Any, list[Any], Any, "Sequence[partial[Any]]"]
+#: The next step's values, in lists or one for all groups: steps, rates, momenta and weight decays (None: they all
+#: stay), and calls that fill tensors.
+Upcoming = tuple[Any, list[Any], Any, "list[Any] | None", "Sequence[partial[Any]]"]
 
 
 class HostSchedules:
@@ -54,10 +60,11 @@ class HostSchedules:
 
     is_traced = False
 
-    def __init__(self, slot: Slot | None, known: Known) -> None:
-        self._slot, self._known = slot, known
-        self._keys = _CLOCK_AND_RATE if slot is None else (*_CLOCK_AND_RATE, slot.key)
-        self._written = Written([], [], slot)
+    def __init__(self, slots: Slots, known: Known) -> None:
+        self._slots, self._known = slots, known
+        self._slot = slots.momentum
+        self._keys = _CLOCK_AND_RATE if slots.momentum is None else (*_CLOCK_AND_RATE, slots.momentum.key)
+        self._written = Written([], [], slots)
         self._warned_of_scheduler = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,8 +86,8 @@ class HostSchedules:
         columns = self._written.columns
         upcoming = self._plan_next(groups)  # before the update: if a policy has no valid answer, nothing has moved
         loss = optimizer._apply(closure)
-        if self._written.columns is not columns:  # the closure stepped, reported or rescheduled
-            upcoming = self._plan_next(groups)
+        while self._written.columns is not columns:  # the closure stepped or rescheduled, or see _decays
+            columns, upcoming = self._written.columns, self._plan_next(groups)
         self._write(groups, upcoming)
         return loss
 
@@ -90,40 +97,74 @@ class HostSchedules:
     def _plan_next(self, groups: list[Group]) -> Upcoming:
         lane = self._written.single
         if lane is not None:  # one policy and one clock for all groups
-            step, rates, momentum = self._next(groups, lane)
-            return step, rates, momentum, ()
+            step, rates, momentum, moved = self._next(groups, lane)
+            return step, rates, momentum, moved, ()
         fills: list[partial[Any]] = []
         steps, lrs, momenta = ([ABSENT] * len(groups) for _ in range(3))
+        decays: list[Any] | None = None
         for lane in self._written.lanes:
-            step, rates, momentum = self._next(groups, lane)
+            step, rates, momentum, moved = self._next(groups, lane)
             for i, lr in zip(lane.indices, rates, strict=True):
                 steps[i], lrs[i], momenta[i] = step, lr, ABSENT if momentum is None else momentum
-            for i in lane.tensors:
-                check_rate(groups[i]["lr"])
-                fills.append(partial(groups[i]["lr"].fill_, lrs[i]))
-                lrs[i] = ABSENT
-        return steps, lrs, None if self._slot is None else momenta, fills
+            if lane.tensors:
+                fills += _fills(groups, "lr", lane.tensors, lrs)
+            if moved is not None:
+                decays = decays or [ABSENT] * len(groups)
+                for i, value in zip(lane.indices, moved, strict=True):
+                    decays[i] = value
+                fills += _fills(groups, "weight_decay", lane.decay_tensors, decays)
+        return steps, lrs, None if self._slot is None else momenta, decays, fills
 
-    def _next(self, groups: list[Group], lane: Lane) -> tuple[int, list[float], float | None]:
-        """A lane's next step, rates and momentum, checked."""
+    def _next(self, groups: list[Group], lane: Lane) -> tuple[int, list[float], float | None, list[float] | None]:
+        """A lane's next step, rates, momentum and weight decays, checked."""
         step, slot = lane.step + 1, self._slot
-        lr_factor, momentum, _ = values_at(lane.policy, step, lane.state)
+        lr_factor, momentum, decay_factor = values_at(lane.policy, step, lane.state)
         if momentum is not None and (slot is None or momentum >= slot.below):
             check_momentum(slot, momentum, lane.policy)  # raises
         if lane.highest * lr_factor > HELD_BY_ALL:
             for i in lane.indices:
                 rate(groups[i], lr_factor, step)
-        return step, (native.compiled or native).scaled(lane.peaks, lr_factor), momentum
+        decays = None if decay_factor is None else self._decays(groups, lane, decay_factor, step)
+        return step, (native.compiled or native).scaled(lane.peaks, lr_factor), momentum, decays
+
+    def _decays(self, groups: list[Group], lane: Lane, factor: float, step: int) -> list[float]:
+        """A lane's next weight decays, checked."""
+        check_decay(self._slots.weight_decay, factor, lane.policy)
+        if lane.decays is None:
+            lane.decays = [own_decay(groups[i]) for i in lane.indices]
+            self._keep_own_decays(groups, lane)
+        if max(lane.decays) * factor > HELD_BY_ALL or lane.decay_tensors:
+            for i in lane.indices:
+                decay(groups[i], factor, step)
+        decays: list[float] = (native.compiled or native).scaled(lane.decays, factor)
+        return decays
+
+    def _keep_own_decays(self, groups: list[Group], lane: Lane) -> None:
+        """Before its policy moves weight decay for the first time, let each group keep its own.
+
+        The columns are other objects then: the step plans once more, with lanes that know of it.
+        """
+        calls: list[partial[Any]] = []
+        for i, own in zip(lane.indices, lane.decays or (), strict=True):
+            if OWN_DECAY not in groups[i]:
+                is_tensor = isinstance(groups[i]["weight_decay"], Tensor)
+                calls += writing(groups[i], {OWN_DECAY: own, **({"weight_decay": own} if is_tensor else {})})
+        at_once(calls)
+        before = self._written
+        self._remember_written(groups, before.by_hand)
+        self._written.momenta = before.momenta
 
     def _write(self, groups: list[Group], upcoming: Upcoming) -> None:
         """Write the values in all groups or, where an interrupt comes first, in none."""
-        steps, lrs, momenta, fills = upcoming
+        steps, lrs, momenta, decays, fills = upcoming
         slot = self._slot
         keys, columns = self._keys, (steps, lrs, momenta)
         if momenta is None or slot is None:
             keys, columns = _CLOCK_AND_RATE, (steps, lrs)  # type: ignore[assignment]
         elif slot.column is not None:
             columns = (steps, lrs, slot.column(groups, momenta))
+        if decays is not None:
+            keys, columns = (*keys, "weight_decay"), (*columns, decays)  # type: ignore[assignment]
         try:
             if fills:
                 at_once([*fills, *_updates(groups, keys, columns)])
@@ -131,7 +172,7 @@ class HostSchedules:
                 (native.compiled or native).put(groups, keys, columns)
         except TypeError:  # groups of other types, before anything was written: by their own methods
             at_once(_updates(groups, keys, columns))
-        self._written.moved(steps, lrs, momenta)
+        self._written.moved(steps, lrs, momenta, decays)
 
     # -- edits ----------------------------------------------------------------------------------------------------
 
@@ -149,7 +190,7 @@ class HostSchedules:
 
     def _remember_written(self, groups: list[Group], by_hand: Collection[int] = ()) -> None:
         """The groups are as they should be: what differs from now on was edited."""
-        self._written = Written(groups, self._known.resolved(groups), self._slot, by_hand)
+        self._written = Written(groups, self._known.resolved(groups), self._slots, by_hand)
 
     def _edited(self, i: int, group: Group) -> tuple[Group, bool]:
         """What follows from a group's edits, to be stored; and whether its lr is the user's."""
@@ -157,46 +198,66 @@ class HostSchedules:
         if "policy" not in group:
             raise ValueError("need 'policy' in every param group beside a schedule: add groups with add_param_group")
         if group["policy"] is None:  # by hand, where there are other keys of ours
-            return policy_values(None), False
-        changed = {key for key in (*row, "policy_state") if group.get(key, ABSENT) is not row.get(key, ABSENT)}
-        is_edited, was_by_hand = self._rate_is_edited(group, row), i in self._written.by_hand
+            return policy_values(None, group), False
+        watched = (*row, "policy_state", OWN_DECAY)
+        changed = {key for key in watched if group.get(key, ABSENT) is not row.get(key, ABSENT)}
+        is_edited, was_by_hand = self._rate_is_edited(i, group), i in self._written.by_hand
         if not changed and not is_edited:
             return {}, was_by_hand
-        check_clock_is_there(group)
+        check_clock_is_there(group, row)
         (resolved,) = self._known.resolved([group])
-        values = policy_values(resolved["policy"]) if "policy" in changed and "policy_state" not in changed else {}
-        after = {key: value for key, value in {**resolved, **values}.items() if value is not ABSENT}
-        planned = plan(after, check_step(group["schedule_step"]), self._slot)
+        values = self._follow(changed, resolved)
+        after = merged(resolved, values)
+        planned = plan(after, check_step(group["schedule_step"]), self._slots)
         # After an interrupt, or where old values were put back, other objects have the same value.
         by_hand = was_by_hand or (is_edited and not is_rate(group["lr"], planned.lr))
         if changed <= {"lr"}:
             return {}, by_hand
-        values |= values_of(planned, after, self._slot)
-        stay = [key for key in values if self._stays(key, i, group, changed, by_hand)]
+        values |= values_of(planned, after, self._slots)
+        stay = self._staying(i, group, changed) | ({"lr"} if by_hand else set())
         return {key: value for key, value in values.items() if key not in stay}, by_hand
 
-    def _stays(self, key: str, i: int, group: Group, changed: set[str], by_hand: bool) -> bool:
-        """Whether a value stays as it is: an edited lr, an edited momentum, and momentum where only the peak was."""
-        slot = self._slot
-        if slot is not None and key == slot.key:
-            return changed <= {"max_lr", "lr"} or not _is_same(slot.read(group), self._written.momentum(i))
-        return key == "lr" and by_hand
+    def _follow(self, changed: set[str], group: Group) -> Group:
+        """What follows from another policy, if one was assigned to a resolved group."""
+        if "policy" not in changed:
+            return {}
+        return decay_put_back(group) if "policy_state" in changed else policy_values(group["policy"], group)
 
-    def _rate_is_edited(self, group: Group, row: Group) -> bool:
+    def _staying(self, i: int, group: Group, changed: set[str]) -> set[str]:
+        """The keys whose values stay: an edited momentum or weight decay, and both where only other values were."""
+        stay = set()
+        for slot, own in zip(self._slots, ("", OWN_DECAY), strict=True):
+            if slot is not None and (changed <= {"max_lr", "lr", OWN_DECAY} - {own} or self._is_edited(slot, i, group)):
+                stay.add(slot.key)
+        return stay
+
+    def _is_edited(self, slot: Slot, i: int, group: Group) -> bool:
+        """Whether a group's momentum, or weight decay, has another value than it was left with."""
+        held = slot.read(group)
+        if not _is_same(held, self._written.left(slot.name, i)):
+            return True
+        if not isinstance(held, Tensor) or OWN_DECAY not in group:
+            return False
+        due = getattr(self._planned_before(i, group), slot.name)
+        return due is not None and not is_rate(held, due)
+
+    def _rate_is_edited(self, i: int, group: Group) -> bool:
         """Whether lr has another value than it was left with; the same value put back is no edit."""
-        lr, left = group["lr"], row.get("lr", ABSENT)
+        lr, left = group["lr"], self._written.row(i).get("lr", ABSENT)
         if lr is not left or not isinstance(lr, Tensor):
             return lr is not left and not _is_same(lr, left)
-        (before,) = self._known.resolved(
-            [{key: value for key, value in {**group, **row}.items() if value is not ABSENT}]
-        )
-        return not is_rate(lr, plan(before, before["schedule_step"], self._slot).lr)
+        return not is_rate(lr, self._planned_before(i, group).lr)
+
+    def _planned_before(self, i: int, group: Group) -> Plan:
+        """What was written into group i."""
+        (before,) = self._known.resolved([merged(group, self._written.row(i))])
+        return plan(before, before["schedule_step"], self._slots)
 
     def _watch_for_scheduler(self, optimizer: Any) -> None:
         if not self._warned_of_scheduler:
             # Unpickled, or wrapped again by other code, a scheduler shows by what it writes.
             writes_lr = any(
-                "initial_lr" in group and self._rate_is_edited(group, self._written.row(i))
+                "initial_lr" in group and self._rate_is_edited(i, group)
                 for i, group in enumerate(optimizer.param_groups)
             )
             self._warned_of_scheduler = warn_of_scheduler(optimizer, writes_lr)
@@ -248,11 +309,11 @@ class HostSchedules:
         before = values_at(group["policy"], step, group.get("policy_state"))
         if values_at(group["policy"], step, state) == before:
             return {}
-        return values_of(plan(after, step, self._slot), after, self._slot)
+        return values_of(plan(after, step, self._slots), after, self._slots)
 
     def reschedule(self, optimizer: Any, changes: Changes) -> None:
         groups = optimizer.param_groups
-        values = changes.values(self._known.resolved(groups), self._slot)
+        values = changes.values(self._known.resolved(groups), self._slots)
         self._change(groups, values, values)
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
@@ -262,21 +323,21 @@ class HostSchedules:
         for i, group in enumerate(groups):
             values, by_hand = self._edited(i, group)
             values = self._known.stored(values)
-            if "lr" in values and isinstance(group["lr"], Tensor):
-                values["lr"] = torch.full_like(group["lr"], values["lr"])
-            after = {key: value for key, value in {**group, **values}.items() if value is not ABSENT}
-            marks = {BY_HAND: by_hand, MOMENTUM_BY_HAND: self._momentum_is_edited(i, after)}
-            copies.append({**after, **{mark: True for mark, is_set in marks.items() if is_set}})
+            for key in [key for key in TENSOR_KEYS if key in values and isinstance(group[key], Tensor)]:
+                values[key] = torch.full_like(group[key], values[key])
+            after = merged(group, values)
+            edited = [MARKS["lr"]] if by_hand else []
+            edited += [MARKS[slot.name] for slot in self._slots.present if self._is_by_hand(slot, i, after)]
+            copies.append({**after, **dict.fromkeys(edited, True)})
         return copies
 
-    def _momentum_is_edited(self, i: int, group: Group) -> bool:
-        """Whether a group's momentum is the user's where the policy has another."""
-        slot = self._slot
-        if slot is None or group.get("policy") is None or _is_same(slot.read(group), self._written.momentum(i)):
+    def _is_by_hand(self, slot: Slot, i: int, group: Group) -> bool:
+        """Whether a group's momentum, or weight decay, is the user's where the policy has another."""
+        if group.get("policy") is None or not self._is_edited(slot, i, group):
             return False
         (resolved,) = self._known.resolved([group])
-        due = plan(resolved, group["schedule_step"], slot).momentum
-        return due is not None and bool(due != slot.read(group))
+        due = getattr(plan(resolved, group["schedule_step"], self._slots), slot.name)
+        return due is not None and not is_rate(slot.read(group), due)
 
     def saved(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         return state_dict
@@ -296,8 +357,8 @@ class HostSchedules:
     def adopted(self, groups: list[Group], by_hand: dict[int, set[str]]) -> None:
         self._remember_written(groups, {i for i, edited in by_hand.items() if "lr" in edited})
         for i, edited in by_hand.items():
-            if "momentum" in edited:
-                self._written.momenta[i] = None  # it is still an edit
+            for name in edited - {"lr"}:
+                self._written.forget(name, i)  # it is still an edit
 
     def loaded(self, optimizer: Any, previous: Any) -> None:
         """Nothing: numbers were adopted as they came."""
@@ -307,7 +368,7 @@ class HostSchedules:
         if isinstance(data, Written):
             return
         groups = optimizer.param_groups
-        self._written = Written.from_data(data, groups, self._known.resolved(groups), self._slot)
+        self._written = Written.from_data(data, groups, self._known.resolved(groups), self._slots)
 
 
 # Run uncompiled: a float that changes on every step would trigger a recompile per step.
@@ -337,6 +398,16 @@ def gradients_are_zero(groups: list[Group]) -> bool:
     grads = [param.grad for group in groups for param in group["params"] if param.grad is not None]
     grads = [grad for grad in grads if grad.numel() > 0]
     return bool(grads) and not any(grad.any() for grad in grads)
+
+
+def _fills(groups: list[Group], key: str, indices: list[int], values: list[Any]) -> list[partial[Any]]:
+    """The calls that fill the tensors of these groups; their values are then not to be written."""
+    calls = []
+    for i in indices:
+        check_rate(groups[i][key], key)
+        calls.append(partial(groups[i][key].fill_, values[i]))
+        values[i] = ABSENT
+    return calls
 
 
 def _updates(groups: list[Group], keys: tuple[str, ...], columns: tuple[Any, ...]) -> list[partial[Any]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..native import ABSENT
 from ..schedule import Share, shares
-from ..slots import Group, Slot
+from ..slots import OWN_DECAY, Group, Slots
 
 #: What is compared on every step.
 WATCHED = ("policy", "schedule_step", "max_lr", "lr")
@@ -20,7 +20,7 @@ WATCHED = ("policy", "schedule_step", "max_lr", "lr")
 class Lane:
     """The groups that share a policy and a clock, with what stays the same from step to step."""
 
-    __slots__ = ("highest", "indices", "peaks", "policy", "state", "step", "tensors")
+    __slots__ = ("decay_tensors", "decays", "highest", "indices", "peaks", "policy", "state", "step", "tensors")
 
     def __init__(self, share: Share, groups: list[Group]) -> None:
         policy, self.state, self.step, self.indices = share
@@ -29,6 +29,10 @@ class Lane:
         self.highest = max(self.peaks)
         #: Groups whose rate is a tensor: it is filled, not replaced.
         self.tensors = [i for i in share.indices if isinstance(groups[i]["lr"], Tensor)]
+        #: The groups' own weight decays, once the policy has moved them; None before.
+        has_decays = all(OWN_DECAY in groups[i] for i in share.indices)
+        self.decays: list[float] | None = [groups[i][OWN_DECAY] for i in share.indices] if has_decays else None
+        self.decay_tensors = [i for i in share.indices if has_decays and isinstance(groups[i]["weight_decay"], Tensor)]
 
 
 class Written:
@@ -41,25 +45,25 @@ class Written:
     ``lanes``         the groups that have a schedule, by what they share
     ``single``        the lane of all groups, if there is one and it fills no tensors
     ``momenta``       of each group, or of all, to tell an edited one
+    ``decays``        weight decays, likewise
     ``by_hand``       the groups whose lr is the user's and not the schedule's
     ================  =================================================================
     """
 
-    __slots__ = ("by_hand", "columns", "keys", "lanes", "momenta", "n", "single")
+    __slots__ = ("by_hand", "columns", "decays", "keys", "lanes", "momenta", "n", "single")
 
-    def __init__(
-        self, groups: list[Group], resolved: list[Group], slot: Slot | None, by_hand: Collection[int] = ()
-    ) -> None:
+    def __init__(self, groups: list[Group], resolved: list[Group], slots: Slots, by_hand: Collection[int] = ()) -> None:
         self.n = len(groups)
-        listens = any("policy_state" in group for group in groups)
-        self.keys = (*WATCHED, "policy_state") if listens else WATCHED
+        self.keys = (*WATCHED, *(key for key in ("policy_state", OWN_DECAY) if any(key in group for group in groups)))
         self.columns: tuple[Any, ...] = tuple(
             [_remembered(group.get(key, ABSENT)) for group in groups] for key in self.keys
         )
         self.lanes = [Lane(share, groups) for share in shares(resolved)]
-        whole = [lane for lane in self.lanes if lane.indices == list(range(self.n)) and not lane.tensors]
-        self.single = whole[0] if whole else None
-        self.momenta: Any = [None if slot is None else slot.read(group) for group in groups]
+        whole = [lane for lane in self.lanes if lane.indices == list(range(self.n))]
+        self.single = next((lane for lane in whole if not lane.tensors and not lane.decay_tensors), None)
+        self.momenta, self.decays = (
+            [None if slot is None else _remembered(slot.read(group)) for group in groups] for slot in slots
+        )
         self.by_hand = frozenset(by_hand)
 
     def row(self, i: int) -> Group:
@@ -68,16 +72,22 @@ class Written:
             return {}
         return {key: _recalled(item_of(column, i)) for key, column in zip(self.keys, self.columns, strict=True)}
 
-    def momentum(self, i: int) -> Any:
-        """The momentum that group i was left with; None for a group that is new."""
-        return item_of(self.momenta, i) if i < self.n else None
+    def left(self, name: str, i: int) -> Any:
+        """The momentum, or weight decay, that group i was left with; None for a group that is new."""
+        column = self.momenta if name == "momentum" else self.decays
+        return _recalled(item_of(column, i)) if i < self.n else None
+
+    def forget(self, name: str, i: int) -> None:
+        """The momentum, or weight decay, that group i has is an edit."""
+        column = self.momenta if name == "momentum" else self.decays
+        column[i] = None
 
     @property
     def rates(self) -> list[Any]:
         """The lr of every group."""
         return [_recalled(item_of(self.columns[3], i)) for i in range(self.n)]
 
-    def moved(self, steps: Any, rates: list[Any], momenta: Any) -> None:
+    def moved(self, steps: Any, rates: list[Any], momenta: Any, decays: Any) -> None:
         """One step on: these values were written, in each group or one in all, where they are not ABSENT."""
         columns = self.columns
         # The clocks first: an interrupt in between leaves columns that do not hold, and then all is read anew.
@@ -88,26 +98,31 @@ class Written:
                 lane.step += 1
             rates = _updated(rates, columns[3])
             momenta = momenta and _updated(momenta, self.momenta)
+            decays = decays and _updated(decays, self.decays)
         if momenta is not None:
             self.momenta = momenta
+        if decays is not None:
+            self.decays = decays
         if self.by_hand:
             self.by_hand = frozenset()
         moved = (columns[0], steps, columns[2], rates)
-        self.columns = moved if len(columns) == 4 else (*moved, columns[4])
+        self.columns = moved if len(columns) == 4 else (*moved, *columns[4:])
 
     def as_data(self) -> tuple[Any, ...]:
         """For pickling, which keeps values and no objects."""
         columns = [[_recalled(item_of(column, i)) for i in range(self.n)] for column in self.columns]
-        return self.keys, columns, [self.momentum(i) for i in range(self.n)], self.by_hand
+        left = ([self.left(name, i) for i in range(self.n)] for name in Slots._fields)
+        return self.keys, columns, *left, self.by_hand
 
     @classmethod
-    def from_data(cls, data: tuple[Any, ...], groups: list[Group], resolved: list[Group], slot: Slot | None) -> Written:
+    def from_data(cls, data: tuple[Any, ...], groups: list[Group], resolved: list[Group], slots: Slots) -> Written:
         """The groups after pickling: values that differ from what was written are still edits."""
-        keys, columns, momenta, by_hand = data
-        written = cls(groups, resolved, slot, by_hand)
+        keys, columns, momenta, decays, by_hand = data
+        written = cls(groups, resolved, slots, by_hand)
         if keys == written.keys and len(momenta) == len(groups):
             written.columns = tuple(_matched(*pair) for pair in zip(columns, written.columns, strict=True))
             written.momenta = _matched(momenta, written.momenta)
+            written.decays = _matched(decays, written.decays)
         return written
 
 

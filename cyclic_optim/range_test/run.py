@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..policies.decay import ExponentialRamp, LinearRamp
+from ..slots import OWN_DECAY
 from .put_back import run_and_put_back
 from .result import LRRangeTest
 from .watch import Watch
@@ -40,9 +41,9 @@ def lr_range_test(
 
     Step i of n is made at ``start_lr * (end_lr / start_lr) ** (i / (n - 1))``, or on a straight line with
     ``mode="linear"``. With several param groups this is the first group's rate; the others keep their ratio to it.
-    Momentum is held at its current value. The test stops early when the loss is NaN or infinite. It also stops when
-    the average loss has climbed above its lowest value by ``divergence_factor`` times as much as it had fallen (or
-    as the first losses scatter, if that is more). This rule works for losses of any sign and size.
+    Momentum and weight decay are held at their current values. The test stops early when the loss is NaN or infinite.
+    It also stops when the average loss has climbed above its lowest value by ``divergence_factor`` times as much as it
+    had fallen (or as the first losses scatter, if that is more). This rule works for losses of any sign and size.
 
     Afterwards, also after an exception or Ctrl-C, everything is as it was before, bit for bit: parameters, buffers,
     gradients and mode of the model, state and param groups of the optimizer, the scaler, and the random states of
@@ -84,10 +85,10 @@ def lr_range_test(
 
     def climb() -> str:
         training.start()
-        momenta = [_number(group.get("momentum")) for group in optimizer.param_groups]
+        held = list(map(_held, optimizer.param_groups))
         for step in _progress(num_steps, progress):
             lrs.append(end_lr * ramp.at(step).lr_factor)
-            _set(optimizer, lrs[-1], ratios, momenta)
+            _set(optimizer, lrs[-1], ratios, held)
             losses.append(training.step())
             if reason := watch.reason_to_stop(lrs[-1], losses[-1]):
                 return reason
@@ -175,12 +176,17 @@ def _progress(num_steps: int, show: bool) -> Iterable[int]:
     return range(num_steps)
 
 
-def _set(optimizer: Optimizer, lr: float, ratios: tuple[float, ...], momenta: list[Any]) -> None:
+def _held(group: dict[str, Any]) -> dict[str, Any]:
+    """The current values that are held: momentum, and a weight decay that a policy moves."""
+    keys = ("momentum", "weight_decay") if OWN_DECAY in group else ("momentum",)
+    return {key: _number(group[key]) for key in keys if group.get(key) is not None}
+
+
+def _set(optimizer: Optimizer, lr: float, ratios: tuple[float, ...], held: list[dict[str, Any]]) -> None:
     """Write the values of the next step into the param groups."""
-    for group, ratio, momentum in zip(optimizer.param_groups, ratios, momenta, strict=True):
-        _write(group, "lr", lr * ratio)
-        if momentum is not None:
-            _write(group, "momentum", momentum)
+    for group, ratio, values in zip(optimizer.param_groups, ratios, held, strict=True):
+        for key, value in {"lr": lr * ratio, **values}.items():
+            _write(group, key, value)
 
 
 def _write(group: dict[str, Any], key: str, value: Any) -> None:
