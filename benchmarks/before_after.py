@@ -305,6 +305,8 @@ def measure_adamw_on(setting: Setting, key: str, flags: str) -> Times:
 
 def measure_capturable(setting: Setting) -> Part:
     compared = {}
+    for package in (setting.before, setting.after):
+        making_capturable_step(make_groups([(1,)]))(package)  # imports the device path, whose update is replaced
     with without_device_update():
         for tensors, count in itertools.product(TENSORS, TENSOR_GROUPS):
             title = f"{tensors:,} in {plural(count)}"

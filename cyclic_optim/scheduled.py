@@ -448,9 +448,9 @@ class Scheduled(Optimizer):
         warning where they differ. Each group's clock is the checkpoint's; a checkpoint of the base class starts the
         schedules at step 0, with the code's peaks. Values that are not the schedule's at its step (another optimizer
         trained on with our keys, or the clock was edited) are named in a warning, and the schedule's are used;
-        rates that were edited by hand when the checkpoint was made are kept for one step. Weight decay, and the group's
-        own where a policy moves it, are the checkpoint's, as in the base class. The given dict is left as it is and
-        shares no tensor with the optimizer afterwards.
+        rates and momenta that were edited by hand when the checkpoint was made are kept for one step. Weight decay, and
+        the group's own where a policy moves it, are the checkpoint's, as in the base class. The given dict is left as
+        it is and shares no tensor with the optimizer afterwards.
 
         Args:
             state_dict: what ``state_dict()`` returned, of either class.
