@@ -281,7 +281,7 @@ def _adopt_group(
     saved = group["policy"]
     policy = group["policy"] = policy_of(saved) if in_code is None else in_code
     kinds.check_scheduled(group)
-    if isinstance(saved, str) and saved.rstrip() == encode(policy):
+    if in_code is None or _describes(saved, policy):
         _take_reports(policy, group)
         difference = _difference(group, slots, by_hand)
         if difference is not None:
@@ -295,6 +295,16 @@ def _adopt_group(
     _change_policy(group, policy, old, slots, by_hand)
     _write_values(group, slots, by_hand, decay_put_back(group))
     return {message: None}, difference
+
+
+def _describes(saved: Any, policy: Policy) -> bool:
+    """Whether a text from a checkpoint describes this policy; in an older one new fields are missing."""
+    if isinstance(saved, str) and saved.rstrip() == encode(policy):
+        return True
+    try:
+        return bool(policy_of(saved) == policy)
+    except ValueError:  # no text, or one of a policy with code in it
+        return False
 
 
 def _check_clock(group: Group) -> None:

@@ -16,9 +16,11 @@ from torch.optim import SGD
 
 from cyclic_optim import (
     Constant,
+    CosineRestarts,
     CyclicAdamW,
     CyclicSGD,
     LambdaPolicy,
+    LinearRamp,
     OneCycle,
     Plateau,
     Policy,
@@ -657,6 +659,11 @@ OLD_PLATEAU = (
     '{"name": "Plateau", "fields": {"mode": "min", "factor": 0.5, "patience": 0, "threshold": 0.0001, '
     '"threshold_mode": "rel", "cooldown": 0, "min_factor": 0.0, "eps": 1e-08}}'
 )
+OLD_SEQUENCE = (
+    '{"name": "Sequential", "fields": {"policies": [{"name": "LinearRamp", "fields": {"total_iters": 5, '
+    '"start_factor": 0.25, "end_factor": 1.0}}, {"name": "CosineRestarts", "fields": {"t_0": 4, "t_mult": 1, '
+    '"min_factor": 0.0}}], "milestones": [5]}}'
+)
 
 
 def written(policy, momentum, lr_factor, **state):
@@ -685,7 +692,15 @@ def written(policy, momentum, lr_factor, **state):
     }
 
 
+# Sequential has had no restart, and CosineRestarts no gamma.
+SEQUENCE = Sequential([LinearRamp(5, 0.25), CosineRestarts(4)], [5])
+
 EARLIER = {
+    "Sequential": (
+        SEQUENCE,
+        written(OLD_SEQUENCE, 0.9, 1.0),
+        [(0.1 * SEQUENCE.at(step).lr_factor, 0.9) for step in (6, 7)],
+    ),
     "OneCycle": (
         OneCycle(total_steps=20),
         written(OLD_ONE_CYCLE, 0.85, 1.0),
