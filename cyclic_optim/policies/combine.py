@@ -42,7 +42,7 @@ class Warmup(OfOne):
     The policy begins at its own step 0 after the warm-up; with ``overlay`` it begins at step 0, below the ramp.
     Momentum and weight decay are the policy's, in the warm-up those of its step 0. With ``start_momentum`` momentum is
     on a straight line from that to the policy's, in the same steps. A warm-up of 0 steps is no warm-up. It ends when
-    both have.
+    both have. For a policy that starts below the peak, ``Scaled(Warmup(...), factor)`` lowers the ramp, too.
 
     Args:
         policy: any policy. Reports to a :class:`Plateau` count after the warm-up, with ``overlay`` from the start.
