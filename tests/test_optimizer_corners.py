@@ -707,7 +707,7 @@ def clock(policy, **options):
 def test_a_table_is_as_long_as_it_need_be(policy, horizon, rows):
     """One row for each step up to the end, or of the period, or of the horizon, which is 100,000 by default."""
     made = clock(policy, horizon=horizon)
-    assert made.parts[0].rows.shape == (rows, 2)
+    assert made.parts[0].rows.shape == (rows, 3)
     assert len(made.table) >= rows
 
 
