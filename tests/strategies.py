@@ -192,7 +192,7 @@ def _sequentials(draw):
 @st.composite
 def _warmups(draw):
     policy = draw(_single_policies())
-    momentum = st.none() if policy.at(0).momentum is None else st.none() | units()
+    momentum = st.none() if policy.at(0).momentum is None else st.none() | st.floats(0, 0.99)
     return Warmup(policy, draw(lengths_or_none()), draw(units()), draw(st.booleans()), draw(momentum))
 
 
@@ -234,7 +234,13 @@ POLICY_STRATEGIES = {
     "Sequential": _sequentials(),
     "Warmup": _warmups(),
     "Product": st.builds(Product, st.lists(_single_policies(), min_size=1, max_size=3)),
-    "Combined": st.builds(Combined, _single_policies(), st.none() | _single_policies(), st.none() | _single_policies()),
+    # A momentum of 1 is refused by optimizers with betas.
+    "Combined": st.builds(
+        Combined,
+        _single_policies(),
+        st.none() | st.builds(Scaled, _single_policies(), st.floats(0, 0.99)),
+        st.none() | _single_policies(),
+    ),
     "Staircase": st.builds(Staircase, _single_policies(), lengths()),
     "Scaled": st.builds(Scaled, _single_policies(), units()),
     "LambdaPolicy": st.sampled_from(LR_FUNCTIONS).map(LambdaPolicy),

@@ -140,6 +140,16 @@ def test_a_product_multiplies_the_factors(parts, step):
     assert product.momentum == (momenta[0] if momenta else None)
 
 
+def test_a_product_multiplies_the_factors_of_weight_decay_too():
+    """Those that are set are multiplied; where none is, weight decay is left alone."""
+    half, ramp = (
+        Combined(Constant(), weight_decay=Scaled(Constant(), 0.5)),
+        Combined(Constant(), None, LinearRamp(4, 0)),
+    )
+    assert [Product([half, Constant(), ramp]).at(step).weight_decay_factor for step in (0, 2, 4)] == [0, 0.25, 0.5]
+    assert Product([Constant(), Constant()]).at(0).weight_decay_factor is None
+
+
 def test_a_product_is_torchs_chained_scheduler():
     """ConstantLR and ExponentialLR chained have the product of their factors."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -423,6 +433,7 @@ def test_a_composite_with_a_plateau_is_plain_data(policy):
 def test_a_warm_up_before_a_plateau_is_tabulated_up_to_its_end():
     """Between reports nothing changes after the warm-up: a device's table of it is as short as that."""
     assert (WARM.end, PLATEAUS["Sequential"].end) == (4, 4)
+    assert [Warmup(CosineDecay(9), 4, overlay=overlay).end for overlay in (False, True)] == [13, 9]
 
 
 @pytest.mark.parametrize("name", COMPOSITES)
