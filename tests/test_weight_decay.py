@@ -171,6 +171,13 @@ class TestHost:
         assert given.item() == 0.5
         assert decays(optimizer) == 2 * [(0.5 * 0.5, 0.5)]
 
+    def test_a_tensor_that_comes_with_its_own_is_not_written_to(self):
+        """As in a copy of another group: the caller's tensor stays the caller's."""
+        given = torch.tensor(0.3)
+        group = {"params": [torch.nn.Parameter(torch.ones(1))], "weight_decay": given, OWN: 0.5}
+        optimizer = CyclicSGD([group], lr=0.1, policy=FALLING)
+        assert (given.item(), decays(optimizer)) == (pytest.approx(0.3), [(0.5, 0.5)])
+
     def test_each_group_has_its_policy_and_only_moved_ones_have_the_key(self):
         """Groups whose policy leaves weight decay alone, or that have none, keep theirs and get no key."""
         params = [torch.nn.Parameter(torch.ones(2)) for _ in range(4)]
@@ -210,6 +217,39 @@ class TestHost:
         own = float(decay)
         assert seen == [(own, None), (own, None), (own / 2, own), (own / 4, own), (own / 4, own)]
         assert decays(optimizer)[1:2] == [(own, None)][: n_groups - 1]
+
+    def test_groups_that_begin_at_different_times_have_their_own(self):
+        """One that a policy has moved before stays where it is for the step in which another one begins."""
+        policy = Listed(((0.0, None, 0.5), (1.0, None, None), (1.0, None, 0.25)))
+        params = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+        for param in params:
+            param.grad = torch.zeros(1)
+        optimizer = CyclicSGD(params[:1], lr=0.1, weight_decay=torch.tensor(0.5), policy=policy)
+        optimizer.step()
+        optimizer.add_param_group({"params": params[1:], "weight_decay": 0.8})
+        assert decays(optimizer) == [(0.25, 0.5), (pytest.approx(0.8), None)]
+        optimizer.step()
+        assert [param.item() for param in params] == pytest.approx([1 - 0.1 * 0.25, 1 - 0.1 * 0.8])
+        assert decays(optimizer) == [(0.125, 0.5), (pytest.approx(0.2), 0.8)]
+
+    def test_an_edit_of_momentum_is_still_one_where_it_begins(self):
+        """A checkpoint that is made in that very step marks it."""
+        _, optimizer = one_param(Listed(((1.0, 0.9, None), (1.0, 0.8, 0.5))))
+        optimizer.param_groups[0]["momentum"] = 0.1
+        saved = []
+        optimizer.step(lambda: saved.append(copy.deepcopy(optimizer.state_dict())))
+        assert saved[0]["param_groups"][0]["momentum_edited_by_hand"] is True
+        assert optimizer.param_groups[0]["momentum"] == 0.8
+
+    def test_what_cannot_be_moved_is_refused_before_the_update(self):
+        """Where a policy begins to move it, too."""
+        param, optimizer = one_param(LATE)
+        optimizer.step()
+        optimizer.param_groups[0]["weight_decay"] = torch.tensor([0.1, 0.2])
+        before = param.detach().clone()
+        with pytest.raises(ValueError, match="need weight_decay as a number, or a dense tensor with one element"):
+            optimizer.step()
+        assert torch.equal(param, before)
 
     def test_a_skipped_step_moves_nothing(self):
         """Weight decay moves if, and only if, the clock does."""
@@ -283,6 +323,10 @@ class TestHost:
         _, optimizer = one_param(Constant())
         optimizer.step(lambda: optimizer.reschedule(policy=LATE, step=1))  # which moves it at the next step
         assert decays(optimizer) == [(0.05, 0.1)]
+        _, optimizer = one_param(Constant(), weight_decay=torch.tensor(0.5))
+        optimizer.step(lambda: optimizer.reschedule(policy=LATE, step=1))
+        assert decays(optimizer) == [(0.25, 0.5)]
+        assert isinstance(optimizer.param_groups[0]["weight_decay"], torch.Tensor)
 
     def test_a_report_moves_it(self):
         """A policy that listens may move weight decay; the next step uses the new one."""
@@ -333,6 +377,21 @@ class TestHost:
             assert optimizer.param_groups[0]["weight_decay"] == 0.1 * (0.75 if now == before else 0.5)
 
         assert interrupted_everywhere(make, lambda optimizer: optimizer.step(), check) > 5
+
+    def test_an_interrupted_reschedule_leaves_tensors_as_they_were(self):
+        """All of it is done, or nothing: also what was filled."""
+
+        def make():
+            return one_param(weight_decay=torch.tensor(0.5))[1]
+
+        def check(optimizer):
+            assert decays(optimizer) in ([(0.5, 0.5)], [(0.25, 0.5)])
+            assert (optimizer.param_groups[0]["schedule_step"], decays(optimizer)) in (
+                (0, [(0.5, 0.5)]),
+                (1, [(0.25, 0.5)]),
+            )
+
+        assert interrupted_everywhere(make, lambda one: one.reschedule(policy=DECAY_ALONE, step=1), check) > 5
 
     @pytest.mark.parametrize("copied", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
     def test_copies_go_on_alike(self, copied):
@@ -540,6 +599,7 @@ def test_a_checkpoint_of_the_base_class_starts_with_its_weight_decay():
     """And ours loads into the base class, at the present value."""
     param, theirs = torch.nn.Parameter(torch.ones(3, dtype=torch.float64)), None
     theirs = SGD([param], lr=0.1, weight_decay=0.7)
+    theirs.param_groups[0][OWN] = 7.0  # left there by nobody knows whom
     _, ours = one_param()
     ours.load_state_dict(theirs.state_dict())
     assert decays(ours) == [(0.7, 0.7)]
@@ -705,6 +765,31 @@ def test_compiled_it_goes_on_moving():
         host.step()
     for param, other in zip(params, host_params, strict=True):
         torch.testing.assert_close(param, other)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize(
+    "edit",
+    [{"schedule_step": 1}, {"policy": DECAY_ALONE}, {"policy": FALLING, "schedule_step": 2}, {"max_lr": 0.5}],
+    ids=str,
+)
+def test_it_is_the_users_for_one_step_whatever_else_was_assigned(capturable, edit):
+    """Another clock, another policy; the step after has the policy's."""
+    param, optimizer = one_param(FALLING, capturable=capturable)
+    (group,) = optimizer.param_groups
+    group.update(weight_decay=0.4, lr=0.25, **edit)
+    before = param.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(param.detach(), before - 0.25 * (0.5 + 0.4 * before), rtol=1e-6, atol=1e-6)
+    factor = edit.get("policy", FALLING).at(edit.get("schedule_step", 0) + 1).weight_decay_factor
+    assert decays(optimizer) == [(pytest.approx(0.1 * factor), 0.1)]
+
+
+def test_what_float32_cannot_hold_is_refused_on_the_device():
+    """As for rates and momenta."""
+    huge = Listed(((1.0, None, 1.0), (1.0, None, 1e30)))
+    with pytest.raises(ValueError, match="need rates, momenta and weight decays that float32 can hold"):
+        one_param(huge, weight_decay=1e10, capturable=True)
 
 
 def test_edits_on_the_device():
