@@ -181,10 +181,14 @@ def cycles_momentum(policy):
     return any(policy.at(step).momentum is not None for step in range(300))
 
 
+def moves_weight_decay(policy):
+    return any(policy.at(step).weight_decay_factor is not None for step in range(300))
+
+
 def policies_of(case):
     """Those that the base has a place for."""
-    drawn = policies()
-    return drawn if case.slot is not None else drawn.filter(lambda policy: not cycles_momentum(policy))
+    drawn = policies() if case.slot is not None else policies().filter(lambda policy: not cycles_momentum(policy))
+    return drawn if "weight_decay" in case.options else drawn.filter(lambda policy: not moves_weight_decay(policy))
 
 
 def ready(optimizer):
@@ -194,10 +198,12 @@ def ready(optimizer):
     return optimizer
 
 
-def set_by_hand(group, policy, step, peak):
-    """What torch's scheduler would write."""
-    lr_factor, momentum, _ = policy.at(step)
+def set_by_hand(group, policy, step, peak, weight_decay=0.0):
+    """What torch's scheduler would write, and the same for the group's own weight decay."""
+    lr_factor, momentum, weight_decay_factor = policy.at(step)
     group["lr"] = peak * lr_factor
+    if weight_decay_factor is not None:
+        group["weight_decay"] = weight_decay * weight_decay_factor
     if momentum is not None and "betas" in group:
         group["betas"] = (momentum, *group["betas"][1:])
     elif momentum is not None:
@@ -205,7 +211,7 @@ def set_by_hand(group, policy, step, peak):
 
 
 def numbers(group):
-    return {key: group.get(key) for key in ("lr", "betas", "momentum")}
+    return {key: group.get(key) for key in ("lr", "betas", "momentum", "weight_decay")}
 
 
 def assert_same(ours, theirs, rtol=0.0):
@@ -261,7 +267,7 @@ def plain_policy(case, length=8):
 @settings(max_examples=15)
 @given(data=st.data())
 def test_it_is_the_base_driven_by_hand(name, data):
-    """Any groups, policies and flags: the values and weights of the base whose lr and momentum are set by hand."""
+    """Any groups, policies and flags: the values and weights of the base whose values are set by hand."""
     case = CASES[name]
     problem, options = data.draw(problems_of(case)), data.draw(options_of(case))
     ours, theirs = problem.params(), problem.params()
@@ -273,7 +279,7 @@ def test_it_is_the_base_driven_by_hand(name, data):
     rtol = 0.0 if case.same_bits else 1e-5
     for step in range(data.draw(st.integers(1, 12))):
         for group, other, policy, peak in zip(optimizer.param_groups, twin.param_groups, chosen, peaks, strict=True):
-            set_by_hand(other, policy, step, peak)
+            set_by_hand(other, policy, step, peak, options.get("weight_decay"))
             assert numbers(group) == numbers(other)
             assert group["schedule_step"] == step
         problem.set_grads(ours, step)

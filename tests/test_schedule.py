@@ -51,15 +51,16 @@ def one_param(**options):
 
 @given(problem=problems(), policy=policies(), options=sgd_options(), steps=st.integers(1, 6))
 def test_values_shown_are_values_used(problem, policy, options, steps):
-    """Plain SGD arithmetic with the lr and momentum read off the groups before each step gives the same weights."""
+    """Plain SGD arithmetic with the values read off the groups before each step gives the same weights."""
     params, optimizer = build(problem, policy, **options)
     twins, buffers = problem.params(), [{} for _ in params]
-    fixed = {key: options[key] for key in ("dampening", "weight_decay", "nesterov", "maximize")}
+    fixed = {key: options[key] for key in ("dampening", "nesterov", "maximize")}
     for step in range(steps):
         problem.set_grads(params, step)
         problem.set_grads(twins, step)
         for group, twin, buffer in zip(optimizer.param_groups, twins, buffers, strict=True):
-            reference_step(twin, buffer, lr=group["lr"], momentum=group["momentum"], **fixed)
+            shown = {key: group[key] for key in ("lr", "momentum", "weight_decay")}
+            reference_step(twin, buffer, **shown, **fixed)
         optimizer.step()
     for param, twin in zip(flat(params), flat(twins), strict=True):
         torch.testing.assert_close(param, twin, **TOLERANCE[problem.dtype])
@@ -67,18 +68,20 @@ def test_values_shown_are_values_used(problem, policy, options, steps):
 
 @given(problem=problems(), policy=policies(), options=sgd_options(), steps=st.integers(0, 5))
 def test_values_are_the_policys(problem, policy, options, steps):
-    """After n steps every group shows ``max_lr * lr_factor`` and the momentum of ``policy.at(n)``."""
+    """After n steps every group shows the rate, momentum and weight decay of ``policy.at(n)``."""
     params, optimizer = build(problem, policy, **options)
     for step in range(steps):
         problem.set_grads(params, step)
         optimizer.step()
-    lr_factor, momentum, _ = policy.at(steps)
+    lr_factor, momentum, weight_decay_factor = policy.at(steps)
+    decay = options["weight_decay"]
     for group in optimizer.param_groups:
         assert group["schedule_step"] == steps
         assert group["max_lr"] == options["lr"]
         assert group["lr"] == options["lr"] * lr_factor
         if momentum is not None:
             assert group["momentum"] == momentum
+        assert group["weight_decay"] == (decay if weight_decay_factor is None else decay * weight_decay_factor)
 
 
 @given(problem=problems(max_groups=4), policy=policies(), options=sgd_options(), data=st.data())
