@@ -359,6 +359,7 @@ def device(*chosen):
 @given(policy=policies(), drawn=edits(), cut=st.integers(0, 3), capturable=st.booleans())
 @example(Triangular(3, base_momentum=0.0, max_momentum=0.5), [(0, "policy", Constant())], 1, True)
 @example(Constant(), [(0, "policy", Constant())], 0, True)
+@example(Constant(), [(0, "max_lr", 0.0), (0, "lr", 1.0)], 0, True)
 def test_a_checkpoint_between_an_edit_and_its_step_has_what_the_step_uses(policy, drawn, cut, capturable):
     """Whatever was edited: the saved values are those of the next step, and it resumes to the same weights."""
     chosen = [policy, *(value for _, key, value in drawn if key == "policy")]

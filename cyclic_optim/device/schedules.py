@@ -119,7 +119,7 @@ class DeviceSchedules:
     def _plain(self, i: int, group: Group, held: Held) -> Group:
         """A group in numbers: the float64 originals of the policy and the user, where float32 has them rounded."""
         part, given = self.clock.parts[i], self.shown.given[i]
-        assigned = {key: value for _, key, value in self.shown.assigned(i, group)}
+        assigned = {key: value for _, key, value in self.shown.assigned(i, group) if not _is_held(held, key, value)}
         (resolved,) = self._known.resolved([group])
         if resolved["policy"] is not None and part.policy is None:
             check_clock_is_there(resolved)
@@ -344,6 +344,11 @@ class DeviceSchedules:
     def unpickled(self, optimizer: Any) -> None:
         self.update.claim_scaling(optimizer)  # torch forgets it on unpickling
         self.shown.show_again(optimizer.param_groups)
+
+
+def _is_held(held: Held, key: str, value: Any) -> bool:
+    """Whether an assigned rate or momentum is what the tensors hold: the same value put back is no edit."""
+    return key in ("lr", "momentum") and rounded(float(value)) == getattr(held, key)
 
 
 def _position(group: Group, restarts: bool) -> Position:
