@@ -347,8 +347,8 @@ class DeviceSchedules:
 
 
 def _is_held(held: Held, key: str, value: Any) -> bool:
-    """Whether an assigned rate or momentum is what the tensors hold: the same value put back is no edit."""
-    return key in ("lr", "momentum") and rounded(float(value)) == getattr(held, key)
+    """Whether an assigned value is what the tensors hold: the same value put back is no edit."""
+    return key in ("lr", "momentum", "weight_decay") and rounded(float(value)) == getattr(held, key)
 
 
 def _position(group: Group, restarts: bool) -> Position:
