@@ -426,7 +426,7 @@ def _difference(group: Group, slots: Slots, by_hand: Edited) -> Difference | Non
 
 def _is_close(due: float, held: Any) -> bool:
     """Equal up to the precision of the held number, and up to rounding on other machines."""
-    if not isinstance(held, Tensor):
+    if not isinstance(held, Tensor) or not held.is_floating_point():
         return math.isclose(due, held, rel_tol=1e-6)
     tolerance = max(1e-6, 4 * torch.finfo(held.dtype).eps)
     return math.isclose(as_held(held, due), held.item(), rel_tol=tolerance)

@@ -96,6 +96,10 @@ def alone(params, policy, peak, clock, **options):
     return CyclicSGD([described(params, policy, peak, clock)], policy=policy, **options)
 
 
+def without_a_policy(params, policy, peak, clock, **options):
+    return CyclicSGD([described(params, policy, peak, clock)], **options)
+
+
 def on_the_device(chosen):
     """Options for tables of these policies, as short as they may be."""
     return {"capturable": True, "horizon": max(64, *(policy.period or 1 for policy in chosen if policy is not None))}
@@ -125,7 +129,9 @@ def run(problem, options, drawn):
         if is_default and policy is constructors:
             del group["policy"]
     one = CyclicSGD(groups, policy=constructors, **options)
-    many = [alone(params, *schedule[:3], **options) for params, schedule in zip(apart, drawn, strict=True)]
+    has_policy = any(policy is not None for policy in (constructors, *(policy for policy, *_ in drawn)))
+    make = alone if has_policy else without_a_policy
+    many = [make(params, *schedule[:3], **options) for params, schedule in zip(apart, drawn, strict=True)]
     for step in range(4):
         problem.set_grads(together, step)
         problem.set_grads(apart, step)

@@ -535,7 +535,8 @@ def scalars():
         st.none()
         | st.booleans()
         | st.integers()
-        | st.sampled_from([2**53, 2**62 - 1, 2**62, 2**63, 2**64, 10**19, -(2**63), 10**309, 10**4000])
+        # A clock at 2**62 - 1 loads, but a few steps later its own checkpoint does not.
+        | st.sampled_from([2**53, 2**62 - 9, 2**62, 2**63, 2**64, 10**19, -(2**63), 10**309, 10**4000])
         | st.floats()
         | st.complex_numbers()
         | st.text(max_size=8)

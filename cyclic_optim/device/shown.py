@@ -96,8 +96,12 @@ class Shown:
 
     def write(self, i: int, key: str, value: Any) -> None:
         """Write a value, checked, into a group's tensor."""
-        self._clock.write(i, key, value.detach().reshape(()) if isinstance(value, Tensor) else value)
-        self.given[i][key] = None if isinstance(value, Tensor) else value
+        if isinstance(value, Tensor):
+            value, given = value.detach().reshape(()), None
+        else:  # numpy's numbers cannot be assigned to a part of a tensor
+            value = given = int(value) if key == "schedule_step" else float(value)
+        self._clock.write(i, key, value)
+        self.given[i][key] = given
 
     def write_all(self, i: int, group: Group) -> None:
         """Write a group's values into its tensors."""
