@@ -330,7 +330,7 @@ def test_a_report_refused_by_the_device_puts_its_table_back():
     param = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
     optimizer = CyclicSGD([param], lr=0.1, policy=Listens(lambda: {"factor": 1e40}), capturable=True, horizon=5)
     before = with_weights(optimizer)
-    with pytest.raises(ValueError, match="need rates and momenta that float32 can hold"):
+    with pytest.raises(ValueError, match="need rates, momenta and weight decays that float32 can hold"):
         optimizer.report(0.5)
     assert with_weights(optimizer) == before
 
@@ -395,7 +395,7 @@ def test_a_pile_of_policies_is_asked_once():
 def test_rates_beyond_float32_are_refused_on_the_device():
     """The device keeps rates and momenta as float32, whatever the parameters: more is refused, not rounded to inf."""
     for options in ({"lr": 1e39}, {"lr": 0.1, "momentum": 1e39}):
-        with pytest.raises(ValueError, match="need rates and momenta that float32 can hold"):
+        with pytest.raises(ValueError, match="need rates, momenta and weight decays that float32 can hold"):
             CyclicSGD([torch.nn.Parameter(torch.ones(1).double())], policy=Constant(), capturable=True, **options)
 
 
