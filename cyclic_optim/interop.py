@@ -465,13 +465,25 @@ def _sequential_lr(scheduler: Any) -> list[Taken]:
                 f"need parts out of {', '.join(sorted(cls.__name__ for cls in _PARTS))}, got "
                 f"schedulers[{i}] of {type(part).__module__}.{type(part).__qualname__}"
             )
-    parts = [_PARTS[type(part)](part) for part in schedulers]
+    parts = [_part(i, part) for i, part in enumerate(schedulers)]
     peaks = [max(one.peak for one in of_group) for of_group in zip(*parts, strict=True)]
     scaled = [_scaled(i, part, peaks) for i, part in enumerate(parts)]
     return [
         Taken(Sequential(policies, tuple(milestones)), peak)
         for policies, peak in zip(zip(*scaled, strict=True), peaks, strict=True)
     ]
+
+
+def _part(i: int, scheduler: Any) -> list[Taken]:
+    """Part ``i`` of a sequence. torch starts all but the first by their closed form, which differs for no steps."""
+    if i == 0 or getattr(scheduler, "total_iters", 1) > 0:
+        return _PARTS[type(scheduler)](scheduler)
+    if type(scheduler) is not torch_schedules.ConstantLR:
+        raise ValueError(
+            f"need total_iters > 0 in schedulers[{i}], a later part of a sequence, as torch divides by it there, "
+            "got total_iters=0"
+        )
+    return [Taken(Constant(), peak) for peak in _floats(scheduler.base_lrs)]
 
 
 def _scaled(i: int, part: list[Taken], peaks: list[float]) -> list[Policy]:

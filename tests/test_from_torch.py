@@ -137,8 +137,8 @@ SCHEDULERS = {
 
 @st.composite
 def sequential(draw, *names):
-    parts = [draw(SCHEDULERS[name]) for name in names or draw(st.lists(st.sampled_from(IN_SEQUENCE), max_size=3))]
-    parts = parts or [draw(SCHEDULERS["StepLR"])]
+    names = names or draw(st.lists(st.sampled_from(IN_SEQUENCE), min_size=1, max_size=3))
+    parts = [draw((LATER if i > 0 else SCHEDULERS)[name]) for i, name in enumerate(names)]
     milestones = []
     for _, longest in parts[:-1]:
         milestones.append(sum(milestones[-1:]) + draw(st.integers(1, min(longest, 12))))
@@ -147,6 +147,13 @@ def sequential(draw, *names):
         return torch_schedules.SequentialLR(optimizer, [part(optimizer) for part, _ in parts], milestones)
 
     return build, min(ever, sum(milestones[-1:]) + parts[-1][1])
+
+
+#: In a later part of a sequence torch divides by these lengths.
+LATER = SCHEDULERS | {
+    "PolynomialLR": of("PolynomialLR", total_iters=lengths, power=st.floats(0.5, 3)),
+    "LinearLR": of("LinearLR", total_iters=lengths, start_factor=fractions, end_factor=st.floats(0.05, 1)),
+}
 
 
 # OneCycleLR overwrites the rates that others start from when it is made, so that torch's own sequence depends on the
@@ -280,6 +287,12 @@ def test_the_rest_of_the_run_is_the_unswitched_one(name, data):
                 o, [torch_schedules.StepLR(o, 1), torch_schedules.StepLR(o, 2), torch_schedules.StepLR(o, 3)], [0, 0]
             ),
             Sequential((StepDecay(1), StepDecay(2), StepDecay(3)), (0, 0)),
+        ),
+        (
+            lambda o: torch_schedules.SequentialLR(
+                o, [torch_schedules.StepLR(o, 1), torch_schedules.ConstantLR(o, 0.5, 0)], [1]
+            ),
+            Sequential((StepDecay(1), Constant()), (1,)),
         ),
     ],
 )
@@ -1127,6 +1140,16 @@ REFUSED = {
         lambda: built(one_group(), lambda o: torch_schedules.SequentialLR(o, [MyStepLR(o, 3)], [])),
         TypeError,
         r"SequentialLR cannot be taken over exactly: need parts out of .*got schedulers\[0\] of .*MyStepLR",
+    ),
+    "a later part of no steps": (
+        lambda: built(
+            one_group(),
+            lambda o: torch_schedules.SequentialLR(
+                o, [torch_schedules.StepLR(o, 3), torch_schedules.LinearLR(o, total_iters=0)], [2]
+            ),
+        ),
+        ValueError,
+        r"need total_iters > 0 in schedulers\[1\], a later part of a sequence",
     ),
     "another optimizer's scheduler": (
         lambda: (one_group(), torch_schedules.StepLR(one_group(), 3)),
