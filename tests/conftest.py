@@ -1,11 +1,16 @@
 """Hypothesis profiles: "quick" by default, "deep" with HYPOTHESIS_PROFILE=deep; "mutants" is for mutate.py."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import Phase, settings
 
 from cyclic_optim import native
+
+# In the background of a shell Ctrl-C is ignored; the tests of interruptions raise it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("quick", max_examples=50, deadline=None, derandomize=True)
 settings.register_profile("deep", max_examples=2000, deadline=None)

@@ -57,7 +57,7 @@ class Witness:
 
 def promised(policy, steps, lr=LR, groups=1):
     """What a :class:`Witness` must have noted after so many updates."""
-    return [[(lr * factor, momentum)] * groups for factor, momentum in map(policy.at, range(steps))]
+    return [[(lr * factor, momentum)] * groups for factor, momentum, _ in map(policy.at, range(steps))]
 
 
 def bare_loop(model, batches, policy, lr=LR, **options):

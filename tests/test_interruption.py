@@ -347,14 +347,6 @@ def test_killed_and_resumed_equals_undisturbed(kind, seen):
 # -- interrupted anywhere
 
 
-@pytest.fixture(autouse=True)
-def _ctrl_c_raises():
-    """Also where the tests run in the background of a shell, which has them ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 class Interrupting:
     """Within it, Ctrl-C comes at the n-th place at which Python looks for signals.
 
