@@ -57,9 +57,12 @@ class PassiveScheduler(LRScheduler):
 
     def get_last_lr(self) -> list[float]:  # type: ignore[override]
         """The rate of each param group: of the step just made, or the next step's once :meth:`step` was called."""
-        if self.optimizer.param_groups is not self._groups:
+        groups, made = self.optimizer.param_groups, self.last_epoch - self._seen_at
+        # Loaded, or only put on a device by accelerate, which loads the optimizer's own state: one step after that is
+        # a step like any other.
+        if groups is not self._groups and made != 1:
             self._remember_rates()
-        groups, made = self._groups, self.last_epoch - self._seen_at
+            made = 0
         if made == 0:
             return [float(group["lr"]) for group in groups]
         if made == 1 and len(self._rates) == len(groups):

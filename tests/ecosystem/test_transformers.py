@@ -53,12 +53,12 @@ def train(folder, checkpoint=None, **options):
 
 @pytest.mark.parametrize("options", [{}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}])
 def test_the_schedule_is_followed_and_logged(tmp_path, options):
-    """Every update uses the policy's values, with accumulation too, and the log holds the rate after each."""
+    """Every update uses the policy's values, with accumulation too, and the log holds the rate of each, as torch's."""
     after = train(tmp_path, **options)
     optimizer, trainer = after["optimizer"], after["trainer"]
     assert optimizer.witness.used == promised(POLICY, STEPS)
     logged = {line["step"]: line["learning_rate"] for line in trainer.state.log_history if "learning_rate" in line}
-    assert logged == {step: LR * POLICY.at(step).lr_factor for step in range(1, STEPS + 1)}
+    assert logged == {step: LR * POLICY.at(step - 1).lr_factor for step in range(1, STEPS + 1)}
 
 
 def test_a_run_resumes_to_the_bit(tmp_path):
