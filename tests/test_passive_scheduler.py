@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import policies
 from torch.optim.lr_scheduler import LRScheduler
 
-from cyclic_optim import CyclicSGD, LambdaPolicy, OneCycle, Plateau
+from cyclic_optim import CyclicSGD, LambdaPolicy, OneCycle, Plateau, StepDecay
 from cyclic_optim.passive import PassiveScheduler
 
 POLICY = OneCycle(total_steps=20)
@@ -171,3 +171,14 @@ def test_it_needs_an_optimizer_that_moves_its_own_rates():
     """Over any other optimizer nothing would ever move."""
     with pytest.raises(TypeError, match=r"need an optimizer that owns its schedule, like CyclicSGD, got SGD"):
         PassiveScheduler(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]))
+
+
+def test_a_state_loaded_into_itself_is_no_step():
+    """As accelerate does before the first step: the rate told after that step is the one that it used."""
+    optimizer = CyclicSGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, policy=StepDecay(1, 0.5))
+    scheduler = optimizer.passive_scheduler()
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    assert scheduler.get_last_lr() == [0.1]
+    scheduler.step()
+    assert scheduler.get_last_lr() == [0.05]
