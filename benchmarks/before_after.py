@@ -169,12 +169,11 @@ def without_device_update() -> Iterator[None]:
 
 
 def made_by(package: ModuleType, value: Any) -> Any:
-    """A policy, and those in its fields, made anew by another package."""
+    """A policy, and those in its fields, made anew by another package, which may lack newer fields."""
     if isinstance(value, Policy):
-        fields = [field.name for field in dataclasses.fields(value) if field.init]
-        return getattr(package, type(value).__name__)(
-            **{name: made_by(package, getattr(value, name)) for name in fields}
-        )
+        made = getattr(package, type(value).__name__)
+        fields = [field.name for field in dataclasses.fields(made) if field.init]
+        return made(**{name: made_by(package, getattr(value, name)) for name in fields})
     return type(value)(made_by(package, item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
