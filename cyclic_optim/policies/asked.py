@@ -19,9 +19,12 @@ def values_at(policy: Policy, step: int, state: dict[str, Any] | None) -> Values
     answer: Any = policy.at(step) if state is None else policy.after(state, step)
     if type(answer) is Values:  # asked on every step: the usual answer is checked here
         lr_factor, momentum, weight_decay_factor = answer
-        is_right = type(lr_factor) is float and 0 <= lr_factor < inf
-        is_right = is_right and (momentum is None or (type(momentum) is float and 0 <= momentum < inf))
-        if is_right and (weight_decay_factor is None or is_ordinary(weight_decay_factor)):
+        if (
+            type(lr_factor) is float
+            and 0 <= lr_factor < inf
+            and (momentum is None or (type(momentum) is float and 0 <= momentum < inf))
+            and (weight_decay_factor is None or is_ordinary(weight_decay_factor))
+        ):
             return answer
     return checked(answer, policy, step)
 

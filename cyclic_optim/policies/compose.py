@@ -145,17 +145,28 @@ class Sequential(OfPolicies):
             )
 
     def at(self, step: int, state: dict[str, Any] | None = None) -> Values:
-        step = step_index(step)
-        index = bisect_right(self.milestones, step)
-        values = self._values(index, step, state)
+        if type(step) is not int:
+            step = step_index(step)
+        index = bisect_right(self.milestones, step)  # a negative step is refused by the first part
+        if state is None:  # on every step: what calls this checks the values
+            start, at = self._asked[index]
+            values = at(step - start)
+            if type(values) is not Values:
+                values = self._values(index, step, state)
+        else:
+            values = self._values(index, step, state)
         if index == 0:
             return values
-        lr_factor, *others = values
-        earlier = self._earlier(index, state)
+        lr_factor, momentum, weight_decay_factor = values
+        old_momentum, old_factor = self._earlier(index, state)
+        momentum = old_momentum if momentum is None else momentum
         return new_values(
-            Values,
-            (lr_factor, *(old if new is None else new for new, old in zip(others, earlier, strict=True))),
+            Values, (lr_factor, momentum, old_factor if weight_decay_factor is None else weight_decay_factor)
         )
+
+    @cached_property
+    def _asked(self) -> tuple[tuple[int, Callable[[int], Values]], ...]:
+        return tuple((start, policy.at) for start, policy in zip(self._starts, self.policies, strict=True))
 
     def _values(self, index: int, step: int, state: dict[str, Any] | None) -> Values:
         """The values of one policy at a step of the whole."""
