@@ -230,7 +230,8 @@ class Staircase(OfOne):
     length: int = field(metadata=whole(1))
 
     def at(self, step: int, state: dict[str, Any] | None = None) -> Values:
-        return values_at(self.policy, step_index(step) // self.length, state)
+        step = step_index(step) // self.length
+        return self.policy.at(step) if state is None else values_at(self.policy, step, state)
 
     def _turn(self, step: int) -> int:
         return step // self.length
