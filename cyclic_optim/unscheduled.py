@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from .host import HostSchedules
 from .schedule import Changes
 from .slots import Group
 
@@ -29,6 +28,8 @@ class Unscheduled:
             for group in groups:
                 group.pop("policy", None)
             return self
+        from .host.schedules import HostSchedules
+
         return HostSchedules(optimizer._slots, optimizer._known).for_groups(optimizer, groups)
 
     def join(self, optimizer: Any) -> None:
@@ -42,6 +43,8 @@ class Unscheduled:
         changes.values(optimizer._known.resolved(groups), optimizer._slots)  # raises before anything is changed
         for group in groups:
             group["policy"] = None
+        from .host.schedules import HostSchedules
+
         schedules = HostSchedules(optimizer._slots, optimizer._known)
         schedules.adopted(groups, {})
         schedules.reschedule(optimizer, changes)

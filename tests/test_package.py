@@ -127,6 +127,7 @@ IMPORTED_ON_USE = {
     ("cyclic_optim.sgd", "cyclic_optim.device.sgd"),
     ("cyclic_optim.scheduled", "cyclic_optim.checkpoint"),  # for loading alone
     ("cyclic_optim.host.schedules", "cyclic_optim.checkpoint"),
+    ("cyclic_optim.unscheduled", "cyclic_optim.host.schedules"),  # when the first group gets a policy
     ("cyclic_optim.scheduled", "cyclic_optim.passive"),  # for frameworks alone
     ("cyclic_optim.scheduled", "cyclic_optim.pickling"),
 }

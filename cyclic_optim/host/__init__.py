@@ -1,5 +1,1 @@
-"""Schedules in numbers in the param groups, and SGD's updates beside them."""
-
-from .schedules import HostSchedules
-
-__all__ = ["HostSchedules"]
+"""Schedules as numbers in the param groups, and the fused update of ordinary memory."""

@@ -231,7 +231,8 @@ class Staircase(OfOne):
 
     def at(self, step: int, state: dict[str, Any] | None = None) -> Values:
         step = step_index(step) // self.length
-        return self.policy.at(step) if state is None else values_at(self.policy, step, state)
+        values = self.policy.at(step) if state is None else None
+        return values if type(values) is Values else values_at(self.policy, step, state)
 
     def _turn(self, step: int) -> int:
         return step // self.length
