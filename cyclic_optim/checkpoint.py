@@ -229,13 +229,14 @@ def adopt(groups: list[Group], previous: list[Group], known: Known, slots: Slots
     for i, (group, old) in enumerate(zip(groups, previous, strict=True)):
         if i in by_hand:
             message, differences[i] = _adopt_group(group, old, slots, kinds, by_hand[i])
-            messages |= message
+            if message is not None:
+                messages[message] = None
         elif old["policy"] is not None:
             _start(group, old, groups[:i], slots)
             kinds.check_scheduled(group)
     _add_policy_key(groups)
-    for text in messages:
-        warn(text)
+    for message in messages:
+        warn(message)
     _warn_of_values({i: found for i, found in differences.items() if found is not None})
     _warn_of_peaks(groups, previous)
     for group in groups:
@@ -270,7 +271,7 @@ def _marks(group: Group) -> Edited:
 
 def _adopt_group(
     group: Group, old: Group, slots: Slots, kinds: Kinds, by_hand: Edited
-) -> tuple[dict[str, None], Difference | None]:
+) -> tuple[str | None, Difference | None]:
     """Give a group its policy and what follows; returns what to warn of: another policy, and other values."""
     in_code: Policy | None = old["policy"]
     if in_code is not None:
@@ -286,7 +287,7 @@ def _adopt_group(
         difference = _difference(group, slots, by_hand)
         if difference is not None:
             _write_values(group, slots, by_hand, {})
-        return {}, difference
+        return None, difference
     message = (
         f"the checkpoint was written under the policy {_text(saved)}; going on at step {group['schedule_step']} "
         f"under the one in the code, {_text(encode(policy))}"
@@ -294,7 +295,7 @@ def _adopt_group(
     difference = _carried(group, saved, slots, by_hand)
     _change_policy(group, policy, old, slots, by_hand)
     _write_values(group, slots, by_hand, decay_put_back(group))
-    return {message: None}, difference
+    return message, difference
 
 
 def _describes(saved: Any, policy: Policy) -> bool:

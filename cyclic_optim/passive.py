@@ -58,7 +58,7 @@ class PassiveScheduler(LRScheduler):
     def get_last_lr(self) -> list[float]:  # type: ignore[override]
         """The rate of each param group: of the step just made, or the next step's once :meth:`step` was called."""
         groups, made = self.optimizer.param_groups, self.last_epoch - self._seen_at
-        # Loaded, or only put on a device by accelerate, which loads the optimizer's own state: one step after that is
+        # Loading replaces the groups. accelerate loads the optimizer's own state before the first step, which is then
         # a step like any other.
         if groups is not self._groups and made != 1:
             self._remember_rates()

@@ -41,6 +41,14 @@ from cyclic_optim import (
 
 FAR = 10**9
 
+
+def parameter(dtype=torch.float64):
+    """Two ones with a gradient of one half."""
+    param = torch.nn.Parameter(torch.ones(2, dtype=dtype))
+    param.grad = torch.full_like(param, 0.5)
+    return param
+
+
 # --- functions for the policies that take one; module-level, so that they pickle
 
 

@@ -9,18 +9,12 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from strategies import policies
+from strategies import parameter, policies
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from cyclic_optim import Constant, CosineDecay, CosineWave, CyclicSGD, OneCycle, Plateau, StepDecay, Triangular, Values
 
 pytestmark = pytest.mark.usefixtures("part")
-
-
-def parameter(dtype):
-    param = torch.nn.Parameter(torch.ones(2, dtype=dtype))
-    param.grad = torch.full_like(param, 0.5)
-    return param
 
 
 def built(policy, *, capturable=False, lr=1.0, momentum=0.0, count=2, **options):

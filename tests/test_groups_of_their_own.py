@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import carries_code, flat, policies, problems, sgd_options
+from strategies import carries_code, flat, parameter, policies, problems, sgd_options
 from torch.optim import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,12 +31,6 @@ from cyclic_optim import (
 pytestmark = pytest.mark.usefixtures("part")
 
 OURS = ("lr", "momentum", "max_lr", "schedule_step", "policy", "policy_state")
-
-
-def parameter(dtype=torch.float64):
-    param = torch.nn.Parameter(torch.ones(2, dtype=dtype))
-    param.grad = torch.full_like(param, 0.5)
-    return param
 
 
 def built(*groups, capturable=False, dtype=torch.float64, **options):

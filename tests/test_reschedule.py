@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import reference_step
-from strategies import policies
+from strategies import parameter, policies
 
 from cyclic_optim import (
     Constant,
@@ -31,12 +31,6 @@ from cyclic_optim import (
 pytestmark = pytest.mark.usefixtures("part")
 
 OURS = ("lr", "momentum", "max_lr", "schedule_step", "policy", "policy_state")
-
-
-def parameter(dtype):
-    param = torch.nn.Parameter(torch.ones(2, dtype=dtype))
-    param.grad = torch.full_like(param, 0.5)
-    return param
 
 
 def built(*, capturable=False, groups=3, lr=1.0, policy=None, horizon=None, cls=CyclicSGD, **options):

@@ -154,8 +154,9 @@ class DeviceSchedules:
         decay_follows = self._decay_follows(held, assigned, due.weight_decay_factor)
         if decay_follows and due.weight_decay_factor is not None:
             plain["weight_decay"] = plain[OWN_DECAY] * due.weight_decay_factor
-        if "schedule_step" in assigned or self._has_new_policy(i, plain):
-            return self._moved(plain, policy, self._has_new_policy(i, plain), assigned)
+        has_new_policy = self._has_new_policy(i, plain)
+        if "schedule_step" in assigned or has_new_policy:
+            return self._moved(plain, policy, has_new_policy, assigned)
         # Loading tabulates anew past the horizon.
         has_ended = part.is_window and part.row_step(held.step) != held.step
         if not follows or has_ended:

@@ -1,1 +1,1 @@
-"""Schedules as numbers in the param groups, and the fused update of ordinary memory."""
+"""Schedules whose values are numbers in the param groups, and the fused update of SGD."""

@@ -148,12 +148,11 @@ class Sequential(OfPolicies):
         if type(step) is not int:
             step = step_index(step)
         index = bisect_right(self.milestones, step)  # a negative step is refused by the first part
-        if state is None:  # on every step: what calls this checks the values
+        values = None
+        if state is None:  # on every step: what asks the whole checks the numbers
             start, at = self._asked[index]
             values = at(step - start)
-            if type(values) is not Values:
-                values = self._values(index, step, state)
-        else:
+        if type(values) is not Values:  # after reports, or two values of a user's policy
             values = self._values(index, step, state)
         if index == 0:
             return values

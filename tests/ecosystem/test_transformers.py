@@ -3,10 +3,9 @@
 import pytest
 import torch
 from frameworks import LOSS, LR, Witness, framework, promised, same_bits, small_data, small_model
-from readme import MOVES, run_snippet
+from readme import run_snippet
 
 from cyclic_optim import CyclicSGD, OneCycle
-from cyclic_optim.policies import POLICIES
 
 transformers = framework("transformers")
 pytestmark = pytest.mark.ecosystem
@@ -69,22 +68,3 @@ def test_a_run_resumes_to_the_bit(tmp_path):
     assert resumed["optimizer"].witness.used == whole["optimizer"].witness.used[5:]
     assert same_bits(resumed["model"], whole["model"])
     assert same_bits(resumed["optimizer"], whole["optimizer"])
-
-
-@pytest.mark.parametrize("w", [0, 1, 6, 24])
-@pytest.mark.parametrize(
-    ("theirs", "ours"), [move for move in MOVES if move[0].startswith("get_")], ids=lambda code: code.split("(")[0]
-)
-def test_what_to_write_instead_of_transformers_schedules(theirs, ours, w):
-    """The README's policy for each function gives its rates at every step of a run, without and with all warm-up."""
-    rest = 24 - w
-    given = {"w": w, "T": 24, "d": min(8, rest), "c": 3 if rest % 3 == 0 else 1, "t": 40, "m": 0.1, "e": 0.03, "p": 2.0}
-    sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=LR)
-    function = getattr(transformers, theirs.split("(")[0])
-    scheduler = eval(theirs, {function.__name__: function, "opt": sgd, **given})
-    policy = eval(f"dict({ours})", {**POLICIES, **given, "lr": LR})["policy"]
-    for step in range(24):
-        if step > 0:
-            sgd.step()
-            scheduler.step()  # not after the last step, for which some of the functions divide by 0
-        assert LR * policy.at(step).lr_factor == pytest.approx(sgd.param_groups[0]["lr"], rel=1e-12, abs=1e-15)

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from frameworks import framework
+from frameworks import LR, framework
+from readme import MOVES
 
 from cyclic_optim import (
     Constant,
@@ -14,24 +15,46 @@ from cyclic_optim import (
     Warmup,
     WarmupStableDecay,
 )
+from cyclic_optim.policies import POLICIES
 
 transformers = framework("transformers")
 pytestmark = pytest.mark.ecosystem
 
-LR, T = 0.3, 24
+T = 24
 WARMUPS = [0, 1, 6, T]
+
+
+def sgd():
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
 
 
 def assert_same(policy, schedule, *arguments, steps=T, **options):
     """The policy's rate at each step of the run is the one that the real function's scheduler sets."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
-    scheduler = getattr(transformers, f"get_{schedule}")(optimizer, *arguments, **options)
+    optimizer = sgd()
+    assert_follows(policy, optimizer, getattr(transformers, f"get_{schedule}")(optimizer, *arguments, **options), steps)
+
+
+def assert_follows(policy, optimizer, scheduler, steps=T):
     for step in range(steps):
         if step > 0:
             optimizer.step()
             scheduler.step()  # not after the last step, for which some of the functions divide by 0
         expected = optimizer.param_groups[0]["lr"]
         assert LR * policy.at(step).lr_factor == pytest.approx(expected, rel=1e-12, abs=1e-15), step
+
+
+@pytest.mark.parametrize("w", WARMUPS)
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [move for move in MOVES if move[0].startswith("get_")], ids=lambda code: code.split("(")[0]
+)
+def test_what_to_write_instead(theirs, ours, w):
+    """The README's policy for each function gives its rates at every step of a run, without and with all warm-up."""
+    rest, optimizer = T - w, sgd()
+    given = {"w": w, "T": T, "d": min(8, rest), "c": 3 if rest % 3 == 0 else 1, "t": 40, "m": 0.1, "e": 0.03, "p": 2.0}
+    function = getattr(transformers, theirs.split("(")[0])
+    scheduler = eval(theirs, {function.__name__: function, "opt": optimizer, **given})
+    policy = eval(f"dict({ours})", {**POLICIES, **given, "lr": LR})["policy"]
+    assert_follows(policy, optimizer, scheduler)
 
 
 def test_constant():
