@@ -7,6 +7,7 @@ import pickle
 import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -646,6 +647,31 @@ def test_keys_that_sgd_carried_along_are_named(policy, options):
     assert len(messages) == 1 + (policy == Triangular(step_size_up=5))
     factor = (policy or Triangular(step_size_up=4)).at(1).lr_factor
     assert [group["lr"] for group in optimizer.state_dict()["param_groups"]] == [0.1 * factor] * 2
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("momentum", [torch.tensor(1), np.float32(0.5)], ids=["an int tensor", "numpy's"])
+def test_a_momentum_of_another_kind_of_number_is_compared(momentum, capturable):
+    """In a checkpoint it is a number like others: it is not the schedule's, which is used, with a warning."""
+    policy = Triangular(step_size_up=4)
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = CyclicSGD([param], lr=0.1, momentum=0.9, policy=policy, capturable=capturable)
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["momentum"] = momentum
+    (text,) = said(optimizer, saved)
+    assert f"momentum={float(momentum)}" in text
+    assert float(optimizer.param_groups[0]["momentum"]) == pytest.approx(policy.at(0).momentum)
+
+
+@pytest.mark.parametrize("momentum", [0.5, np.float32(0.5)])
+def test_numpys_momentum_is_taken_by_the_device(momentum):
+    """A momentum edited by hand goes into the tensor, be it Python's number or numpy's."""
+    optimizer = CyclicSGD([torch.nn.Parameter(torch.ones(3))], lr=0.1, momentum=0.9, policy=OneCycle(20))
+    saved = optimizer.state_dict()
+    saved["param_groups"][0].update(momentum=momentum, momentum_edited_by_hand=True)
+    taking = CyclicSGD([torch.nn.Parameter(torch.ones(3))], lr=0.1, momentum=0.9, policy=OneCycle(20), capturable=True)
+    assert said(taking, saved) == []
+    assert float(taking.param_groups[0]["momentum"]) == 0.5
 
 
 # -- checkpoints of an earlier version, as they were written

@@ -518,12 +518,16 @@ DRAWN = {
     "CosineRestarts": st.builds(CosineRestarts, lengths, growths, units, st.just(1) | gammas),
     "CosineWave": st.builds(CosineWave, lengths, units),
     "CosineDecay": st.builds(CosineDecay, lengths_or_0, units),
-    "PolynomialDecay": st.builds(PolynomialDecay, lengths_or_0, st.sampled_from(POWERS) | st.floats(0.01, 1e4)),
+    "PolynomialDecay": st.builds(
+        PolynomialDecay, lengths_or_0, st.sampled_from(POWERS) | st.floats(0.01, 1e4), st.just(0) | units
+    ),
     "ExponentialDecay": st.builds(ExponentialDecay, gammas),
     "StepDecay": st.builds(StepDecay, lengths, gammas),
     "MultiStepDecay": st.builds(MultiStepDecay, st.lists(st.integers(0, FAR), max_size=5).map(sorted), gammas),
     "InverseTimeDecay": st.builds(
-        InverseTimeDecay, st.sampled_from([5e-324, 1, 1e9, 1.7e308]) | st.floats(1e-12, 1e12)
+        InverseTimeDecay,
+        st.sampled_from([5e-324, 1, 1e9, 1.7e308]) | st.floats(1e-12, 1e12),
+        st.sampled_from([1, 0.5]) | st.floats(0.01, 1),
     ),
     "WarmupStableDecay": cool_downs(),
     "LinearDecay": linear_decays(),
@@ -629,7 +633,12 @@ EXTREMES = {
     ],
     CosineWave: [{"t_max": t_max, "min_factor": least} for t_max in LENGTHS for least in UNITS],
     CosineDecay: [{"t_max": t_max, "min_factor": least} for t_max in (0, *LENGTHS) for least in UNITS],
-    PolynomialDecay: [{"total_iters": length, "power": power} for length in (0, *LENGTHS) for power in POWERS],
+    PolynomialDecay: [
+        {"total_iters": length, "power": power, "min_factor": least}
+        for length in (0, *LENGTHS)
+        for power in POWERS
+        for least in (0, 0.1)
+    ],
     ExponentialDecay: [{"gamma": gamma} for gamma in GAMMAS],
     StepDecay: [{"step_size": length, "gamma": gamma} for length in LENGTHS for gamma in GAMMAS],
     MultiStepDecay: [
@@ -637,7 +646,9 @@ EXTREMES = {
         for milestones in ([], [0], [0, 0, 1, FAR], [FAR - 1, FAR, FAR])
         for gamma in GAMMAS
     ],
-    InverseTimeDecay: [{"k": k} for k in (5e-324, 1e-9, ABOVE_ONE, 1e12, 1.7e308, 10**300)],
+    InverseTimeDecay: [
+        {"k": k, "power": power} for k in (5e-324, 1e-9, ABOVE_ONE, 1e12, 1.7e308, 10**300) for power in (1, 0.5, 0.01)
+    ],
     WarmupStableDecay: [
         {"total_steps": warmup + stable + decay, "warmup": warmup, "decay": decay, "shape": shape, "min_factor": least}
         for warmup, stable, decay in (

@@ -351,6 +351,7 @@ def test_ramps_and_decays_start_and_end_exactly(length, start, stop, low, high, 
         (ExponentialRamp(length, low, high), low, high),
         (CosineDecay(length, stop), 1.0, stop),
         (PolynomialDecay(length, power), 1.0, 0.0),
+        (PolynomialDecay(length, power, stop), 1.0, stop),
         (WarmupStableDecay(length, 0, length, "sqrt", stop), 1.0, stop),
     ):
         assert (policy.at(0).lr_factor, policy.at(length).lr_factor) == (first, last), policy

@@ -265,6 +265,10 @@ class MultiStepDecay(Policy):
         return self.milestones[-1] if self.milestones else 0
 
 
+#: The 1 in ``1 + k * step`` is lost long before.
+_LARGE = 1e300
+
+
 @dataclass(frozen=True)
 class InverseTimeDecay(Policy):
     """``lr_factor = 1 / (1 + k * step) ** power``, without an end: the classic 1/t decay.
@@ -287,7 +291,10 @@ class InverseTimeDecay(Policy):
     def at(self, step: int) -> Values:
         step = step_index(step)
         divisor = 1 + self.k * step
-        return Values((1 / divisor if divisor < math.inf else 1 / self.k / step) ** self.power)
+        if divisor < _LARGE:
+            return Values(1 / divisor**self.power)
+        # The divisor may be beyond floats, and its inverse below those with all their digits.
+        return Values(1 / self.k**self.power / step**self.power)
 
 
 @dataclass(frozen=True)
