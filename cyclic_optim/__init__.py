@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from .policies.plateau import Plateau as Plateau
     from .range_test import LRRangeTest as LRRangeTest
     from .range_test import NoSuggestionError as NoSuggestionError
+    from .range_test import RestoreError as RestoreError
+    from .range_test import TrainStep as TrainStep
     from .range_test import lr_range_test as lr_range_test
     from .range_test import supervised_step as supervised_step
     from .scheduled import Scheduled as Scheduled
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _OPTIMIZERS = ("CyclicSGD", "CyclicAdamW", "cyclic", "Scheduled")
-_RANGE_TEST = ("lr_range_test", "supervised_step", "LRRangeTest", "NoSuggestionError")
+_RANGE_TEST = ("lr_range_test", "supervised_step", "TrainStep", "LRRangeTest", "NoSuggestionError", "RestoreError")
 # In the order of the reference.
 __all__ = [*_OPTIMIZERS, "Policy", "Values", *_POLICIES]
 __all__ += [*_RANGE_TEST, "plot_policy"]

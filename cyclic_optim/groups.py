@@ -93,6 +93,15 @@ def check_numbers(**given: Any) -> None:
         finite(name, value, minimum=-math.inf if name == "dampening" else 0)
 
 
+def check_one_lr(lr: Any) -> None:
+    """Refuse a rate for each group where a constructor takes one for all."""
+    if isinstance(lr, (list, tuple)):
+        raise TypeError(
+            f"need lr to be a number, got lr={shown(lr)}: rates of groups go into the groups, "
+            "{'params': ..., 'lr': ...}, or into optimizer.reschedule(lr=[...])"
+        )
+
+
 def check_policy(policy: object) -> None:
     """Refuse anything but a policy or None; the message has the way out for common mistakes."""
     if policy is None or isinstance(policy, Policy):

@@ -233,3 +233,19 @@ def scale_function_of(scheduler: Any) -> Callable[[int], float] | None:
     """The function that a CyclicLR was given; None for its built-in modes."""
     function: Callable[[int], float] | None = scheduler._scale_fn_custom
     return function
+
+
+# -- modules and loaders, for the range test ------------------------------------------------------------------------
+
+#: A module's dicts of what has names. Without them: ``model._modules.0._parameters.weight`` in errors.
+MODULE_DICTS = ("_parameters", "_buffers", "_modules")
+
+
+def loader_iterator(loader: Any) -> Any:
+    """The iterator with the workers that a DataLoader keeps. Without it: other batches follow a range test."""
+    return getattr(loader, "_iterator", None)
+
+
+def set_loader_iterator(loader: Any, iterator: Any) -> None:
+    """Make a DataLoader go on with these workers, or start new ones at its next iteration."""
+    loader._iterator = iterator

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.optimizer import ParamsT
 
+from .groups import check_one_lr
 from .policies import Policy
 from .rules import shown
 from .scheduled import Scheduled
@@ -72,6 +73,7 @@ class CyclicAdamW(Scheduled, AdamW):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
+        check_one_lr(lr)
         self._begin(policy)
         super().__init__(
             params,
@@ -152,6 +154,7 @@ def _metaclass(cls: type[Any]) -> type[Any]:
 
 def _make(cls: type[Optimizer]) -> type[Scheduled]:
     def __init__(self: Any, *args: Any, policy: Policy | None = None, **options: Any) -> None:
+        check_one_lr(options.get("lr"))
         self._begin(policy)
         super(made, self).__init__(*args, **options)
         self._ready(bool(self.defaults.get("capturable", False)))

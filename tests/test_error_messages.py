@@ -822,7 +822,7 @@ RANGE_TEST_MESSAGES = [
         "need accumulation_steps to be an int >= 1, got accumulation_steps=0",
     ),
     (
-        lambda: supervised_step(torch.nn.Linear(1, 1), None, [])(),
+        lambda: supervised_step(torch.nn.Linear(1, 1), torch.sub, [])(),
         ValueError,
         "need a loader with at least one batch, got an empty one",
     ),

@@ -690,16 +690,11 @@ def test_a_late_interrupt_is_raised_once_all_is_put_back():
             self.state = state
             signal.raise_signal(signal.SIGINT)
 
-    slow, step = Slow(), made[2]
-
-    def train_step():
-        return step()
-
-    train_step.generators = [slow]
+    slow = Slow()
     random.seed(0)
     before = all_of(*made)
     with pytest.raises(KeyboardInterrupt):
-        lr_range_test(*made[:2], train_step, num_steps=2, progress=False)
+        lr_range_test(*made, num_steps=2, also=[slow], progress=False)
     assert slow.state == 7
     assert all_of(*made) == before
 

@@ -220,7 +220,8 @@ def test_private_names_of_torch_are_in_one_file():
 
 def test_every_public_name_is_exported():
     """``__all__`` names what the package offers, each with a docstring, and every policy of the table is there."""
-    others = {"LRRangeTest", "NoSuggestionError", "lr_range_test", "plot_policy", "supervised_step"}
+    others = {"LRRangeTest", "NoSuggestionError", "RestoreError", "TrainStep"}
+    others |= {"lr_range_test", "plot_policy", "supervised_step"}
     assert sorted(cyclic_optim.__all__) == sorted(
         {"CyclicSGD", "CyclicAdamW", "cyclic", "Scheduled", "Policy", "Values", *POLICIES, *others}
     )

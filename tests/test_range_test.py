@@ -1,6 +1,7 @@
 """The LR range test: nothing is left behind, it stops when it should, and says only what the curve says."""
 
 import copy
+import functools
 import io
 import math
 import random
@@ -142,6 +143,7 @@ def test_an_interrupt_leaves_nothing_behind(error, at):
     before = setting.snapshot()
     calls = []
 
+    @functools.wraps(setting.step)
     def train_step():
         calls.append(1)
         loss = setting.step()
@@ -149,7 +151,6 @@ def test_an_interrupt_leaves_nothing_behind(error, at):
             raise error
         return loss
 
-    train_step.generators = setting.step.generators
     with pytest.raises(error):
         run(setting, train_step)
     assert same(before, setting.snapshot())
@@ -464,6 +465,7 @@ def test_a_model_in_eval_mode_is_trained_in_train_mode():
     setting.model.eval()
     modes = []
 
+    @functools.wraps(setting.step)
     def train_step():
         modes.append(setting.model.training)
         return setting.step()

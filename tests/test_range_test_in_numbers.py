@@ -24,6 +24,7 @@ from cyclic_optim import (
     plotting,
     supervised_step,
 )
+from cyclic_optim.range_test.things import generators_of
 from cyclic_optim.range_test.watch import Average
 
 
@@ -550,10 +551,10 @@ def test_a_frozen_part_stays_frozen():
 
 def test_every_generator_of_a_loader_is_found_once():
     """The random states of a loader, of its sampler, and of a sampler inside a batch sampler, are all known."""
-    data, model = torch.zeros(8, 1), torch.nn.Linear(1, 1)
+    data = torch.zeros(8, 1)
 
     def found(loader):
-        return [id(one) for one in supervised_step(model, None, loader).generators]
+        return [id(one) for one in generators_of(loader)]
 
     own, of_sampler, inner = (torch.Generator() for _ in range(3))
     assert found([]) == []
@@ -591,15 +592,15 @@ def test_a_batch_is_moved_whatever_it_is_made_of():
     step()
     assert all(spy.moves == (((torch.device("cpu"),), {"non_blocking": True}),) for spy in spies)
     assert seen[0]["x"] is spies[0]
-    assert seen[0]["more"] == [spies[1], [spies[2], "text"]]
+    assert seen[0]["more"] == [spies[1], (spies[2], "text")]
     assert seen[0]["n"] == 3
 
 
 def test_a_step_goes_to_the_models_device_and_may_be_told_otherwise():
     """Without a device named it is that of the model's first parameter."""
     model = torch.nn.Linear(1, 1, device="meta")
-    assert supervised_step(model, None, []).device == torch.device("meta")
-    assert supervised_step(model, None, [], device="cpu").device == torch.device("cpu")
+    assert supervised_step(model, torch.sub, []).device == torch.device("meta")
+    assert supervised_step(model, torch.sub, [], device="cpu").device == torch.device("cpu")
 
 
 def test_what_a_step_returns_and_leaves_with_a_scaler():

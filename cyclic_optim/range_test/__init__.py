@@ -6,6 +6,7 @@ section 3.3.
 
 from .result import LRRangeTest, NoSuggestionError
 from .run import lr_range_test
-from .train_step import supervised_step
+from .train_step import TrainStep, supervised_step
+from .undo import RestoreError
 
-__all__ = ["LRRangeTest", "NoSuggestionError", "lr_range_test", "supervised_step"]
+__all__ = ["LRRangeTest", "NoSuggestionError", "RestoreError", "TrainStep", "lr_range_test", "supervised_step"]

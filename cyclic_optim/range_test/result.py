@@ -13,6 +13,7 @@ from typing import IO, Any, NamedTuple
 
 from ..policies import Policy
 from ..policies.cyclic import Triangular
+from ..policies.decay import LinearDecay
 from ..policies.onecycle import OneCycle
 from .rates import RULES
 
@@ -52,6 +53,8 @@ class LRRangeTest:
         smoothing: weight of the past in the averaged loss.
         ceiling: larger losses count as this much in ``smoothed``, so that a loss of 1e30 does not hide all others.
         ratios: the rate of each param group over the first one's.
+        maximize: whether the optimizer climbs: the suggestion is then read off the losses with the opposite sign, of
+            which ``ceiling`` is one.
     """
 
     lrs: list[float]
@@ -61,6 +64,7 @@ class LRRangeTest:
     smoothing: float
     ceiling: float = math.inf
     ratios: tuple[float, ...] = (1.0,)
+    maximize: bool = False
 
     def __repr__(self) -> str:
         span = f", lr {self.lrs[0]:.3g} to {self.lrs[-1]:.3g}" if self.lrs else ""
@@ -83,9 +87,14 @@ class LRRangeTest:
         A loss k steps before or after has the weight ``smoothing**k``, and the weights are divided by their sum.
         The list ends before the first loss that is not finite.
         """
-        losses = [min(loss, self.ceiling) for loss in self.finite_losses]
+        losses = [min(self._sign * loss, self.ceiling) for loss in self.finite_losses]
         sums, weights = (_two_sided(values, self.smoothing) for values in (losses, [1.0] * len(losses)))
-        return [total / weight for total, weight in zip(sums, weights, strict=True)]
+        return [self._sign * total / weight for total, weight in zip(sums, weights, strict=True)]
+
+    @property
+    def _sign(self) -> int:
+        """What turns the losses into ones that are minimized."""
+        return -1 if self.maximize else 1
 
     @property
     def finite_losses(self) -> list[float]:
@@ -116,8 +125,8 @@ class LRRangeTest:
         return base_lr, max_lr
 
     def _enough_losses(self, fewest: int) -> list[float]:
-        """The smoothed losses, at least so many."""
-        losses = self.smoothed
+        """The smoothed losses as ones that are minimized, at least so many."""
+        losses = [self._sign * loss for loss in self.smoothed]
         if len(losses) < fewest:
             raise NoSuggestionError(f"need at least {fewest} finite losses, got {len(losses)} ({self.stopped})")
         return losses
@@ -179,7 +188,7 @@ class LRRangeTest:
         return RULES[rule](self.lrs, losses)
 
     def triangular(self, step_size_up: int, **options: Any) -> dict[str, Any]:
-        """The lr and policy of a cycle in the range: ``CyclicSGD(params, **result.triangular(step_size_up))``.
+        """The lr and policy of cycles in the range; see :meth:`one_cycle` for what to do with them.
 
         Args:
             step_size_up: optimizer steps of the rising half of a cycle.
@@ -191,7 +200,15 @@ class LRRangeTest:
         return self._cycle(lambda ratio: Triangular(step_size_up, div_factor=ratio, **options))
 
     def one_cycle(self, total_steps: int, **options: Any) -> dict[str, Any]:
-        """The lr and policy of one cycle in the range: ``CyclicSGD(params, **result.one_cycle(total_steps))``.
+        """The lr and policy of one cycle in the range: a dict with the keys ``lr`` and ``policy``.
+
+        For the optimizer that was tested, or one with the same param groups::
+
+            optimizer.reschedule(**result.one_cycle(total_steps), step=0)
+
+        and for a new one ``CyclicSGD(model.parameters(), **result.one_cycle(total_steps))``. If the groups' rates
+        differ, ``lr`` is a list with a rate for each of them, in the proportion that they were tested in. Only
+        ``reschedule`` takes one: a constructor's ``lr`` does not reach a group that has a rate of its own.
 
         Args:
             total_steps: optimizer steps of the whole run.
@@ -202,9 +219,23 @@ class LRRangeTest:
         """
         return self._cycle(lambda ratio: OneCycle(total_steps, div_factor=ratio, **options))
 
+    def linear_decay(self, total_steps: int, **options: Any) -> dict[str, Any]:
+        """The lr and policy of a straight line from ``max_lr`` down to 0; see :meth:`one_cycle`.
+
+        Args:
+            total_steps: optimizer steps of the whole run.
+            options: other arguments of :class:`LinearDecay`.
+
+        Raises:
+            NoSuggestionError: as in :meth:`suggest`.
+        """
+        return self._cycle(lambda ratio: LinearDecay(total_steps, **options))
+
     def _cycle(self, policy: Callable[[float], Policy]) -> dict[str, Any]:
         base_lr, max_lr = self.suggest()
-        return {"lr": max_lr, "policy": policy(max_lr / base_lr)}
+        alike = all(ratio == 1 for ratio in self.ratios)
+        lr = max_lr if alike else [ratio * max_lr for ratio in self.ratios]
+        return {"lr": lr, "policy": policy(max_lr / base_lr)}
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the losses over the rate and mark the suggested range; returns the Axes. Needs matplotlib.

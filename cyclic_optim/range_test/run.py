@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from ..policies.decay import ExponentialRamp, LinearRamp
-from ..slots import OWN_DECAY
-from .put_back import run_and_put_back
+from .param_groups import check_trainable, held_values, maximizes, peaks_of, ratios_of, set_rates
+from .put_back import save_all
+from .ranks import ranks_of
 from .result import LRRangeTest
+from .train_step import SupervisedStep, known, told_by
+from .training import Training
+from .undo import run_and_put_back
 from .watch import Watch
 
 RAMPS: dict[str, type[ExponentialRamp] | type[LinearRamp]] = {"exponential": ExponentialRamp, "linear": LinearRamp}
@@ -34,6 +36,8 @@ def lr_range_test(
     divergence_factor: float = 2.0,
     validation: Callable[[], Any] | None = None,
     scaler: Any = None,
+    also: Sequence[Any] = (),
+    process_group: Any = None,
     keep: str = "device",
     progress: bool = True,
 ) -> LRRangeTest:
@@ -43,24 +47,37 @@ def lr_range_test(
     ``mode="linear"``. With several param groups this is the first group's rate; the others keep their ratio to it.
     Momentum and weight decay are held at their current values. The test stops early when the loss is NaN or infinite.
     It also stops when the average loss has climbed above its lowest value by ``divergence_factor`` times as much as it
-    had fallen (or as the first losses scatter, if that is more). This rule works for losses of any sign and size.
+    had fallen (or as the first losses scatter, if that is more). This rule works for losses of any sign and size. With
+    ``maximize=True`` in the optimizer, falling and climbing change places.
 
     Afterwards, also after an exception or Ctrl-C, everything is as it was before, bit for bit: parameters, buffers,
-    gradients and mode of the model, state and param groups of the optimizer, the scaler, and the random states of
-    Python, NumPy, torch and the loader.
+    gradients, attributes and mode of the model, state and param groups of the optimizer, the scaler, what
+    ``train_step`` and ``also`` name, and the random states of Python, NumPy, torch and the loader. A parameter or
+    buffer that was replaced comes back. An iterator that can be run through only once stays where it is.
+
+    **Several processes.** Where ``torch.distributed`` is initialized, all ranks must call this function. Each loss is
+    averaged over the ranks, so that all stop at the same step and return the same curve.
 
     Args:
-        model: the model to train; put in train mode if it is in eval mode.
+        model: the model to train. Each step is made in train mode, but for parts in eval mode of a model that is in
+            train mode.
         optimizer: any torch optimizer whose ``step()`` needs no closure.
         train_step: does forward and backward, and returns the loss. Gradients are cleared before it, and
-            ``optimizer.step()`` is called after it. :func:`supervised_step` makes one from a loader.
+            ``optimizer.step()`` is called after it. :func:`supervised_step` makes one from a loader;
+            :class:`TrainStep` says what else it may tell.
         start_lr, end_lr: the first and the last rate, ``0 < start_lr < end_lr``.
         num_steps: optimizer steps, at least 2.
         mode: ``"exponential"`` or ``"linear"``.
         smoothing: weight of the past in the averaged loss, in [0, 1).
         divergence_factor: greater than 0; ``math.inf`` for never.
-        validation: returns the loss to record instead, measured after each update.
+        validation: returns the loss to record instead, measured after each update. Meanwhile the running statistics
+            of normalization layers are those of the last training batch (``momentum=1``): averages that still settle
+            would hide the effect of the rate.
         scaler: the ``torch.amp.GradScaler`` that ``train_step`` scales the loss with, if any.
+        also: what else training touches, to be put back: modules (the other network of a GAN, a loss with
+            parameters), optimizers, tensors, random generators, loaders, and whatever has ``state_dict()`` and
+            ``load_state_dict()``.
+        process_group: the ranks to average over (default: all of them); False for this process alone.
         keep: where the clones are kept during the test: ``"device"``, ``"cpu"`` or ``"disk"``.
         progress: show a progress bar, if tqdm is installed.
 
@@ -68,74 +85,53 @@ def lr_range_test(
         The curve, and what can be read off it.
 
     Raises:
-        ValueError, TypeError: an argument breaks its rule.
+        ValueError, TypeError: an argument breaks its rule; nothing was changed.
+        RestoreError: something could not be put back. It holds the result.
 
     An exception of ``train_step`` is not caught.
 
     Source: L. N. Smith 2017 (arXiv 1506.01186), section 3.3.
     """
-    ramp = _ramp(start_lr, end_lr, num_steps, mode)
+    ranks, peaks = ranks_of(process_group, model), peaks_of(optimizer)
+    ranks.check_same(
+        {"start_lr": start_lr, "end_lr": end_lr, "num_steps": num_steps, "mode": mode, "smoothing": smoothing}
+        | {"divergence_factor": divergence_factor, "rates of the param groups": peaks}
+    )
+    ramp, ratios = _ramp(start_lr, end_lr, num_steps, mode), ratios_of(peaks)
     _check(smoothing, divergence_factor)
-    ratios = _ratios(optimizer)
-    scaler = scaler if scaler is not None else getattr(train_step, "scaler", None)
-    training = _Training(model, optimizer, train_step, validation, scaler)
-    watch = Watch(num_steps, smoothing, divergence_factor)
+    check_trainable(optimizer)
+    steps = told_by(train_step, also)
+    scaler = _the_scaler(scaler, steps)
+    training = Training(model, optimizer, steps, validation, scaler, ranks)
+    watch = Watch(num_steps, smoothing, divergence_factor, maximizes(optimizer))
     lrs: list[float] = []
     losses: list[float] = []
 
     def climb() -> str:
         training.start()
-        held = list(map(_held, optimizer.param_groups))
-        for step in _progress(num_steps, progress):
-            lrs.append(end_lr * ramp.at(step).lr_factor)
-            _set(optimizer, lrs[-1], ratios, held)
-            losses.append(training.step())
-            if reason := watch.reason_to_stop(lrs[-1], losses[-1]):
+        held = list(map(held_values, optimizer.param_groups))
+        for step in _progress(num_steps, progress and ranks.first):
+            lr = end_lr * ramp.at(step).lr_factor
+            set_rates(optimizer, lr, ratios, held)
+            loss = training.step()
+            if loss is None:
+                return _data_ended(len(losses))
+            lrs.append(lr)
+            losses.append(loss)
+            if reason := watch.reason_to_stop(lr, loss):
                 return reason
         return f"end_lr={end_lr:g} was reached"
 
-    generators = getattr(train_step, "generators", ())
-    stopped = run_and_put_back(
-        climb, model, optimizer, scaler=scaler, generators=generators, keep=keep, last=training.restart
+    def body() -> LRRangeTest:
+        with known(steps):
+            stopped = climb()
+        return LRRangeTest(lrs, losses, mode, stopped, smoothing, watch.ceiling, ratios, watch.maximize)
+
+    things = _things(steps, also)
+    return run_and_put_back(
+        body,
+        lambda: save_all(model, optimizer, scaler=scaler, also=things, keep=keep, restart=training.restart),
     )
-    return LRRangeTest(lrs, losses, mode, stopped, smoothing, watch.ceiling, ratios)
-
-
-@dataclass(frozen=True)
-class _Training:
-    """What is trained, and how."""
-
-    model: torch.nn.Module
-    optimizer: Optimizer
-    train_step: Callable[[], Any]
-    validation: Callable[[], Any] | None
-    scaler: Any
-
-    def restart(self) -> None:
-        """Begin with the first batch again, if ``train_step`` can."""
-        getattr(self.train_step, "restart", lambda: None)()
-
-    def start(self) -> None:
-        self.restart()
-        if not self.model.training:
-            self.model.train()
-
-    def step(self) -> float:
-        """Make one optimizer step; returns the loss. No update follows a loss that is not finite."""
-        self.model.zero_grad(set_to_none=True)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = _as_float(self.train_step())
-        if not math.isfinite(loss):
-            return loss
-        self._update()
-        return loss if self.validation is None else _as_float(self.validation())
-
-    def _update(self) -> None:
-        if self.scaler is None:
-            self.optimizer.step()
-        else:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
 
 
 def _ramp(start_lr: float, end_lr: float, num_steps: int, mode: str) -> ExponentialRamp | LinearRamp:
@@ -158,15 +154,6 @@ def _check(smoothing: float, divergence_factor: float) -> None:
         raise ValueError(f"need 0 < divergence_factor, got {divergence_factor=}")
 
 
-def _ratios(optimizer: Optimizer) -> tuple[float, ...]:
-    """The rate of each param group over the first one's."""
-    # The peaks of a schedule are the rates that the user set. The current rates may be anywhere on it.
-    peaks = [float(group.get("max_lr", group["lr"])) for group in optimizer.param_groups]
-    if not peaks[0] > 0:
-        raise ValueError(f"need a first param group with 0 < lr, to which the others' rates relate, got lr={peaks[0]}")
-    return tuple(peak / peaks[0] for peak in peaks)
-
-
 def _progress(num_steps: int, show: bool) -> Iterable[int]:
     if show and importlib.util.find_spec("tqdm") is not None:
         from tqdm import tqdm
@@ -176,30 +163,23 @@ def _progress(num_steps: int, show: bool) -> Iterable[int]:
     return range(num_steps)
 
 
-def _held(group: dict[str, Any]) -> dict[str, Any]:
-    """The current values that are held: momentum, and a weight decay that a policy moves."""
-    keys = ("momentum", "weight_decay") if OWN_DECAY in group else ("momentum",)
-    return {key: _number(group[key]) for key in keys if group.get(key) is not None}
+def _data_ended(made: int) -> str:
+    if not made:
+        raise ValueError("need data for at least one optimizer step, got an empty loader or an iterator that has ended")
+    return f"the data ended after {made} steps"
 
 
-def _set(optimizer: Optimizer, lr: float, ratios: tuple[float, ...], held: list[dict[str, Any]]) -> None:
-    """Write the values of the next step into the param groups."""
-    for group, ratio, values in zip(optimizer.param_groups, ratios, held, strict=True):
-        for key, value in {"lr": lr * ratio, **values}.items():
-            _write(group, key, value)
+def _the_scaler(scaler: Any, steps: tuple[Any, ...]) -> Any:
+    """The scaler that was given or that a step tells of."""
+    told = next((step.scaler for step in steps if getattr(step, "scaler", None) is not None), None)
+    if scaler is not None and told is not None and told is not scaler:
+        raise ValueError(f"need one scaler and others in also=(...), got {scaler=} and train_step's own {told!r}")
+    return told if scaler is None else scaler
 
 
-def _write(group: dict[str, Any], key: str, value: Any) -> None:
-    if isinstance(group[key], Tensor):
-        group[key].fill_(value)
-    else:
-        group[key] = value
-
-
-def _number(value: Any) -> Any:
-    """The current value as a number, if it is a tensor that the optimizer may write to."""
-    return value.item() if isinstance(value, Tensor) else value
-
-
-def _as_float(loss: Any) -> float:
-    return float(loss.detach() if isinstance(loss, Tensor) else loss)
+def _things(steps: tuple[Any, ...], also: Sequence[Any]) -> list[Any]:
+    """What else is to be put back, each thing once: what was given, and what the steps tell of."""
+    things = [thing for thing in also if not isinstance(thing, SupervisedStep)]
+    for step in steps:
+        things += getattr(step, "also", ())
+    return list({id(thing): thing for thing in things}.values())

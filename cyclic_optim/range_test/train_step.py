@@ -1,107 +1,248 @@
-"""A training step made from a loader, for the range test."""
+"""What a range test calls to train: the protocol, and a step made from a loader."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from .things import can_be_saved
+
+#: The steps that the range test now running knows of; None while there is none.
+_KNOWN: ContextVar[tuple[Any, ...] | None] = ContextVar("_KNOWN", default=None)
+
+
+class TrainStep(Protocol):
+    """What :func:`lr_range_test` calls to train, and what it looks for there.
+
+    Only the call is needed: any function without arguments will do. An attribute that is missing means that there is
+    nothing to tell. A wrapper passes all of them on with ``functools.wraps(step)``: the test looks through
+    ``__wrapped__`` and :class:`functools.partial`.
+
+    Attributes:
+        scaler: the ``torch.amp.GradScaler`` that the step scales its loss with, if any.
+        also: what else the step touches and the test must put back; each thing is one that ``also=`` of
+            :func:`lr_range_test` takes.
+
+    Example::
+
+        @functools.wraps(step)
+        def clipped():
+            loss = step()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            return loss
+    """
+
+    scaler: Any
+    also: Sequence[Any]
+
+    def __call__(self) -> Any:
+        """Do forward and backward; returns the loss: a number, or a tensor of one element.
+
+        ``StopIteration`` says that there are no more data: the test ends with the losses it has.
+        """
+
+    def ready(self) -> bool:
+        """Whether there are data for the next call. With several ranks, all stop when one has no more."""
+
+    def restart(self) -> None:
+        """Begin again with the first batch: called before the test and after it."""
+
+
+def told_by(train_step: Any, also: Sequence[Any]) -> tuple[Any, ...]:
+    """The steps that may tell something: ``train_step``, what it wraps, and the steps in ``also``."""
+    steps = []
+    while train_step is not None:
+        steps.append(train_step)
+        train_step = getattr(train_step, "__wrapped__", None) or (
+            train_step.func if isinstance(train_step, partial) else None
+        )
+    return (*steps, *(thing for thing in also if isinstance(thing, SupervisedStep)))
+
+
+@contextmanager
+def known(steps: tuple[Any, ...]) -> Iterator[None]:
+    """Let no supervised step but these be called meanwhile."""
+    token = _KNOWN.set(steps)
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
+
 
 def supervised_step(
     model: torch.nn.Module,
-    criterion: Callable[[Any, Any], Tensor],
+    criterion: Callable[[Any, Any], Tensor] | None,
     loader: Iterable[Any],
     device: torch.device | str | None = None,
     autocast: torch.dtype | None = None,
     accumulation_steps: int = 1,
     scaler: Any = None,
+    *,
+    forward: Callable[[torch.nn.Module, Any], Tensor] | None = None,
 ) -> SupervisedStep:
-    """A ``train_step`` for :func:`lr_range_test` from a loader of ``(inputs, targets)``.
+    """A ``train_step`` for :func:`lr_range_test` from a loader.
 
     Each call does forward and backward over the next ``accumulation_steps`` batches and returns their mean loss.
-    When the loader ends, it is started again.
+    When the loader ends, it is started again. The loss of a batch is ``criterion(model(inputs), targets)`` for batches
+    ``(inputs, targets)``, and ``forward(model, batch)`` for any others::
+
+        supervised_step(model, loss_fn, loader)
+        supervised_step(model, None, loader, forward=lambda model, batch: model(**batch).loss)
+        supervised_step(model, None, loader, forward=lambda model, batch: loss_fn(model(batch[0], batch[1]), batch[2]))
 
     Args:
         model: the model to train.
-        criterion: takes the model's output and the targets, returns the mean loss of the batch.
-        loader: gives batches ``(inputs, targets)``: tensors, or lists and dicts of them.
+        criterion: takes the model's output and the targets, returns the mean loss of the batch; None with ``forward``.
+        loader: gives the batches: anything with ``.to(device)`` is moved, also inside tuples, named tuples, lists and
+            dicts.
         device: where to move the batches (default: the device of the model's first parameter).
         autocast: the dtype of ``torch.autocast``; None for none.
         accumulation_steps: batches per optimizer step, at least 1.
         scaler: a ``torch.amp.GradScaler`` to scale the loss with.
+        forward: takes the model and a batch on the device, returns the mean loss of the batch.
 
     Raises:
-        ValueError, TypeError: an argument breaks its rule, or (when called) the loader is empty.
+        ValueError, TypeError: an argument breaks its rule, or (when called) the loader is empty, a batch is no pair,
+            or the loss is no scalar tensor.
+        StopIteration: when called, a loader that can be run through only once has ended.
     """
     if type(accumulation_steps) is not int or accumulation_steps < 1:
         raise ValueError(f"need accumulation_steps to be an int >= 1, got {accumulation_steps=}")
-    return SupervisedStep(model, criterion, loader, device, autocast, accumulation_steps, scaler)
+    if (criterion is None) == (forward is None):
+        raise ValueError(f"need either a criterion or forward, got {criterion=}, {forward=}")
+    return SupervisedStep(model, criterion, loader, device, autocast, accumulation_steps, scaler, forward)
 
 
 class SupervisedStep:
-    """Forward and backward over the next batch of a loader; see :func:`supervised_step`."""
+    """Forward and backward over the next batch of a loader; see :func:`supervised_step` and :class:`TrainStep`."""
 
     def __init__(
         self,
         model: torch.nn.Module,
-        criterion: Callable[[Any, Any], Tensor],
+        criterion: Callable[[Any, Any], Tensor] | None,
         loader: Iterable[Any],
         device: torch.device | str | None,
         autocast: torch.dtype | None,
         accumulation_steps: int,
         scaler: Any,
+        forward: Callable[[torch.nn.Module, Any], Tensor] | None,
     ) -> None:
-        self.model, self.criterion, self.loader = model, criterion, loader
+        self.model, self.loader = model, loader
+        self.criterion, self.forward = criterion, forward
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
         self.autocast, self.accumulation_steps, self.scaler = autocast, accumulation_steps, scaler
         self._batches: Iterator[Any] | None = None
+        self._next: list[Any] = []  # taken by ready() for the next call
+        self._taken = 0
 
     @property
-    def generators(self) -> list[torch.Generator]:
-        """The random generators of the loader and its samplers."""
-        loader: Any = self.loader
-        samplers = [getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
-        samplers += [getattr(sampler, "sampler", None) for sampler in samplers]
-        found = (getattr(holder, "generator", None) for holder in (loader, *samplers))
-        return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
+    def also(self) -> list[Any]:
+        """What else is put back: the loss function, if it is a module, and the loader's random states and workers."""
+        found: list[Any] = [one for one in (self.criterion, self.forward) if isinstance(one, torch.nn.Module)]
+        # Batches in a list are data, of which training needs no clone.
+        if can_be_saved(self.loader) and not isinstance(self.loader, (list, tuple)):
+            found.append(self.loader)
+        return found
 
     def restart(self) -> None:
         """Begin again with the loader's first batch."""
-        self._batches = None
+        self._batches, self._next, self._taken = None, [], 0
+
+    def ready(self) -> bool:
+        """Whether there are batches for the next call."""
+        while len(self._next) < self.accumulation_steps:
+            taken = list(self._take())
+            if not taken:
+                return False
+            self._next += taken
+        return True
 
     def __call__(self) -> float:
         """Do forward and backward; returns the mean loss."""
-        total = 0.0
-        for _ in range(self.accumulation_steps):
-            inputs, targets = _moved(self._next_batch(), self.device)
-            with self._precision():
-                loss = self.criterion(self.model(inputs), targets) / self.accumulation_steps
-            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-            total += loss.item()
-        return total
+        known = _KNOWN.get()
+        if known is not None and not any(step is self for step in known):
+            raise ValueError(
+                "need lr_range_test to know of the supervised_step that train_step calls: its scaler, its loader and "
+                "its loss would not be put back; decorate train_step with functools.wraps(step), or pass also=(step,)"
+            )
+        return sum(self._one_batch() for _ in range(self.accumulation_steps))
+
+    def _one_batch(self) -> float:
+        batch = _moved(self._next_batch(), self.device)
+        with self._precision():
+            loss = self._loss(batch) / self.accumulation_steps
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        return loss.item()
+
+    def _loss(self, batch: Any) -> Tensor:
+        if self.forward is not None:
+            return _scalar(self.forward(self.model, batch), "forward")
+        inputs, targets = _pair(batch)
+        assert self.criterion is not None
+        return _scalar(self.criterion(self.model(inputs), targets), "criterion")
 
     def _precision(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.autocast is None else torch.autocast(self.device.type, dtype=self.autocast)
 
     def _next_batch(self) -> Any:
+        self._next = self._next or list(self._take())
+        if self._next:
+            self._taken += 1
+            return self._next.pop(0)
+        if self._taken:
+            raise StopIteration(f"the loader ended after {self._taken} batches and cannot be run through again")
+        raise ValueError("need a loader with at least one batch, got an empty one")
+
+    def _take(self) -> Iterator[Any]:
+        """The next batch, if there is one: of a loader that has ended, the first one again."""
         for _ in range(2):
             if self._batches is None:
                 self._batches = iter(self.loader)
             for batch in self._batches:
-                return batch
+                yield batch
+                return
             self._batches = None
-        raise ValueError("need a loader with at least one batch, got an empty one")
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    length = f" of {len(batch)}" if isinstance(batch, (tuple, list, Mapping)) else ""
+    raise ValueError(
+        f"need batches (inputs, targets) with a criterion, got a {type(batch).__name__}{length}: pass "
+        f"forward=lambda model, batch: ... instead of the criterion, which returns the loss of such a batch"
+    )
+
+
+def _scalar(loss: Any, source: str) -> Tensor:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"need {source} to return the loss as a tensor, got {loss!r}")
+    if loss.numel() != 1:
+        raise ValueError(f"need {source} to return the mean loss of the batch, got a tensor of {tuple(loss.shape)}")
+    return loss.squeeze()
 
 
 def _moved(batch: Any, device: torch.device) -> Any:
-    """The batch on the device; whatever is no tensor in it stays as it is."""
+    """The batch on the device; what cannot be moved stays as it is."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: _moved(value, device) for key, value in batch.items()}
+    if hasattr(batch, "to"):  # a packed sequence, transformers' BatchEncoding, a graph
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return _like(batch, {key: _moved(value, device) for key, value in batch.items()})
     if isinstance(batch, (list, tuple)):
-        return [_moved(value, device) for value in batch]
+        return _like(batch, [_moved(value, device) for value in batch])
     return batch
+
+
+def _like(batch: Any, moved: Any) -> Any:
+    """The moved parts in a container of the batch's type, where it can be made of them."""
+    if hasattr(batch, "_fields"):  # a named tuple
+        return type(batch)(*moved)
+    return type(batch)(moved) if type(batch) in (dict, list, tuple) else moved

@@ -23,10 +23,12 @@ class Average:
 class Watch:
     """Notices a loss that is not finite or has diverged.
 
-    ``ceiling`` is the average loss above which the test counts as diverged; infinite during the first steps.
+    ``ceiling`` is the average loss above which the test counts as diverged; infinite during the first steps. A loss
+    that is maximized is watched with the opposite sign, and so is its ceiling.
     """
 
-    def __init__(self, num_steps: int, smoothing: float, divergence_factor: float) -> None:
+    def __init__(self, num_steps: int, smoothing: float, divergence_factor: float, maximize: bool = False) -> None:
+        self.maximize = maximize
         self._few, self._factor = max(5, num_steps // 10), divergence_factor
         self._average = Average(smoothing)
         self._first: list[float] = []  # the losses at rates that are still too low to change anything
@@ -37,7 +39,7 @@ class Watch:
         """Take in the loss of one step; returns in words why the test must stop, or None."""
         if not math.isfinite(loss):
             return f"the loss was {loss} at lr={lr:.3g}"
-        return f"the loss diverged at lr={lr:.3g}" if self._diverged(loss) else None
+        return f"the loss diverged at lr={lr:.3g}" if self._diverged(-loss if self.maximize else loss) else None
 
     def _diverged(self, loss: float) -> bool:
         average = self._average.add(loss)

@@ -1,0 +1,98 @@
+"""The contents of tensors, cloned and copied back."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+from .undo import Undo
+
+#: Where the clones of tensors are kept during the test.
+PLACES = ("device", "cpu", "disk")
+
+
+def clone_contents(tensors: Iterable[tuple[str, Tensor]], keep: str) -> list[Undo]:
+    """Clone the tensors, each with its name; each Undo copies one back into the memory that it had."""
+    named = [(name, tensor, _local(tensor)) for name, tensor in tensors]
+    clones = _on_disk([memory for _, _, memory in named]) if keep == "disk" else None
+    undos = []
+    for index, (name, tensor, memory) in enumerate(named):
+        clone = partial(_nth, clones, index) if clones else _in_memory(memory, keep)
+        undos.append(Undo(name, partial(_copy_back, tensor, memory, clone)))
+    return undos
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The tensor's memory under another tensor object: this rank's shard of a distributed one."""
+    whole = tensor.detach()
+    return whole.to_local() if hasattr(whole, "to_local") else whole
+
+
+def _copy_back(tensor: Tensor, memory: Tensor, clone: Callable[[], Tensor]) -> None:
+    if _was_moved(tensor, memory):
+        tensor.data = memory
+    # Tensors that were made in inference mode can only be written to in it.
+    with torch.inference_mode(memory.is_inference()), torch.no_grad():
+        _each_element_once(memory).copy_(clone())
+
+
+def _was_moved(tensor: Tensor, memory: Tensor) -> bool:
+    """Whether ``tensor.data = ...``, ``set_()`` or ``resize_()`` gave the tensor other memory."""
+    now = tensor.detach()
+    # Subclasses may have memory of another kind.
+    if type(now) is not Tensor or now.layout is not torch.strided:
+        return False
+    return _place(now) != _place(memory)
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _each_element_once(tensor: Tensor) -> Tensor:
+    """The tensor itself; of an expanded or overlapping view, the memory under it, which can be written to."""
+    if tensor.layout is not torch.strided or not _overlaps(tensor):
+        return tensor
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.as_strided((extent,), (1,))
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether two indices may mean the same element."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 0:
+            return False
+        if size > 1 and stride <= reach:
+            return True
+        reach += (size - 1) * stride
+    return False
+
+
+def _in_memory(memory: Tensor, keep: str) -> Callable[[], Tensor]:
+    # clone() keeps the layout, and also bits that arithmetic does not distinguish (the payload of a NaN).
+    elements = _each_element_once(memory)
+    clone = elements.clone() if keep == "device" else elements.to("cpu", copy=True)
+    return lambda: clone
+
+
+def _on_disk(memories: list[Tensor]) -> Callable[[], list[Tensor]]:
+    file = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the clones are read)
+    torch.save([_each_element_once(memory) for memory in memories], file)
+
+    @cache
+    def clones() -> list[Tensor]:
+        file.seek(0)
+        loaded: list[Tensor] = torch.load(file, weights_only=True, map_location="cpu")
+        file.close()
+        return loaded
+
+    return clones
+
+
+def _nth(clones: Callable[[], list[Tensor]], index: int) -> Tensor:
+    return clones()[index]

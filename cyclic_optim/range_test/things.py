@@ -1,0 +1,120 @@
+"""What else training touches, and what saves each kind: random states, loaders, whatever has a state_dict."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from ..torch_private import loader_iterator, set_loader_iterator
+from .containers import ENTERED, Found
+from .undo import Undo
+
+#: Saves a thing, and returns what puts it back.
+Saver = Callable[[Any], Callable[[], object]]
+
+
+def enterable(thing: Any) -> bool:
+    """Whether a thing is saved by looking for its tensors and containers."""
+    return isinstance(thing, ENTERED)
+
+
+def saver_of(thing: Any) -> Saver | None:
+    """What saves the state of a thing that cannot be entered; None if nothing is known that does."""
+    if isinstance(thing, DataLoader):
+        return _save_loader
+    if hasattr(thing, "bit_generator"):  # numpy.random.Generator
+        return _save_bit_generator
+    for getter, setter in (("get_state", "set_state"), ("getstate", "setstate")):  # torch's and numpy's; Python's
+        if hasattr(thing, getter) and hasattr(thing, setter):
+            return partial(_save_state, getter=getter, setter=setter)
+    if hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict"):
+        return _save_state_dict
+    return _save_generators if generators_of(thing) else None
+
+
+def can_be_saved(thing: Any) -> bool:
+    """Whether ``also=`` takes this thing."""
+    return enterable(thing) or saver_of(thing) is not None
+
+
+def check(named: list[tuple[str, Any]]) -> None:
+    """Refuse a thing that nothing is known to save.
+
+    Raises:
+        TypeError: there is one.
+    """
+    for name, thing in named:
+        if not can_be_saved(thing):
+            raise TypeError(
+                f"need also= to hold modules, optimizers, tensors, random generators, loaders, or whatever has "
+                f"state_dict() and load_state_dict(), got {name}: {thing!r}"
+            )
+
+
+def save(named: list[tuple[str, Any]], found: Found) -> Iterator[Undo]:
+    """Save the things that cannot be entered, one after another, and enter the others into ``found``."""
+    for name, thing in named:
+        if enterable(thing):
+            found.add(name, thing)
+        elif (saver := saver_of(thing)) is not None:
+            try:
+                yield Undo(name, saver(thing))
+            except Exception as error:
+                raise ValueError(f"need also= to hold what can be saved, got {name}, which raised {error!r}") from error
+
+
+def _save_state(thing: Any, getter: str, setter: str) -> Callable[[], object]:
+    return partial(getattr(thing, setter), getattr(thing, getter)())
+
+
+def _save_bit_generator(thing: Any) -> Callable[[], object]:
+    return partial(setattr, thing.bit_generator, "state", thing.bit_generator.state)
+
+
+def _save_state_dict(thing: Any) -> Callable[[], object]:
+    # A copy: many state_dicts hold the very lists and tensors that training writes to.
+    return partial(thing.load_state_dict, copy.deepcopy(thing.state_dict()))
+
+
+def _save_generators(loader: Any) -> Callable[[], object]:
+    states = [_save_state(generator, "get_state", "set_state") for generator in generators_of(loader)]
+    return lambda: [put_back() for put_back in states]
+
+
+def _save_loader(loader: Any) -> Callable[[], object]:
+    """Save the random states; workers that persist keep their batches, as the test gets workers of its own."""
+    states, iterator = _save_generators(loader), loader_iterator(loader)
+    set_loader_iterator(loader, None)
+
+    def put_back() -> None:
+        set_loader_iterator(loader, iterator)
+        states()
+
+    return put_back
+
+
+def generators_of(loader: Any) -> list[torch.Generator]:
+    """The random generators of a loader and its samplers, each once."""
+    samplers = [getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
+    samplers += [getattr(sampler, "sampler", None) for sampler in samplers]
+    found = (getattr(holder, "generator", None) for holder in (loader, *samplers))
+    return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
+
+
+def random_states() -> Iterator[Undo]:
+    """Save the random states of Python, of torch on the CPU and on CUDA, and of NumPy, if it is loaded."""
+    yield Undo("random", partial(random.setstate, random.getstate()))
+    yield Undo("torch's random state", partial(torch.set_rng_state, torch.get_rng_state()))
+    numpy: Any = getattr(sys.modules.get("numpy"), "random", None)
+    if numpy is not None:
+        yield Undo("numpy.random", partial(numpy.set_state, numpy.get_state()))
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states = torch.cuda.get_rng_state_all()
+        yield Undo("torch.cuda's random states", partial(torch.cuda.set_rng_state_all, states))
