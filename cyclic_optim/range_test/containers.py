@@ -35,7 +35,7 @@ class Found:
         todo = [(name, value)]
         while todo:
             # Not recursive: models may be nested deeper than Python's stack.
-            todo += self._enter(*todo.pop())
+            todo += reversed([*self._enter(*todo.pop())])
 
     def _enter(self, name: str, value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value, Tensor):

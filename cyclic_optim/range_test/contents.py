@@ -22,7 +22,7 @@ def clone_contents(tensors: Iterable[tuple[str, Tensor]], keep: str) -> list[Und
     undos = []
     for index, (name, tensor, memory) in enumerate(named):
         clone = partial(_nth, clones, index) if clones else _in_memory(memory, keep)
-        undos.append(Undo(name, partial(_copy_back, tensor, memory, clone)))
+        undos.append(Undo(name, partial(_copy_back, tensor, memory, _size(memory), clone)))
     return undos
 
 
@@ -32,21 +32,26 @@ def _local(tensor: Tensor) -> Tensor:
     return whole.to_local() if hasattr(whole, "to_local") else whole
 
 
-def _copy_back(tensor: Tensor, memory: Tensor, clone: Callable[[], Tensor]) -> None:
-    if _was_moved(tensor, memory):
+def _copy_back(tensor: Tensor, memory: Tensor, size: int, clone: Callable[[], Tensor]) -> None:
+    if _size(memory) < size:
+        memory.untyped_storage().resize_(size)
+    now = tensor.detach()
+    # tensor.data = ..., set_() and resize_() give a tensor other memory.
+    if _is_plain(now) and _place(now) != _place(memory):
         tensor.data = memory
     # Tensors that were made in inference mode can only be written to in it.
     with torch.inference_mode(memory.is_inference()), torch.no_grad():
         _each_element_once(memory).copy_(clone())
 
 
-def _was_moved(tensor: Tensor, memory: Tensor) -> bool:
-    """Whether ``tensor.data = ...``, ``set_()`` or ``resize_()`` gave the tensor other memory."""
-    now = tensor.detach()
-    # Subclasses may have memory of another kind.
-    if type(now) is not Tensor or now.layout is not torch.strided:
-        return False
-    return _place(now) != _place(memory)
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the tensor has ordinary memory; that of a subclass may be of any kind."""
+    return type(tensor) is Tensor and tensor.layout is torch.strided
+
+
+def _size(tensor: Tensor) -> int:
+    """The bytes of the storage, which may be freed while the tensor lives."""
+    return tensor.untyped_storage().nbytes() if _is_plain(tensor) else 0
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:
@@ -55,18 +60,16 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
 
 def _each_element_once(tensor: Tensor) -> Tensor:
     """The tensor itself; of an expanded or overlapping view, the memory under it, which can be written to."""
-    if tensor.layout is not torch.strided or not _overlaps(tensor):
+    if tensor.layout is not torch.strided or tensor.numel() == 0 or not _overlaps(tensor):
         return tensor
     extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.as_strided((extent,), (1,))
 
 
 def _overlaps(tensor: Tensor) -> bool:
-    """Whether two indices may mean the same element."""
+    """Whether two indices may mean the same element of a tensor that has some."""
     reach = 0
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size == 0:
-            return False
         if size > 1 and stride <= reach:
             return True
         reach += (size - 1) * stride
