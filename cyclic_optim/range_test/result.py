@@ -129,6 +129,10 @@ class LRRangeTest:
         losses = [self._sign * loss for loss in self.smoothed]
         if len(losses) < fewest:
             raise NoSuggestionError(f"need at least {fewest} finite losses, got {len(losses)} ({self.stopped})")
+        if len({*self.losses}) == 1:
+            raise NoSuggestionError(
+                f"the loss is {self.losses[0]:.3g} at every rate: does it depend on the parameters that are trained?"
+            )
         return losses
 
     def _measured_fall(self, losses: list[float]) -> _Fall:

@@ -171,7 +171,10 @@ class SupervisedStep:
                 "need lr_range_test to know of the supervised_step that train_step calls: its scaler, its loader and "
                 "its loss would not be put back; decorate train_step with functools.wraps(step), or pass also=(step,)"
             )
-        return sum(self._one_batch() for _ in range(self.accumulation_steps))
+        total = 0.0
+        for _ in range(self.accumulation_steps):  # no generator: it would turn StopIteration into a RuntimeError
+            total += self._one_batch()
+        return total
 
     def _one_batch(self) -> float:
         batch = _moved(self._next_batch(), self.device)
