@@ -206,8 +206,17 @@ class LRRangeTest:
         base_lr, max_lr = self.suggest()
         return {"lr": max_lr, "policy": policy(max_lr / base_lr)}
 
+    def _repr_png_(self) -> bytes | None:
+        """The picture that :meth:`plot` draws, for a notebook; None where matplotlib is missing."""
+        from ..plotting import range_test_png
+
+        return range_test_png(self)
+
     def plot(self, ax: Any = None) -> Any:
-        """Draw the losses over the rate and mark the suggested range; returns the Axes. Needs matplotlib.
+        """Draw the losses over the rate; returns the Axes. Needs matplotlib.
+
+        Marked are the suggested range, the lowest loss of a single step, and the rate at which the test stopped. A
+        notebook shows this picture also where the result itself is a cell's last line.
 
         Args:
             ax: where to draw (default: a new figure).

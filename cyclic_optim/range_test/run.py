@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.optim import Optimizer
 
 from ..policies.decay import ExponentialRamp, LinearRamp
 from ..slots import OWN_DECAY
+from .progress import Progress
 from .put_back import run_and_put_back
 from .result import LRRangeTest
 from .watch import Watch
@@ -62,7 +62,8 @@ def lr_range_test(
         validation: returns the loss to record instead, measured after each update.
         scaler: the ``torch.amp.GradScaler`` that ``train_step`` scales the loss with, if any.
         keep: where the clones are kept during the test: ``"device"``, ``"cpu"`` or ``"disk"``.
-        progress: show a progress bar, if tqdm is installed.
+        progress: show a bar with the current rate and the smoothed loss, in a terminal or a notebook, if tqdm is
+            installed.
 
     Returns:
         The curve, and what can be read off it.
@@ -86,12 +87,14 @@ def lr_range_test(
     def climb() -> str:
         training.start()
         held = list(map(_held, optimizer.param_groups))
-        for step in _progress(num_steps, progress):
-            lrs.append(end_lr * ramp.at(step).lr_factor)
-            _set(optimizer, lrs[-1], ratios, held)
-            losses.append(training.step())
-            if reason := watch.reason_to_stop(lrs[-1], losses[-1]):
-                return reason
+        with Progress(num_steps, progress) as bar:
+            for step in bar:
+                lrs.append(end_lr * ramp.at(step).lr_factor)
+                _set(optimizer, lrs[-1], ratios, held)
+                losses.append(training.step())
+                if reason := watch.reason_to_stop(lrs[-1], losses[-1]):
+                    return reason
+                bar.show(lrs[-1], watch.average)
         return f"end_lr={end_lr:g} was reached"
 
     generators = getattr(train_step, "generators", ())
@@ -165,15 +168,6 @@ def _ratios(optimizer: Optimizer) -> tuple[float, ...]:
     if not peaks[0] > 0:
         raise ValueError(f"need a first param group with 0 < lr, to which the others' rates relate, got lr={peaks[0]}")
     return tuple(peak / peaks[0] for peak in peaks)
-
-
-def _progress(num_steps: int, show: bool) -> Iterable[int]:
-    if show and importlib.util.find_spec("tqdm") is not None:
-        from tqdm import tqdm
-
-        bar: Iterable[int] = tqdm(range(num_steps), desc="lr range test", leave=False)
-        return bar
-    return range(num_steps)
 
 
 def _held(group: dict[str, Any]) -> dict[str, Any]:

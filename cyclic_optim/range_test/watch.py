@@ -23,12 +23,12 @@ class Average:
 class Watch:
     """Notices a loss that is not finite or has diverged.
 
-    ``ceiling`` is the average loss above which the test counts as diverged; infinite during the first steps.
+    ``average`` is the average of the losses so far. ``ceiling`` is the average loss above which the test counts as diverged; infinite during the first steps.
     """
 
     def __init__(self, num_steps: int, smoothing: float, divergence_factor: float) -> None:
         self._few, self._factor = max(5, num_steps // 10), divergence_factor
-        self._average = Average(smoothing)
+        self._average, self.average = Average(smoothing), math.nan
         self._first: list[float] = []  # the losses at rates that are still too low to change anything
         self._lowest = math.inf
         self.ceiling = math.inf
@@ -40,7 +40,7 @@ class Watch:
         return f"the loss diverged at lr={lr:.3g}" if self._diverged(loss) else None
 
     def _diverged(self, loss: float) -> bool:
-        average = self._average.add(loss)
+        self.average = average = self._average.add(loss)
         self._lowest = min(self._lowest, average)
         if len(self._first) < self._few:
             self._first.append(loss)
