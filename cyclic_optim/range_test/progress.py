@@ -73,12 +73,21 @@ def _new_bar(num_steps: int) -> Any:
         warnings.simplefilter("ignore")
         from tqdm.auto import tqdm
 
-        # With miniters tqdm looks at the clock after each step, so that the rate shown is at most 0.1 s old.
-        return tqdm(total=num_steps, desc="lr range test", leave=False, miniters=1, bar_format=FORMAT)
+        class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
+            monitor_interval = 0  # no thread: with miniters=1 it has nothing to do
+
+            def refresh(self, *lock: Any, **options: Any) -> None:
+                # tqdm's own holds its lock for ever after an exception or Ctrl-C; bars of other threads then hang.
+                if not self.disable:
+                    with self.get_lock():
+                        self.display()
+
+        # With miniters=1 tqdm looks at the clock after each step, so that the rate shown is at most 0.1 s old.
+        return Bar(total=num_steps, desc="lr range test", leave=False, miniters=1, bar_format=FORMAT)
 
 
 def _advance(bar: Any, lr: float, average: float) -> bool:
-    bar.set_postfix_str(f"lr {lr:.1e}, smoothed loss {average:#.3g}", refresh=False)
+    bar.set_postfix_str(f"lr {lr:.1e}, smoothed loss {average:.3g}", refresh=False)
     bar.update()
     return True
 

@@ -23,7 +23,8 @@ class Average:
 class Watch:
     """Notices a loss that is not finite or has diverged.
 
-    ``average`` is the average of the losses so far. ``ceiling`` is the average loss above which the test counts as diverged; infinite during the first steps.
+    ``average`` is the average loss so far. ``ceiling`` is the average loss above which the test counts as diverged;
+    infinite during the first steps.
     """
 
     def __init__(self, num_steps: int, smoothing: float, divergence_factor: float) -> None:
