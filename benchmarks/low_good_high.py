@@ -192,7 +192,8 @@ def draw_range_test(axes: Any, found: LRRangeTest, rates: dict[str, float]) -> N
     found.plot(axes)
     for line in axes.lines[:2]:  # the losses, whose blue is a rate's here
         line.set_color("black")
-    axes.get_legend().remove()
+    for mark in [axes.get_legend(), *axes.collections]:  # the three rates take the places of its marks
+        mark.remove()
     axes.set_ylabel("")
     smoothed = found.smoothed
     for name, rate in rates.items():

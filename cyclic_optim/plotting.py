@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ LR_COLOUR, OTHER_STYLES, RANGE_COLOUR, RANGE_TEXT = (
     "#e69f00",
     "#804d00",
 )
+BEST_COLOUR, STOP_COLOUR = "#007a5a", "#555555"
 
 
 class Moment(NamedTuple):
@@ -233,6 +235,9 @@ def _draw_other(ax: Axes, name: str, colour: str) -> Axes:
 def plot_range_test(result: RangeTestCurve, ax: Axes | None = None) -> Axes:
     """Draw the losses of a range test over the learning rate, and the range it suggests.
 
+    Also marked are the lowest loss of a single step (of a maximized loss the highest), and the rate at which the test
+    stopped, with the reason.
+
     The rate's axis is logarithmic for an exponential test. The losses' axis shows the descent and the beginning of
     the climb after it, not the highest diverging loss. Losses that are not finite are not drawn. Where the curve
     suggests no range, none is marked, and the title says why.
@@ -250,12 +255,13 @@ def plot_range_test(result: RangeTestCurve, ax: Axes | None = None) -> Axes:
     """
     ax = _axes(ax)
     losses, smoothed = _finite_or_gap(result.losses), _finite_or_gap(result.smoothed)
+    maximize = getattr(result, "maximize", False)
     ax.plot(result.lrs, losses, color=LR_COLOUR, alpha=0.35, linewidth=1, label="each step")
     # The smoothed curve ends before the first loss that is not finite.
     ax.plot(result.lrs[: len(smoothed)], smoothed, color=LR_COLOUR, linewidth=2.2, label="smoothed")
     if result.mode == "exponential":
         ax.set_xscale("log")
-    _scale_range_test(ax, result.lrs, losses, smoothed)
+    _scale_range_test(ax, result.lrs, losses, smoothed, maximize)
     title = textwrap.fill(f"LR range test ({result.stopped})", 72)
     try:
         base_lr, max_lr = result.suggest()
@@ -264,23 +270,46 @@ def plot_range_test(result: RangeTestCurve, ax: Axes | None = None) -> Axes:
     else:
         title += "\n"  # the labels of the marks are on the last line
         _mark_range(ax, base_lr, max_lr)
+    _mark_best(ax, result.lrs, losses, maximize)
+    _mark_stop(ax, result.lrs, result.stopped)
     ax.set_title(title, fontsize="medium", parse_math=False)
-    ax.set(xlabel="learning rate", ylabel="training loss")
-    ax.legend(loc="best", frameon=False)
+    ax.set(xlabel="learning rate", ylabel="loss")  # it may be a validation function's
+    # Noisy losses, and the mark of the end, may run behind it.
+    ax.legend(loc="best", framealpha=0.8, edgecolor="none")
     return ax
+
+
+def range_test_png(result: RangeTestCurve) -> bytes | None:
+    """The picture of :func:`plot_range_test` as a PNG file, or None where matplotlib is missing.
+
+    pyplot is not used: a notebook would show its figure a second time.
+    """
+    try:
+        require_matplotlib()
+    except ImportError:
+        return None
+    from matplotlib.figure import Figure
+
+    figure, file = Figure(layout="constrained"), io.BytesIO()
+    plot_range_test(result, ax=figure.subplots())
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def _finite_or_gap(losses: Iterable[float]) -> list[float]:
     return [float(loss) if math.isfinite(loss) else math.nan for loss in losses]
 
 
-def _scale_range_test(ax: Axes, lrs: Sequence[float], losses: Sequence[float], smoothed: Sequence[float]) -> None:
+def _scale_range_test(
+    ax: Axes, lrs: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], maximize: bool
+) -> None:
     # Rates whose losses cannot be drawn are in view, too: they were tried.
     ax.update_datalim([(lr, 0) for lr in lrs], updatey=False)
     ax.autoscale_view()
-    limits = _loss_limits(losses, smoothed)
+    sign = -1 if maximize else 1
+    limits = _loss_limits([sign * loss for loss in losses], [sign * loss for loss in smoothed])
     if limits is not None:
-        ax.set_ylim(limits)
+        ax.set_ylim(min(sign * limit for limit in limits), max(sign * limit for limit in limits))
 
 
 def _loss_limits(losses: Sequence[float], smoothed: Sequence[float]) -> tuple[float, float] | None:
@@ -296,8 +325,8 @@ def _loss_limits(losses: Sequence[float], smoothed: Sequence[float]) -> tuple[fl
     # Where the loss never falls there is no descent: three quarters of the curve are shown.
     quarters = quantiles(known, n=4, method="inclusive")
     high = max(quarters[2], *(loss for loss in smoothed[:length] if not math.isnan(loss)))
-    # A single outlier is cut off, or it would flatten the rest of the picture.
-    most = 0.75 * (high - low)
+    # A single outlier is cut off, or it would flatten the rest of the picture. Ordinary noise is in view.
+    most = max(0.75 * (high - low), 3 * _usual_noise(losses, smoothed[:length]))
     lowest = max(low - most, min((loss for loss in losses if not math.isnan(loss)), default=low))
     highest = min(high + most, max((loss for loss in losses[:length] if not math.isnan(loss)), default=high))
     bottom, top = min(low, lowest), max(high, highest)
@@ -305,10 +334,44 @@ def _loss_limits(losses: Sequence[float], smoothed: Sequence[float]) -> tuple[fl
     return (bottom - room, top + room) if 0 < room < math.inf else None
 
 
+def _usual_noise(losses: Sequence[float], smoothed: Sequence[float]) -> float:
+    """The median distance of a loss from its smoothed value."""
+    distances = [abs(loss - average) for loss, average in zip(losses, smoothed, strict=False)]
+    return median([distance for distance in distances if not math.isnan(distance)] or [0.0])
+
+
 def _mark_range(ax: Axes, base_lr: float, max_lr: float) -> None:
-    ax.axvspan(base_lr, max_lr, color=RANGE_COLOUR, alpha=0.15, linewidth=0)
+    label = f"suggested range: {base_lr:.2g} to {max_lr:.2g}"
+    ax.axvspan(base_lr, max_lr, color=RANGE_COLOUR, alpha=0.15, linewidth=0, label=label)
     # Above the axes, one label on each side of the range: they do not overlap, however narrow the range is.
     style: dict[str, Any] = {"xycoords": ax.get_xaxis_transform(), "xytext": (0, 4), "textcoords": "offset points"}
     for name, rate, alignment in (("base lr", base_lr, "right"), ("max lr", max_lr, "left")):
         ax.axvline(rate, color=RANGE_TEXT, linestyle="--", linewidth=1.2)
         ax.annotate(f"{name} {rate:.2g}", (rate, 1), ha=alignment, color=RANGE_TEXT, **style)
+
+
+def _mark_best(ax: Axes, lrs: Sequence[float], losses: Sequence[float], maximize: bool) -> None:
+    known = [i for i, loss in enumerate(losses) if not math.isnan(loss)]
+    if known:
+        best = (max if maximize else min)(known, key=losses.__getitem__)
+        # A single outlier may lie outside of the axes: it is then marked at their edge.
+        bottom, top = ax.get_ylim()
+        place = [lrs[best]], [min(max(losses[best], bottom), top)]
+        style: dict[str, Any] = {"marker": "^" if maximize else "v", "s": 60, "color": BEST_COLOUR}
+        label = f"{'highest' if maximize else 'lowest'} single loss: lr {lrs[best]:.2g}"
+        ax.scatter(*place, label=label, zorder=3, clip_on=False, edgecolor="white", **style)
+
+
+def _mark_stop(ax: Axes, lrs: Sequence[float], stopped: str) -> None:
+    from matplotlib.collections import LineCollection
+
+    if lrs:
+        ends = [(lrs[-1], 0), (lrs[-1], 1)]
+        style: dict[str, Any] = {"color": STOP_COLOUR, "linestyle": ":", "linewidth": 1.6}
+        # As high as the axes, whatever the losses: it does not count for the axes' limits.
+        mark = LineCollection([ends], transform=ax.get_xaxis_transform(), label=_wrapped_stop(stopped), **style)
+        ax.add_collection(mark, autolim=False)
+
+
+def _wrapped_stop(stopped: str) -> str:
+    return textwrap.fill(f"stopped: {stopped}", 40)

@@ -339,6 +339,87 @@ def test_without_a_suggestion_the_title_says_why(losses):
     ax.figure.savefig("/dev/null", format="png", dpi=20)
 
 
+def legend_of(ax):
+    """The texts of the legend."""
+    return [text.get_text().replace("\n", " ") for text in ax.get_legend().get_texts()]
+
+
+def marks(ax):
+    """Where the lowest loss is marked, and the line where the test stopped."""
+    lowest, stop = ax.collections
+    return lowest.get_offsets().tolist(), [segment.tolist() for segment in stop.get_segments()]
+
+
+def test_the_legend_names_every_mark_with_its_rate():
+    """The two rates of the range, the rate of the lowest loss, and why the test stopped."""
+    result = curve()
+    assert legend_of(plot_range_test(result, ax=new_axes())) == [
+        "each step",
+        "smoothed",
+        "suggested range: 0.001 to 0.1",
+        f"lowest single loss: lr {result.lrs[89]:.2g}",
+        "stopped: the loss diverged at lr=3.2",
+    ]
+
+
+def test_the_lowest_loss_and_the_end_are_marked():
+    """The lowest loss of a single step, not of the smoothed curve; and a line of the axes' height at the last rate."""
+    result = curve()
+    result.losses[60] = 0.3
+    ax = plot_range_test(result, ax=new_axes())
+    assert marks(ax) == ([[result.lrs[60], 0.3]], [[[result.lrs[-1], 0], [result.lrs[-1], 1]]])
+    assert ax.collections[1].get_transform() == ax.get_xaxis_transform()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_not_the_lowest(bad):
+    """The test ended there, and the line says so; the lowest loss is the lowest of the others."""
+    result = curve(stopped=f"the loss was {bad} at lr=3.2")
+    result.losses[-1] = bad
+    ax = plot_range_test(result, ax=new_axes())
+    (((lr, loss),), (((end, _), _),)) = marks(ax)
+    assert (lr, loss) == (result.lrs[89], result.losses[89])
+    assert end == result.lrs[-1]
+    assert f"stopped: the loss was {bad} at lr=3.2" in legend_of(ax)
+
+
+def test_a_lowest_loss_below_the_axis_is_marked_at_its_edge():
+    """One wild batch stretches no axis, and its rate is marked all the same, uncut."""
+    result = curve()
+    result.losses[20] = -1e4
+    ax = plot_range_test(result, ax=new_axes())
+    low, high = ax.get_ylim()
+    assert high - low < 8
+    assert marks(ax)[0] == [[result.lrs[20], low]]
+    assert not ax.collections[0].get_clip_on()
+
+
+@pytest.mark.parametrize("losses", [[math.nan] * 100, []], ids=["nan", "none"])
+def test_without_a_finite_loss_there_is_no_lowest(losses):
+    """Where the test stopped is marked if it made a step."""
+    lrs = [10 ** (i / 50 - 6) for i in range(len(losses))]
+    ax = plot_range_test(curve(lrs=lrs, losses=losses, smoothed=[], suggestion=None), ax=new_axes())
+    stops = ["stopped: the loss diverged at lr=3.2"] if losses else []
+    assert legend_of(ax) == ["each step", "smoothed", *stops]
+    assert len(ax.collections) == len(stops)
+
+
+def test_the_line_at_the_end_stretches_no_axis():
+    """Losses far from 0 and 1 keep their limits, also where these are matplotlib's own."""
+    result = curve(losses=[500.0] * 100, smoothed=[500.0] * 100, suggestion=None)
+    low, high = plot_range_test(result, ax=new_axes()).get_ylim()
+    assert 400 < low < high < 600
+
+
+def test_the_noise_of_a_flat_curve_is_in_view():
+    """Losses that only scatter look so: the axis is not that of the smoothed curve alone."""
+    smoothed = [2.3 + 0.001 * (i % 3) for i in range(100)]
+    losses = [loss + 0.1 * (-1) ** i for i, loss in enumerate(smoothed)]
+    low, high = plot_range_test(curve(losses=losses, smoothed=smoothed, suggestion=None), ax=new_axes()).get_ylim()
+    assert low < min(losses) < max(losses) < high + 0.002
+    assert high - low < 0.3
+
+
 def test_all_rates_are_on_the_axis():
     """The axis spans the rates that were tried, drawn losses or not."""
     result = curve(losses=[math.nan] * 100, smoothed=[], suggestion=None)

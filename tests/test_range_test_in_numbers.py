@@ -1,15 +1,15 @@
 """The LR range test, number by number: every value it reports is that of its documented rule, worked out apart."""
 
 import _pyio
-import importlib.util
 import io
 import math
 import os
+import sys
 
 import numpy as np
 import pytest
 import torch
-import tqdm
+import tqdm.auto
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
@@ -454,15 +454,25 @@ def test_a_bar_shows_the_steps_and_goes_away(monkeypatch):
     """tqdm gets the steps, a name and the order to clear up; it is not asked where no bar is wanted, nor missed."""
     bars = []
 
-    def bar(steps, **options):
-        bars.append((steps, options))
-        return steps
+    class Bar(tqdm.auto.tqdm):
+        def __init__(self, **options):
+            bars.append((self, options))
+            super().__init__(**options)
 
-    monkeypatch.setattr(tqdm, "tqdm", bar)
+    monkeypatch.setattr(tqdm.auto, "tqdm", Bar)
     run([1.0] * 3, progress=True)
-    assert bars == [(range(3), {"desc": "lr range test", "leave": False})]
+    ((bar, options),) = bars
+    assert options == {
+        "total": 3,
+        "desc": "lr range test",
+        "leave": False,
+        "miniters": 1,
+        "bar_format": "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}",
+    }
+    assert bar.n == 3
+    assert bar.disable  # closed
     run([1.0] * 3, progress=False)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     assert len(run([1.0] * 3, progress=True)[0].losses) == 3
     assert len(bars) == 1
 

@@ -437,7 +437,7 @@ def test_a_constant_loss_suggests_nothing_and_says_why(loss):
     """A loss that is the same at every rate is none of the trained parameters'."""
     model = torch.nn.Linear(3, 3)
     result = lr_range_test(model, sgd(model), lambda: loss, progress=False)
-    with pytest.raises(NoSuggestionError, match=f"the loss is {loss:.3g} at every rate: does it depend on the param"):
+    with pytest.raises(NoSuggestionError, match=f"it was always {loss:.3g}: does it depend on the param"):
         result.suggest()
 
 

@@ -129,10 +129,6 @@ class LRRangeTest:
         losses = [self._sign * loss for loss in self.smoothed]
         if len(losses) < fewest:
             raise NoSuggestionError(f"need at least {fewest} finite losses, got {len(losses)} ({self.stopped})")
-        if len({*self.losses}) == 1:
-            raise NoSuggestionError(
-                f"the loss is {self.losses[0]:.3g} at every rate: does it depend on the parameters that are trained?"
-            )
         return losses
 
     def _measured_fall(self, losses: list[float]) -> _Fall:
@@ -150,6 +146,11 @@ class LRRangeTest:
         return single * math.sqrt((1 + s**2) / (1 - s**2)) * (1 - s) / (1 + s)
 
     def _check_fall(self, losses: list[float], fall: _Fall) -> None:
+        if len({*self.losses}) == 1:
+            raise NoSuggestionError(
+                f"the loss did not fall at any rate, it was always {self.losses[0]:.3g}: does it depend on the parameters "
+                "that are trained?"
+            )
         if fall.lowest < len(losses) // 10 or fall.height <= max(CERTAIN * fall.noise, 1e-12 * abs(fall.start)):
             raise NoSuggestionError(
                 f"the loss did not fall at any rate from {self.lrs[0]:.3g} to {self.lrs[len(losses) - 1]:.3g}: "
@@ -241,8 +242,17 @@ class LRRangeTest:
         lr = max_lr if alike else [ratio * max_lr for ratio in self.ratios]
         return {"lr": lr, "policy": policy(max_lr / base_lr)}
 
+    def _repr_png_(self) -> bytes | None:
+        """The picture that :meth:`plot` draws, for a notebook; None where matplotlib is missing."""
+        from ..plotting import range_test_png
+
+        return range_test_png(self)
+
     def plot(self, ax: Any = None) -> Any:
-        """Draw the losses over the rate and mark the suggested range; returns the Axes. Needs matplotlib.
+        """Draw the losses over the rate; returns the Axes. Needs matplotlib.
+
+        Marked are the suggested range, the lowest loss of a single step, and the rate at which the test stopped. A
+        notebook shows this picture also where the result itself is a cell's last line.
 
         Args:
             ax: where to draw (default: a new figure).

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,12 +12,13 @@ from torch.optim import Optimizer
 
 from ..policies.decay import ExponentialRamp, LinearRamp
 from .param_groups import check_trainable, held_values, maximizes, peaks_of, ratios_of, set_rates
+from .progress import Progress
 from .put_back import save_all
 from .ranks import ranks_of
 from .result import LRRangeTest
 from .train_step import SupervisedStep, known, told_by
 from .training import Training
-from .undo import run_and_put_back
+from .undo import Undo, run_and_put_back
 from .watch import Watch
 
 RAMPS: dict[str, type[ExponentialRamp] | type[LinearRamp]] = {"exponential": ExponentialRamp, "linear": LinearRamp}
@@ -79,7 +80,8 @@ def lr_range_test(
             ``load_state_dict()``.
         process_group: the ranks to average over (default: all of them); False for this process alone.
         keep: where the clones are kept during the test: ``"device"``, ``"cpu"`` or ``"disk"``.
-        progress: show a progress bar, if tqdm is installed.
+        progress: show a bar with the current rate and the smoothed loss, in a terminal or a notebook, if tqdm is
+            installed.
 
     Returns:
         The curve, and what can be read off it.
@@ -104,34 +106,53 @@ def lr_range_test(
     scaler = _the_scaler(scaler, steps)
     training = Training(model, optimizer, steps, validation, scaler, ranks)
     watch = Watch(num_steps, smoothing, divergence_factor, maximizes(optimizer))
-    lrs: list[float] = []
-    losses: list[float] = []
-
-    def climb() -> str:
-        training.start()
-        held = list(map(held_values, optimizer.param_groups))
-        for step in _progress(num_steps, progress and ranks.first):
-            lr = end_lr * ramp.at(step).lr_factor
-            set_rates(optimizer, lr, ratios, held)
-            loss = training.step()
-            if loss is None:
-                return _data_ended(len(losses))
-            lrs.append(lr)
-            losses.append(loss)
-            if reason := watch.reason_to_stop(lr, loss):
-                return reason
-        return f"end_lr={end_lr:g} was reached"
+    climb = Climb(optimizer, training, lambda step: end_lr * ramp.at(step).lr_factor, ratios, watch)
 
     def body() -> LRRangeTest:
-        with known(steps):
-            stopped = climb()
-        return LRRangeTest(lrs, losses, mode, stopped, smoothing, watch.ceiling, ratios, watch.maximize)
+        with known(steps), Progress(num_steps, progress and ranks.first) as bar:
+            stopped = climb.run(bar) or f"end_lr={end_lr:g} was reached"
+        return LRRangeTest(climb.lrs, climb.losses, mode, stopped, smoothing, watch.ceiling, ratios, watch.maximize)
 
-    things = _things(steps, also)
-    return run_and_put_back(
-        body,
-        lambda: save_all(model, optimizer, scaler=scaler, also=things, keep=keep, restart=training.restart),
-    )
+    def save() -> list[Undo]:
+        things = _things(steps, also)
+        return save_all(model, optimizer, scaler=scaler, also=things, keep=keep, restart=training.restart)
+
+    return run_and_put_back(body, save)
+
+
+@dataclass
+class Climb:
+    """Training while the rate climbs: the rates, and the losses that were recorded at them."""
+
+    optimizer: Optimizer
+    training: Training
+    rate: Callable[[int], float]  # of a step, in the first param group
+    ratios: tuple[float, ...]
+    watch: Watch
+    lrs: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+    def run(self, bar: Progress) -> str | None:
+        """Make the steps of the bar; returns in words why they ended early, or None."""
+        self.training.start()
+        held = list(map(held_values, self.optimizer.param_groups))
+        for step in bar:
+            lr = self.rate(step)
+            set_rates(self.optimizer, lr, self.ratios, held)
+            loss = self.training.step()
+            if loss is None:
+                return self._data_ended()
+            self.lrs.append(lr)
+            self.losses.append(loss)
+            if reason := self.watch.reason_to_stop(lr, loss):
+                return reason
+            bar.show(lr, self.watch.average)
+        return None
+
+    def _data_ended(self) -> str:
+        if not self.losses:
+            raise ValueError("need data for at least one optimizer step, got an empty loader or an ended iterator")
+        return f"the data ended after {len(self.losses)} steps"
 
 
 def _ramp(start_lr: float, end_lr: float, num_steps: int, mode: str) -> ExponentialRamp | LinearRamp:
@@ -152,21 +173,6 @@ def _check(smoothing: float, divergence_factor: float) -> None:
         raise ValueError(f"need 0 <= smoothing < 1, got {smoothing=}")
     if not divergence_factor > 0:
         raise ValueError(f"need 0 < divergence_factor, got {divergence_factor=}")
-
-
-def _progress(num_steps: int, show: bool) -> Iterable[int]:
-    if show and importlib.util.find_spec("tqdm") is not None:
-        from tqdm import tqdm
-
-        bar: Iterable[int] = tqdm(range(num_steps), desc="lr range test", leave=False)
-        return bar
-    return range(num_steps)
-
-
-def _data_ended(made: int) -> str:
-    if not made:
-        raise ValueError("need data for at least one optimizer step, got an empty loader or an iterator that has ended")
-    return f"the data ended after {made} steps"
 
 
 def _the_scaler(scaler: Any, steps: tuple[Any, ...]) -> Any:

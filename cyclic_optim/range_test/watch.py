@@ -23,14 +23,15 @@ class Average:
 class Watch:
     """Notices a loss that is not finite or has diverged.
 
-    ``ceiling`` is the average loss above which the test counts as diverged; infinite during the first steps. A loss
-    that is maximized is watched with the opposite sign, and so is its ceiling.
+    ``average`` is the average loss so far. ``ceiling`` is the average loss above which the test counts as diverged;
+    infinite during the first steps. A loss that is maximized is watched with the opposite sign, of which the ceiling is
+    one.
     """
 
     def __init__(self, num_steps: int, smoothing: float, divergence_factor: float, maximize: bool = False) -> None:
         self.maximize = maximize
         self._few, self._factor = max(5, num_steps // 10), divergence_factor
-        self._average = Average(smoothing)
+        self._smoothed, self.average = Average(smoothing), math.nan
         self._first: list[float] = []  # the losses at rates that are still too low to change anything
         self._lowest = math.inf
         self.ceiling = math.inf
@@ -39,10 +40,11 @@ class Watch:
         """Take in the loss of one step; returns in words why the test must stop, or None."""
         if not math.isfinite(loss):
             return f"the loss was {loss} at lr={lr:.3g}"
-        return f"the loss diverged at lr={lr:.3g}" if self._diverged(-loss if self.maximize else loss) else None
+        self.average = self._smoothed.add(loss)
+        diverged = self._diverged(-loss, -self.average) if self.maximize else self._diverged(loss, self.average)
+        return f"the loss diverged at lr={lr:.3g}" if diverged else None
 
-    def _diverged(self, loss: float) -> bool:
-        average = self._average.add(loss)
+    def _diverged(self, loss: float, average: float) -> bool:
         self._lowest = min(self._lowest, average)
         if len(self._first) < self._few:
             self._first.append(loss)
