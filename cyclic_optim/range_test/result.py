@@ -148,8 +148,8 @@ class LRRangeTest:
     def _check_fall(self, losses: list[float], fall: _Fall) -> None:
         if len({*self.losses}) == 1:
             raise NoSuggestionError(
-                f"the loss did not fall at any rate, it was always {self.losses[0]:.3g}: does it depend on the parameters "
-                "that are trained?"
+                f"the loss did not fall at any rate, it was always {self.losses[0]:.3g}: does it depend on the "
+                "parameters that are trained?"
             )
         if fall.lowest < len(losses) // 10 or fall.height <= max(CERTAIN * fall.noise, 1e-12 * abs(fall.start)):
             raise NoSuggestionError(
