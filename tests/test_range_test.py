@@ -337,7 +337,7 @@ def test_rules_of_the_field():
     assert result.suggest_lr("valley") == lrs[13 + 5 + 2]
     # Against lr itself a slope is told by its denominator, the step before it: the first lower value wins.
     assert result.suggest_lr("lightning") == lrs[15]
-    assert set(RULES) == {"steepest", "minimum", "torch_lr_finder", "valley", "lightning"}
+    assert set(RULES) == {"steepest", "minimum", "slide", "torch_lr_finder", "valley", "lightning"}
     with pytest.raises(ValueError, match=r"need rule to be one of 'steepest', .*got rule='best'"):
         result.suggest_lr("best")
 

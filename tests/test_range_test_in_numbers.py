@@ -95,9 +95,27 @@ def test_a_valley_at_the_very_start_is_the_first_rate():
     assert result.suggest_lr("valley") == result.lrs[0]
 
 
+def slide(losses):
+    """Where fastai's ``slide`` lies: its interval of 15 steps, slid down while the slopes at its two ends differ."""
+    slopes, right, left = np.gradient(losses), -1, -16
+    chosen = left
+    while left >= -len(losses) and abs(slopes[right] - slopes[left]) > 0.005:
+        chosen, right, left = left, right - 1, left - 1
+    return len(losses) + chosen
+
+
+@given(curves())
+@example(made([float(i * i) for i in range(40)]))
+@example(made([0.0] * 20 + [float(i * i) for i in range(20)]))
+@example(made([1.0] * 40))
+def test_the_slide_is_fastais(result):
+    """The interval slides as far as fastai's loop slides it, to the first rate at most."""
+    assert result.suggest_lr("slide") == result.lrs[slide(np.array(result.losses))]
+
+
 def test_a_rule_needs_27_finite_losses():
     """With 26 finite losses no rule answers, and the error counts them; with 27 each does."""
-    for rule in ("steepest", "valley", "minimum", "torch_lr_finder", "lightning"):
+    for rule in ("steepest", "valley", "minimum", "slide", "torch_lr_finder", "lightning"):
         with pytest.raises(NoSuggestionError) as raised:
             made([*map(float, range(26)), math.nan]).suggest_lr(rule)
         assert str(raised.value) == "need at least 27 finite losses, got 26 (that was all)"
@@ -109,7 +127,7 @@ def test_an_unknown_rule_is_refused_by_name():
     with pytest.raises(ValueError, match="need rule") as raised:
         made([1.0]).suggest_lr("best")
     assert str(raised.value) == (
-        "need rule to be one of 'steepest', 'valley', 'minimum', 'torch_lr_finder', 'lightning', got rule='best'"
+        "need rule to be one of 'steepest', 'valley', 'minimum', 'slide', 'torch_lr_finder', 'lightning', got rule='best'"
     )
 
 

@@ -157,6 +157,8 @@ class LRRangeTest:
         - ``"steepest"``: steepest descent of the loss against log lr (fastai's ``steep``)
         - ``"valley"``: a half into the longest falling stretch's middle third (fastai's ``valley``)
         - ``"minimum"``: a tenth of the rate of the lowest loss (fastai's ``minimum``)
+        - ``"slide"``: the start of an interval of 15 steps, slid down from the end while the slopes at its two ends
+          differ by more than 0.005 (fastai's ``slide``)
         - ``"torch_lr_finder"``: steepest descent against the step, without the first 10 and last 5 steps
           (pytorch-lr-finder's ``plot(suggest_lr=True)``)
         - ``"lightning"``: steepest descent against lr itself, without the first 10 steps and the last (Lightning's
