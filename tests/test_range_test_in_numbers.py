@@ -122,23 +122,40 @@ def test_a_rule_needs_27_finite_losses():
         assert made([*map(float, range(27))]).suggest_lr(rule) > 0
 
 
+def test_a_rule_reads_the_blow_up_too():
+    """The packages' rules get the losses averaged as they are, up to the ceiling; only ``suggest`` counts fewer."""
+    result = made([5.0, 9.0] * 10 + [float(-i) for i in range(20)] + [30.0, 1e9], 0.5, ceiling=40.0)
+    assert result.suggest_lr("minimum") == result.lrs[averaged(result, 40.0).argmin()] / 10
+    assert result.suggest_lr("slide") == result.lrs[slide(averaged(result, 40.0))]
+
+
 def test_an_unknown_rule_is_refused_by_name():
     """The error lists the rules there are."""
     with pytest.raises(ValueError, match="need rule") as raised:
         made([1.0]).suggest_lr("best")
     assert str(raised.value) == (
-        "need rule to be one of 'steepest', 'valley', 'minimum', 'slide', 'torch_lr_finder', 'lightning', got rule='best'"
+        "need rule to be one of 'steepest', 'valley', 'minimum', 'slide', 'torch_lr_finder', 'lightning', "
+        "got rule='best'"
     )
 
 
 # --- the pair
 
 
-def smooth(result):
-    losses = np.minimum(result.finite_losses, result.ceiling)
+def averaged(result, highest):
+    losses = np.minimum(result.finite_losses, highest)
     place = np.arange(len(losses))
     weights = result.smoothing ** np.abs(place[:, None] - place) if len(losses) else np.zeros((0, 0))
     return weights @ losses / weights.sum(1)
+
+
+def smooth(result):
+    losses = result.finite_losses
+    highest = max(losses[: max(1, len(losses) // 10)], default=math.inf)
+    blow_up = len(losses)
+    while blow_up > 0 and losses[blow_up - 1] > highest:
+        blow_up -= 1
+    return np.append(averaged(result, highest)[:blow_up], averaged(result, result.ceiling)[blow_up:])
 
 
 def suggestion(result):
@@ -156,8 +173,19 @@ def suggestion(result):
     if len(losses) == len(result.losses) and losses[-1] - losses[lowest] <= max(4 * noise, 0.02 * fall):
         return "not risen"
     high = [i for i in range(lowest) if losses[i] >= start - 0.3 * fall]
-    base_lr, max_lr = lrs[high[-1]] if high else lrs[0], lrs[lowest] / 2
-    return "narrow" if base_lr >= max_lr else (base_lr, max_lr)
+    base_lr = lrs[high[-1]] if high else lrs[0]
+    return "narrow" if lrs[lowest] <= 2 * base_lr else (base_lr, centre(lrs, start - losses, lowest))
+
+
+def centre(lrs, depths, lowest):
+    """The weighted mean of log lr over the steps next to the lowest and at least half as deep."""
+    first = last = lowest
+    while first > 0 and depths[first - 1] >= 0.5 * depths[lowest]:
+        first -= 1
+    while last < len(depths) - 1 and depths[last + 1] >= 0.5 * depths[lowest]:
+        last += 1
+    dip = slice(first, last + 1)
+    return float(np.exp(np.average(np.log(lrs[dip]), weights=depths[dip])))
 
 
 SAID = {
@@ -174,7 +202,9 @@ def check_suggestion(result):
         with pytest.raises(NoSuggestionError, match=SAID[expected]):
             result.suggest()
     else:
-        assert result.suggest() == expected
+        base_lr, max_lr = result.suggest()
+        assert (base_lr, max_lr) == (expected[0], pytest.approx(expected[1], rel=1e-9))
+        assert base_lr < max_lr
     return expected if isinstance(expected, str) else "pair"
 
 
@@ -281,7 +311,7 @@ def test_a_result_says_what_it_holds():
     """The repr has the pair or the reason, the rates, why it stopped, and what the other groups' rates are."""
     lrs = [1e-4 * 2.0**i for i in range(22)]
     assert repr(made([*FALL, 5.0, 20.0], lrs=lrs)) == (
-        "LRRangeTest(base_lr=0.0064, max_lr=26.2; 22 steps, lr 0.0001 to 210; stopped: that was all)"
+        "LRRangeTest(base_lr=0.0064, max_lr=4.8; 22 steps, lr 0.0001 to 210; stopped: that was all)"
     )
     assert repr(made([], ratios=(1.0, 0.5, 0.1))) == (
         "LRRangeTest(no suggestion: need at least 10 finite losses, got 0 (that was all); 0 steps; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import operator
 import os
 import statistics
 from collections.abc import Callable
@@ -18,10 +19,12 @@ from .rates import RULES
 
 #: A range needs at least this many losses.
 FEWEST = 10
-#: The peak of the cycle is the rate of the lowest loss, divided by this.
-MARGIN = 2.0
 #: The loss starts to fall where it has come this fraction of its whole fall.
 FALLEN = 0.3
+#: The peak of the cycle is the centre of the rates at which the loss is this fraction of its fall down.
+DEEP = 0.5
+#: A fall and a rise within this factor of the rate are one step's doing.
+NARROW = 2.0
 #: A fall or a rise counts if it is larger than this many standard errors of the smoothed loss.
 CERTAIN = 4.0
 
@@ -80,10 +83,19 @@ class LRRangeTest:
     def smoothed(self) -> list[float]:
         """The losses averaged over their neighbours on both sides, so that the curve is not shifted.
 
-        A loss k steps before or after has the weight ``smoothing**k``, and the weights are divided by their sum.
-        The list ends before the first loss that is not finite.
+        A loss k steps before or after has the weight ``smoothing**k``, and the weights are divided by their sum. The
+        losses at the end that are above all of the first tenth are the blow-up. Before it, larger losses than those of
+        the first tenth count as the highest of them: the blow-up, whatever its size, must not leak into the rates
+        before it. The list ends before the first loss that is not finite.
         """
-        losses = [min(loss, self.ceiling) for loss in self.finite_losses]
+        losses = self.finite_losses
+        highest = max(losses[: _tenth(losses)], default=math.inf)
+        blow_up = max((i + 1 for i, loss in enumerate(losses) if loss <= highest), default=0)
+        return self._averaged(highest)[:blow_up] + self._averaged(self.ceiling)[blow_up:]
+
+    def _averaged(self, highest: float) -> list[float]:
+        """The averaged losses, where larger ones than ``highest`` count as that."""
+        losses = [min(loss, highest) for loss in self.finite_losses]
         sums, weights = (_two_sided(values, self.smoothing) for values in (losses, [1.0] * len(losses)))
         return [total / weight for total, weight in zip(sums, weights, strict=True)]
 
@@ -97,23 +109,29 @@ class LRRangeTest:
         """``(base_lr, max_lr)``: the two ends of a cycle.
 
         The smoothed loss falls from its start (the mean of its first tenth) to its lowest value. ``base_lr`` is the
-        last rate at which it had come at most 30 % of the way, and ``max_lr`` is half the rate at which it is lowest.
+        last rate before that at which it had come at most 30 % of the way. ``max_lr`` is the centre of the dip: of the
+        rates around the lowest value at which it is at least half of the way down, the mean of the logarithm, weighted
+        by how far down the loss is:
+
+            max_lr = exp(sum(depth * log(lr)) / sum(depth))    with depth = start - smoothed loss
+
+        The centre depends on the whole dip, so that it scatters less from test to test than the lowest point does.
         The fall, and the rise after it, must be larger than four standard errors of the noise.
 
         Raises:
-            NoSuggestionError: too few finite losses, a loss that does not fall, or one that had not
-                risen again when the test ended.
+            NoSuggestionError: too few finite losses, a loss that does not fall, one that had not risen again when the
+                test ended, or one that falls and rises within a factor of 2 of the rate.
         """
         losses = self._enough_losses(FEWEST)
         fall = self._measured_fall(losses)
         self._check_fall(losses, fall)
         self._check_rise(losses, fall)
-        base_lr, max_lr = self.lrs[_last_above(losses, fall)], self.lrs[fall.lowest] / MARGIN
-        if base_lr >= max_lr:
+        base_lr = self.lrs[_last_above(losses, fall)]
+        if self.lrs[fall.lowest] <= NARROW * base_lr:
             raise NoSuggestionError(
-                f"the loss falls and rises within a factor of {MARGIN:g} of the rate: try more steps"
+                f"the loss falls and rises within a factor of {NARROW:g} of the rate: try more steps"
             )
-        return base_lr, max_lr
+        return base_lr, self._centre(losses, fall)
 
     def _enough_losses(self, fewest: int) -> list[float]:
         """The smoothed losses, at least so many."""
@@ -123,13 +141,13 @@ class LRRangeTest:
         return losses
 
     def _measured_fall(self, losses: list[float]) -> _Fall:
-        start = statistics.mean(losses[: max(1, len(losses) // 10)])
+        start = statistics.mean(losses[: _tenth(losses)])
         lowest = min(range(len(losses)), key=losses.__getitem__)
         return _Fall(start, lowest, start - losses[lowest], self._noise(losses))
 
     def _noise(self, losses: list[float]) -> float:
         """The standard error of the smoothed loss, from how neighbours differ in its first half."""
-        early = self.losses[: max(FEWEST, len(losses) // 2)]
+        early = self.finite_losses[: max(FEWEST, len(losses) // 2)]
         # From one step to the next the curve itself changes little. Each difference has the noise of two losses.
         single = math.sqrt(statistics.mean((b - a) ** 2 for a, b in pairwise(early)) / 2)
         # The root of the summed squares of the weights over their sum, for the weights smoothing**|k|.
@@ -151,6 +169,16 @@ class LRRangeTest:
                 f"the loss had not risen again at the highest rate, {self.lrs[-1]:.3g}: try a higher end_lr"
             )
 
+    def _centre(self, losses: list[float], fall: _Fall) -> float:
+        """Of the rates around the lowest loss at which it is deep, on a log scale and weighted by the depth."""
+        depths = [(fall.start - loss) / fall.height for loss in losses]
+        shallow = [i for i, depth in enumerate(depths) if depth < DEEP]
+        first = max((i + 1 for i in shallow if i < fall.lowest), default=0)
+        last = min((i for i in shallow if i > fall.lowest), default=len(losses))
+        logs = [math.log(lr) for lr in self.lrs[first:last]]
+        weights = depths[first:last]
+        return math.exp(math.fsum(map(operator.mul, weights, logs)) / math.fsum(weights))
+
     def suggest_lr(self, rule: str) -> float:
         """One rate, read off the smoothed losses by a rule of another package.
 
@@ -164,9 +192,9 @@ class LRRangeTest:
         - ``"lightning"``: steepest descent against lr itself, without the first 10 steps and the last (Lightning's
           ``suggestion()``)
 
-        The rules are the packages', the curve is this one. The packages average the past alone (fastai and Lightning
-        with a weight of 0.98, pytorch-lr-finder with 0.95), so that their curve lags and its lowest point comes at a
-        higher rate. fastai also cuts 10 steps off the start and 5 off the end first.
+        The rules are the packages', the curve is this one, with its blow-up averaged in. The packages average the past
+        alone (fastai and Lightning with a weight of 0.98, pytorch-lr-finder with 0.95), so that their curve lags and
+        its lowest point comes at a higher rate. fastai also cuts 10 steps off the start and 5 off the end first.
 
         Args:
             rule: the name of one of these.
@@ -177,8 +205,8 @@ class LRRangeTest:
         """
         if rule not in RULES:
             raise ValueError(f"need rule to be one of {', '.join(map(repr, RULES))}, got {rule=}")
-        losses = self._enough_losses(FEWEST + 17)  # what the rules skip, and enough for the rest
-        return RULES[rule](self.lrs, losses)
+        self._enough_losses(FEWEST + 17)  # what the rules skip, and enough for the rest
+        return RULES[rule](self.lrs, self._averaged(self.ceiling))
 
     def triangular(self, step_size_up: int, **options: Any) -> dict[str, Any]:
         """The lr and policy of a cycle in the range: ``CyclicSGD(params, **result.triangular(step_size_up))``.
@@ -232,6 +260,11 @@ class LRRangeTest:
         writer = csv.writer(file)
         writer.writerow(["lr", "loss", "smoothed"])
         writer.writerows(zip(self.lrs, self.losses, smoothed + [""] * (len(self.losses) - len(smoothed)), strict=True))
+
+
+def _tenth(losses: list[float]) -> int:
+    """How many are the first tenth: at least one."""
+    return max(1, len(losses) // 10)
 
 
 def _last_above(losses: list[float], fall: _Fall) -> int:
