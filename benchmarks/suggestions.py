@@ -3,8 +3,8 @@
 Run it with::
 
     pip install 'cyclic_optim[bench]'
-    python benchmarks/suggestions.py            # half an hour on one core
-    python benchmarks/suggestions.py --quick    # 4 cases, fewer rates and seeds: a minute
+    python benchmarks/suggestions.py            # about 20 minutes on two cores
+    python benchmarks/suggestions.py --quick    # 3 cases, fewer rates and seeds: a minute
     python benchmarks/suggestions.py --report   # only the rules, on the curves in the record: seconds
 
 and find in ``benchmarks/results`` (or where ``--out`` says) ``suggestions.md``, the tables, and ``suggestions.json``,
@@ -28,11 +28,9 @@ import itertools
 import json
 import math
 import os
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from harness import RESULTS, Answers, as_json, command_line, digest, environment, run_benchmark, write_results
 from suggestions_report import Truth, report
 from suggestions_tasks import CASES, Batches, Case, criterion, evaluate, load, make_model, make_optimizer
@@ -218,10 +216,9 @@ def run(options: argparse.Namespace) -> None:
         if options.fresh:
             kept.unlink(missing_ok=True)
         scope = QUICK_SCOPE if options.quick else FULL_SCOPE
-        started, where = time.perf_counter(), environment(*PACKAGES)
+        where = environment(*PACKAGES)
         cases = experiment(scope, options.jobs, kept)
-        seconds = round(time.perf_counter() - started, 1)
-        record = {"command": command_line(__file__), "environment": where, "seconds": seconds, "cases": cases}
+        record = {"command": command_line(__file__), "environment": where, "cases": cases}
     print(f"{write(options.out, record)}\nresults in {options.out}")
 
 

@@ -21,9 +21,13 @@ from .rates import RULES
 FEWEST = 10
 #: The loss starts to fall where it has come this fraction of its whole fall.
 FALLEN = 0.3
-#: The peak of the cycle is the centre of the rates at which the loss is this fraction of its fall down.
+#: The dip is where the loss has come this fraction of its whole fall.
 DEEP = 0.5
-#: A fall and a rise within this factor of the rate are one step's doing.
+#: A cycle stays longer at its peak than the test at any rate, and its peak is lower by this.
+MARGIN = 2.5
+#: Above this noise of a loss, as a fraction of the whole fall, the peak is lower still, by the noise's fourth root.
+QUIET, ROOT = 0.01, 4
+#: The two ends of a cycle are at least this far apart.
 NARROW = 2.0
 #: A fall or a rise counts if it is larger than this many standard errors of the smoothed loss.
 CERTAIN = 4.0
@@ -39,6 +43,7 @@ class _Fall(NamedTuple):
     start: float
     lowest: int  # its index
     height: float
+    single: float  # the standard deviation of one loss's noise
     noise: float  # the standard error of the smoothed loss
 
 
@@ -108,15 +113,20 @@ class LRRangeTest:
     def suggest(self) -> tuple[float, float]:
         """``(base_lr, max_lr)``: the two ends of a cycle.
 
-        The smoothed loss falls from its start (the mean of its first tenth) to its lowest value. ``base_lr`` is the
-        last rate before that at which it had come at most 30 % of the way. ``max_lr`` is the centre of the dip: of the
-        rates around the lowest value at which it is at least half of the way down, the mean of the logarithm, weighted
-        by how far down the loss is:
+        The smoothed loss falls from its start (the mean of its first tenth) to its lowest value. The dip are the rates
+        around the lowest value at which the loss is at least half of the way down. With the depth of the smoothed loss
+        below its start as weight, and the noise of one loss in percent of the whole fall,
 
-            max_lr = exp(sum(depth * log(lr)) / sum(depth))    with depth = start - smoothed loss
+            centre = exp(sum(depth * log(lr)) / sum(depth))    over the dip
+            max_lr = sqrt(centre * last rate of the dip) / 2.5 / max(1, noise) ** (1/4)
+            base_lr = the last rate before the dip at which the loss had come at most 30 % of the way
 
-        The centre depends on the whole dip, so that it scatters less from test to test than the lowest point does.
-        The fall, and the rise after it, must be larger than four standard errors of the noise.
+        but ``base_lr`` is ``max_lr / 2`` at most. The lowest point alone scatters from test to test, the whole dip does
+        less. The peak is below it, as a cycle stays longer at its peak than the test at any rate, and further below if
+        the losses are noisy, as noise adds up over those steps. ``benchmarks/suggestions.py``, with which the numbers
+        were chosen, measures how well this does.
+
+        The fall, and the rise after it, must be larger than four standard errors of the smoothed loss.
 
         Raises:
             NoSuggestionError: too few finite losses, a loss that does not fall, one that had not risen again when the
@@ -126,12 +136,12 @@ class LRRangeTest:
         fall = self._measured_fall(losses)
         self._check_fall(losses, fall)
         self._check_rise(losses, fall)
-        base_lr = self.lrs[_last_above(losses, fall)]
+        base_lr, max_lr = self.lrs[_last_above(losses, fall)], self._peak(losses, fall)
         if self.lrs[fall.lowest] <= NARROW * base_lr:
             raise NoSuggestionError(
                 f"the loss falls and rises within a factor of {NARROW:g} of the rate: try more steps"
             )
-        return base_lr, self._centre(losses, fall)
+        return min(base_lr, max_lr / NARROW), max_lr
 
     def _enough_losses(self, fewest: int) -> list[float]:
         """The smoothed losses, at least so many."""
@@ -143,16 +153,17 @@ class LRRangeTest:
     def _measured_fall(self, losses: list[float]) -> _Fall:
         start = statistics.mean(losses[: _tenth(losses)])
         lowest = min(range(len(losses)), key=losses.__getitem__)
-        return _Fall(start, lowest, start - losses[lowest], self._noise(losses))
-
-    def _noise(self, losses: list[float]) -> float:
-        """The standard error of the smoothed loss, from how neighbours differ in its first half."""
-        early = self.finite_losses[: max(FEWEST, len(losses) // 2)]
-        # From one step to the next the curve itself changes little. Each difference has the noise of two losses.
-        single = math.sqrt(statistics.mean((b - a) ** 2 for a, b in pairwise(early)) / 2)
+        single = self._noise(losses)
         # The root of the summed squares of the weights over their sum, for the weights smoothing**|k|.
         s = self.smoothing
-        return single * math.sqrt((1 + s**2) / (1 - s**2)) * (1 - s) / (1 + s)
+        averaged = math.sqrt((1 + s**2) / (1 - s**2)) * (1 - s) / (1 + s)
+        return _Fall(start, lowest, start - losses[lowest], single, single * averaged)
+
+    def _noise(self, losses: list[float]) -> float:
+        """The standard deviation of one loss's noise, from how neighbours differ in the first half."""
+        early = self.finite_losses[: max(FEWEST, len(losses) // 2)]
+        # From one step to the next the curve itself changes little. Each difference has the noise of two losses.
+        return math.sqrt(statistics.mean((b - a) ** 2 for a, b in pairwise(early)) / 2)
 
     def _check_fall(self, losses: list[float], fall: _Fall) -> None:
         if fall.lowest < len(losses) // 10 or fall.height <= max(CERTAIN * fall.noise, 1e-12 * abs(fall.start)):
@@ -169,15 +180,16 @@ class LRRangeTest:
                 f"the loss had not risen again at the highest rate, {self.lrs[-1]:.3g}: try a higher end_lr"
             )
 
-    def _centre(self, losses: list[float], fall: _Fall) -> float:
-        """Of the rates around the lowest loss at which it is deep, on a log scale and weighted by the depth."""
-        depths = [(fall.start - loss) / fall.height for loss in losses]
-        shallow = [i for i, depth in enumerate(depths) if depth < DEEP]
+    def _peak(self, losses: list[float], fall: _Fall) -> float:
+        """Below the middle, on a log scale, between the dip's centre and its end; further below with noise."""
+        depths = [fall.start - loss for loss in losses]
+        shallow = [i for i, depth in enumerate(depths) if depth < DEEP * fall.height]
         first = max((i + 1 for i in shallow if i < fall.lowest), default=0)
-        last = min((i for i in shallow if i > fall.lowest), default=len(losses))
-        logs = [math.log(lr) for lr in self.lrs[first:last]]
-        weights = depths[first:last]
-        return math.exp(math.fsum(map(operator.mul, weights, logs)) / math.fsum(weights))
+        last = min((i for i in shallow if i > fall.lowest), default=len(losses)) - 1
+        logs, weights = [math.log(lr) for lr in self.lrs[first : last + 1]], depths[first : last + 1]
+        centre = math.fsum(map(operator.mul, weights, logs)) / math.fsum(weights)
+        noisy = max(1.0, fall.single / (QUIET * fall.height))
+        return math.exp((centre + logs[-1]) / 2) / MARGIN * math.pow(noisy, -1 / ROOT)
 
     def suggest_lr(self, rule: str) -> float:
         """One rate, read off the smoothed losses by a rule of another package.
