@@ -70,6 +70,33 @@ def test_the_record_has_every_case_and_enough_of_each(suggestions):
         ]
 
 
+def test_the_readme_says_what_the_record_says(report):
+    """The shares in the README are those of the record, and ours is ahead of every other rule in both."""
+    cases = [report.Case.of(name, case) for name, case in json.loads(RECORD.read_text())["cases"].items()]
+
+    def shares(name, some=cases):
+        return [report.share(some, name, is_right) for is_right in (report.Case.is_good, report.Case.is_near)]
+
+    paragraph = " ".join(
+        (FOLDER.parent / "README.md").read_text().split("**Is it any good?**")[1].split("- **")[0].split()
+    )
+    ours, others = shares(report.OURS), [f"`{rule}`{where}" for rule in RULES for where in ("", ", as in its package")]
+    assert all(mine > max(theirs) for mine, theirs in zip(ours, zip(*map(shares, others), strict=True), strict=True))
+    good, near = (f"{100 * part:.0f} %" for part in ours)
+    assert f"On {len(cases)} small trainings" in paragraph
+    assert f"trains well in {good} of the range tests" in paragraph
+    assert f"In {near} `max_lr` is within a factor of 2" in paragraph
+    held_out = "{:.0%} and {:.0%}".format(*shares(report.OURS, cases[1::2])).replace("%", " %")
+    assert f"that its constants were not chosen on it is {held_out}" in paragraph
+    for rule, text in {"minimum": "`minimum`, in its own package, with", "steepest": "`steep` with"}.items():
+        percent = "{:.0%} and {:.0%}".format(*shares(f"`{rule}`, as in its package")).replace("%", " %")
+        assert f"{text} {percent}" in paragraph
+    lowest = min(report.times_best(cases, report.OURS))
+    assert f"mostly too low, up to {1 / lowest:.1f} times" in paragraph
+    bad = sum(not case.is_good(rates[report.OURS]) for case in cases for rates in case.found)
+    assert f"Too high, and bad, it is in {bad} of {sum(len(case.found) for case in cases)} tests" in paragraph
+
+
 def quick(suggestions):
     return suggestions.Scope([suggestions.case_named("wine, perceptron, SGD, 16")], seeds=1, is_quick=True)
 
