@@ -3,7 +3,7 @@
 Run it with::
 
     pip install 'cyclic_optim[bench]'
-    python benchmarks/suggestions.py            # about 20 minutes on two cores
+    python benchmarks/suggestions.py            # a quarter of an hour on two cores
     python benchmarks/suggestions.py --quick    # 3 cases, fewer rates and seeds: a minute
     python benchmarks/suggestions.py --report   # only the rules, on the curves in the record: seconds
 
@@ -212,7 +212,8 @@ def run(options: argparse.Namespace) -> None:
     if options.report:
         record = json.loads(path.read_text())
     else:
-        kept = KEPT / f"{digest([HERE / 'suggestions_tasks.py', HERE / 'letters.py'], PACKAGES)}.jsonl"
+        made_of = digest([HERE / "suggestions_tasks.py", HERE / "letters.py"], PACKAGES)
+        kept = KEPT / f"{made_of}{'-quick' if options.quick else ''}.jsonl"
         if options.fresh:
             kept.unlink(missing_ok=True)
         scope = QUICK_SCOPE if options.quick else FULL_SCOPE
