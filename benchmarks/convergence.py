@@ -28,23 +28,20 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
 import itertools
 import json
 import math
-import multiprocessing
 import os
-import signal
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from harness import RESULTS, as_json, command_line, environment, progress, run_benchmark, version, write_results
+from harness import RESULTS, Answers, as_json, command_line, digest, environment, run_benchmark, write_results
 from letters import letters, make_network
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
@@ -393,48 +390,13 @@ def range_of(suggestions: list[tuple[float, float]]) -> Range:
 # -- keeping what was computed ----------------------------------------------------------------------
 
 
-class Kept:
-    """Results by question, in a file that grows by a line each: what an interrupt leaves is taken up again."""
+class Kept(Answers):
+    """The trainings' results, kept for as long as all that they depend on stays the same."""
 
     def __init__(self, folder: Path) -> None:
         library = Path(cyclic_optim.__file__).parent.rglob("*.py")
         sources = [*sorted(library), HERE / "convergence.py", HERE / "letters.py"]
-        versions = [torch.__version__, *map(version, PACKAGES)]
-        digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + repr(versions).encode())
-        self.path = folder / f"{digest.hexdigest()[:12]}.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.known: dict[str, Any] = {}
-        if self.path.exists():
-            whole_lines = self.path.read_text().rpartition("\n")[0].splitlines()
-            self.known = dict(map(json.loads, whole_lines))
-            self.path.write_text("".join(f"{line}\n" for line in whole_lines))
-
-    def ask(self, function: Callable[[Any], Any], questions: Iterable[Any], label: str, jobs: int) -> None:
-        """Have the processes answer what is not known yet, the largest first."""
-        missing = {json.dumps(question): question for question in questions}
-        todo = [question for key, question in missing.items() if key not in self.known]
-        todo.sort(key=lambda question: -getattr(question, "size", 0))
-        if not todo:
-            return
-        with multiprocessing.get_context("spawn").Pool(jobs, one_thread) as pool, self.path.open("a") as file:
-            answers = pool.imap_unordered(functools.partial(answer, function), todo)
-            for _ in progress([*range(len(todo))], label, "training"):
-                question, result = next(answers)
-                self.known[json.dumps(question)] = result
-                file.write(json.dumps([json.dumps(question), result]) + "\n")
-                file.flush()
-
-    def __getitem__(self, question: Any) -> Any:
-        return self.known[json.dumps(question)]
-
-
-def one_thread() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, too, and stops the processes
-    torch.set_num_threads(1)
-
-
-def answer(function: Callable[[Any], Any], question: Any) -> tuple[Any, Any]:
-    return question, function(question)
+        super().__init__(folder / f"{digest(sources, PACKAGES)}.jsonl")
 
 
 # -- the experiment ---------------------------------------------------------------------------------

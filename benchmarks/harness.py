@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
+import hashlib
 import importlib.metadata
 import importlib.util
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import platform
 import random
 import shlex
+import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -153,6 +157,56 @@ def ratios(times: Times, reference: str) -> dict[str, Spread]:
 def rounded(times: Times) -> Times:
     """For the record, to the picosecond: more is noise."""
     return {name: [round(value, 12) for value in seconds] for name, seconds in times.items()}
+
+
+# -- keeping what was computed ----------------------------------------------------------------------
+
+
+class Answers:
+    """Results by question, in a file that grows by a line each: what an interrupt leaves is taken up again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.known: dict[str, Any] = {}
+        if self.path.exists():
+            whole_lines = self.path.read_text().rpartition("\n")[0].splitlines()
+            self.known = dict(map(json.loads, whole_lines))
+            self.path.write_text("".join(f"{line}\n" for line in whole_lines))
+
+    def ask(self, function: Callable[[Any], Any], questions: Iterable[Any], label: str, jobs: int) -> None:
+        """Have the processes answer what is not known yet, the largest first."""
+        missing = {json.dumps(question): question for question in questions}
+        todo = [question for key, question in missing.items() if key not in self.known]
+        todo.sort(key=lambda question: -getattr(question, "size", 0))
+        if not todo:
+            return
+        with multiprocessing.get_context("spawn").Pool(jobs, one_thread) as pool, self.path.open("a") as file:
+            answers = pool.imap_unordered(functools.partial(answer, function), todo)
+            for _ in progress([*range(len(todo))], label, "training"):
+                question, result = next(answers)
+                self.known[json.dumps(question)] = result
+                file.write(json.dumps([json.dumps(question), result]) + "\n")
+                file.flush()
+
+    def __getitem__(self, question: Any) -> Any:
+        return self.known[json.dumps(question)]
+
+
+def digest(sources: Iterable[Path], packages: Iterable[str]) -> str:
+    """Of these files and of these packages' versions, and torch's."""
+    versions = [torch.__version__, *map(version, packages)]
+    content = b"".join(path.read_bytes() for path in sources) + repr(versions).encode()
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def one_thread() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, too, and stops the processes
+    torch.set_num_threads(1)
+
+
+def answer(function: Callable[[Any], Any], question: Any) -> tuple[Any, Any]:
+    return question, function(question)
 
 
 # -- where it ran -----------------------------------------------------------------------------------

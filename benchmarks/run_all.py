@@ -3,7 +3,7 @@
 Run it with::
 
     pip install 'cyclic_optim[bench]'
-    python benchmarks/run_all.py            # twenty minutes; let nothing else run meanwhile
+    python benchmarks/run_all.py            # half an hour; let nothing else run meanwhile
     python benchmarks/run_all.py --quick    # some minutes
 
 Each runs in a process of its own and writes to ``benchmarks/results``, or where ``--out`` says. One that fails is

@@ -338,7 +338,7 @@ def test_rules_of_the_field():
     assert result.suggest_lr("valley") == lrs[13 + 5 + 2]
     # Against lr itself a slope is told by its denominator, the step before it: the first lower value wins.
     assert result.suggest_lr("lightning") == lrs[15]
-    assert set(RULES) == {"steepest", "minimum", "torch_lr_finder", "valley", "lightning"}
+    assert set(RULES) == {"steepest", "minimum", "slide", "torch_lr_finder", "valley", "lightning"}
     with pytest.raises(ValueError, match=r"need rule to be one of 'steepest', .*got rule='best'"):
         result.suggest_lr("best")
 
@@ -354,8 +354,34 @@ def test_smoothing_does_not_shift_the_curve():
 
 def test_smoothing_weighs_by_distance():
     """A loss k steps away counts smoothing**k as much, over the sum of the weights."""
-    smoothed = LRRangeTest([1.0] * 4, [0.0, 0.0, 1.0, 0.0], "linear", "", smoothing=0.5).smoothed
-    assert smoothed == pytest.approx([0.25 / 1.875, 0.5 / 2.25, 1 / 2.25, 0.5 / 1.875])
+    smoothed = LRRangeTest([1.0] * 4, [0.0, 0.0, -1.0, 0.0], "linear", "", smoothing=0.5).smoothed
+    assert smoothed == pytest.approx([-0.25 / 1.875, -0.5 / 2.25, -1 / 2.25, -0.5 / 1.875])
+
+
+@pytest.mark.parametrize("shift", [0.0, -50.0])
+@pytest.mark.parametrize("blow_up", [[3.0], [1e3, 1e9], [1e3, 1e30, math.nan], [1e300] * 5, [math.inf]])
+def test_a_blow_up_at_the_end_does_not_leak_into_the_losses_before_it(blow_up, shift):
+    """However high the loss climbs in the end, the smoothed losses before are those of one that is back at its start.
+
+    They differ from those of the curve without the blow-up by no more than the weight of what is behind it, and that
+    falls by the smoothing with each step.
+    """
+    generator = random.Random(0)
+    fall = [shift + 2 - 1.5 * max(0, i - 40) / 40 + generator.gauss(0, 0.1) for i in range(80)]
+    highest, smoothing = max(fall[:8]), 0.8
+
+    def smoothed(losses):
+        return np.array(LRRangeTest([1.0] * len(losses), losses, "linear", "", smoothing).smoothed[:80])
+
+    with_it, without = (
+        smoothed([loss + (shift if i > 79 else 0) for i, loss in enumerate(fall + blow_up)]),
+        smoothed(fall),
+    )
+    finite = [loss for loss in blow_up if math.isfinite(loss)]
+    np.testing.assert_allclose(with_it, smoothed(fall + [highest] * len(finite)), rtol=1e-12)
+    # All losses behind the blow-up weigh s / (1 - s) together at most, of a whole of at least 1 / (1 - s).
+    weight = smoothing ** np.arange(80, 0, -1)
+    assert (abs(with_it - without) <= weight * (highest - min(fall))).all()
 
 
 @pytest.mark.parametrize("fall", [0.0, 1.0])

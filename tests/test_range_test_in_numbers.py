@@ -96,13 +96,38 @@ def test_a_valley_at_the_very_start_is_the_first_rate():
     assert result.suggest_lr("valley") == result.lrs[0]
 
 
+def slide(losses):
+    """Where fastai's ``slide`` lies: its interval of 15 steps, slid down while the slopes at its two ends differ."""
+    slopes, right, left = np.gradient(losses), -1, -16
+    chosen = left
+    while left >= -len(losses) and abs(slopes[right] - slopes[left]) > 0.005:
+        chosen, right, left = left, right - 1, left - 1
+    return len(losses) + chosen
+
+
+@given(curves())
+@example(made([float(i * i) for i in range(40)]))
+@example(made([0.0] * 20 + [float(i * i) for i in range(20)]))
+@example(made([1.0] * 40))
+def test_the_slide_is_fastais(result):
+    """The interval slides as far as fastai's loop slides it, to the first rate at most."""
+    assert result.suggest_lr("slide") == result.lrs[slide(np.array(result.losses))]
+
+
 def test_a_rule_needs_27_finite_losses():
     """With 26 finite losses no rule answers, and the error counts them; with 27 each does."""
-    for rule in ("steepest", "valley", "minimum", "torch_lr_finder", "lightning"):
+    for rule in ("steepest", "valley", "minimum", "slide", "torch_lr_finder", "lightning"):
         with pytest.raises(NoSuggestionError) as raised:
             made([*map(float, range(26)), math.nan]).suggest_lr(rule)
         assert str(raised.value) == "need at least 27 finite losses, got 26 (that was all)"
         assert made([*map(float, range(27))]).suggest_lr(rule) > 0
+
+
+def test_a_rule_reads_the_blow_up_too():
+    """The packages' rules get the losses averaged as they are, up to the ceiling; only ``suggest`` counts fewer."""
+    result = made([5.0, 9.0] * 10 + [float(-i) for i in range(20)] + [30.0, 1e9], 0.5, ceiling=40.0)
+    assert result.suggest_lr("minimum") == result.lrs[averaged(result, 40.0).argmin()] / 10
+    assert result.suggest_lr("slide") == result.lrs[slide(averaged(result, 40.0))]
 
 
 def test_an_unknown_rule_is_refused_by_name():
@@ -110,18 +135,28 @@ def test_an_unknown_rule_is_refused_by_name():
     with pytest.raises(ValueError, match="need rule") as raised:
         made([1.0]).suggest_lr("best")
     assert str(raised.value) == (
-        "need rule to be one of 'steepest', 'valley', 'minimum', 'torch_lr_finder', 'lightning', got rule='best'"
+        "need rule to be one of 'steepest', 'valley', 'minimum', 'slide', 'torch_lr_finder', 'lightning', "
+        "got rule='best'"
     )
 
 
 # --- the pair
 
 
-def smooth(result):
-    losses = np.minimum(result.finite_losses, result.ceiling)
+def averaged(result, highest):
+    losses = np.minimum(result.finite_losses, highest)
     place = np.arange(len(losses))
     weights = result.smoothing ** np.abs(place[:, None] - place) if len(losses) else np.zeros((0, 0))
     return weights @ losses / weights.sum(1)
+
+
+def smooth(result):
+    losses = result.finite_losses
+    highest = max(losses[: max(1, len(losses) // 10)], default=math.inf)
+    blow_up = len(losses)
+    while blow_up > 0 and losses[blow_up - 1] > highest:
+        blow_up -= 1
+    return np.append(averaged(result, highest)[:blow_up], averaged(result, result.ceiling)[blow_up:])
 
 
 def suggestion(result):
@@ -133,14 +168,30 @@ def suggestion(result):
     fall = start - losses[lowest]
     early = np.array(result.losses[: max(10, len(losses) // 2)])
     weights = s ** np.abs(np.arange(-400, 401.0))
-    noise = math.sqrt((np.diff(early) ** 2).mean() / 2) * math.sqrt((weights**2).sum()) / weights.sum()
+    single = math.sqrt((np.diff(early) ** 2).mean() / 2)
+    noise = single * math.sqrt((weights**2).sum()) / weights.sum()
     if lowest < len(losses) // 10 or fall <= max(4 * noise, 1e-12 * abs(start)):
         return "no fall"
     if len(losses) == len(result.losses) and losses[-1] - losses[lowest] <= max(4 * noise, 0.02 * fall):
         return "not risen"
     high = [i for i in range(lowest) if losses[i] >= start - 0.3 * fall]
-    base_lr, max_lr = lrs[high[-1]] if high else lrs[0], lrs[lowest] / 2
-    return "narrow" if base_lr >= max_lr else (base_lr, max_lr)
+    base_lr = lrs[high[-1]] if high else lrs[0]
+    if lrs[lowest] <= 2 * base_lr:
+        return "narrow"
+    max_lr = peak(lrs, start - losses, lowest) / max(1.0, 100 * single / fall) ** (1 / 4)
+    return min(base_lr, max_lr / 2), max_lr
+
+
+def peak(lrs, depths, lowest):
+    """The middle, on a log scale, of the end of the dip and its centre, by 2.5."""
+    first = last = lowest
+    while first > 0 and depths[first - 1] >= 0.5 * depths[lowest]:
+        first -= 1
+    while last < len(depths) - 1 and depths[last + 1] >= 0.5 * depths[lowest]:
+        last += 1
+    dip = slice(first, last + 1)
+    centre = np.average(np.log(lrs[dip]), weights=depths[dip])
+    return float(np.exp((centre + np.log(lrs[last])) / 2)) / 2.5
 
 
 SAID = {
@@ -157,7 +208,9 @@ def check_suggestion(result):
         with pytest.raises(NoSuggestionError, match=SAID[expected]):
             result.suggest()
     else:
-        assert result.suggest() == expected
+        base_lr, max_lr = result.suggest()
+        assert (base_lr, max_lr) == pytest.approx(expected, rel=1e-9)
+        assert base_lr < max_lr
     return expected if isinstance(expected, str) else "pair"
 
 
@@ -220,9 +273,37 @@ def test_the_lowest_loss_may_not_be_among_the_first_tenth():
 
 def test_of_ten_losses_the_first_alone_is_the_start():
     """Where the first tenth is one loss, the fall is told from that one."""
-    result = made([10.0, 8.0, 6.5, 5.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.0, math.nan])
+    losses = [10.0, 8.0, 6.5, 5.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.0, math.nan]
+    result = made(losses, lrs=[10.0**i for i in range(11)])
     assert check_suggestion(result) == "pair"
     assert result.suggest()[0] == result.lrs[1]
+
+
+def test_the_peak_of_a_quiet_dip_worked_out_by_hand():
+    """A dip of three rates: 2.5 times below the middle of its weighted centre and its last rate, on a log scale."""
+    losses = [10.0] * 12 + [8.0, 4.0, 0.0, 2.0, 8.0, 30.0]
+    lrs = [10.0**i for i in range(len(losses))]
+    centre = (6 * 13 + 10 * 14 + 8 * 15) / (6 + 10 + 8)
+    base_lr, max_lr = made(losses, lrs=lrs).suggest()
+    assert (base_lr, max_lr) == (lrs[12], pytest.approx(10 ** ((centre + 15) / 2) / 2.5))
+
+
+def test_noise_lowers_the_peak_by_its_fourth_root():
+    """A noise of 16 % of the fall halves the peak, and one of less than 1 % leaves it; base_lr makes room for it."""
+    dip = [8.0, 4.0, 0.0, 2.0, 8.0, 30.0]
+
+    def suggested(noise, factor=10.0):
+        # Losses that alternate by d have differences of d, and a noise of d over the root of 2.
+        flat = [10.0, *(10 - noise * math.sqrt(2) * (i % 2) for i in range(1, 20))]
+        start = sum(flat[:2]) / 2
+        losses = flat + [start - 10 + loss for loss in dip]
+        return made(losses, lrs=[factor**i for i in range(len(losses))]).suggest()
+
+    quiet = suggested(0.0)[1]
+    assert suggested(0.09)[1] == pytest.approx(quiet, rel=1e-9)
+    assert suggested(1.6)[1] == pytest.approx(quiet / 2, rel=1e-9)
+    base_lr, max_lr = suggested(1.6, factor=1.5)
+    assert base_lr == max_lr / 2 < 1.5**20
 
 
 def test_two_ends_that_are_one_rate_are_no_pair():
@@ -264,7 +345,7 @@ def test_a_result_says_what_it_holds():
     """The repr has the pair or the reason, the rates, why it stopped, and what the other groups' rates are."""
     lrs = [1e-4 * 2.0**i for i in range(22)]
     assert repr(made([*FALL, 5.0, 20.0], lrs=lrs)) == (
-        "LRRangeTest(base_lr=0.0064, max_lr=26.2; 22 steps, lr 0.0001 to 210; stopped: that was all)"
+        "LRRangeTest(base_lr=0.0064, max_lr=6.42; 22 steps, lr 0.0001 to 210; stopped: that was all)"
     )
     assert repr(made([], ratios=(1.0, 0.5, 0.1))) == (
         "LRRangeTest(no suggestion: need at least 10 finite losses, got 0 (that was all); 0 steps; "

@@ -27,6 +27,15 @@ def _tenth_of_minimum(lrs: list[float], losses: list[float]) -> float:
     return lrs[losses.index(min(losses))] / 10
 
 
+def _slide(lrs: list[float], losses: list[float]) -> float:
+    # An interval of 15 steps slides down from the end for as long as the slopes at its ends differ.
+    slopes = _gradient(losses, [float(i) for i in range(len(losses))])
+    chosen = left = len(losses) - 16
+    while left >= 0 and abs(slopes[left + 15] - slopes[left]) > 0.005:
+        chosen, left = left, left - 1
+    return lrs[chosen]
+
+
 def _torch_lr_finder(lrs: list[float], losses: list[float]) -> float:
     losses, lrs = losses[10:-5], lrs[10:]
     slopes = _gradient(losses, [float(i) for i in range(len(losses))])
@@ -58,6 +67,7 @@ RULES: dict[str, Callable[[list[float], list[float]], float]] = {
     "steepest": _steepest,
     "valley": _valley,
     "minimum": _tenth_of_minimum,
+    "slide": _slide,
     "torch_lr_finder": _torch_lr_finder,
     "lightning": _lightning,
 }

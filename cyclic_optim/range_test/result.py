@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import operator
 import os
 import statistics
 from collections.abc import Callable
@@ -19,10 +20,16 @@ from .rates import RULES
 
 #: A range needs at least this many losses.
 FEWEST = 10
-#: The peak of the cycle is the rate of the lowest loss, divided by this.
-MARGIN = 2.0
 #: The loss starts to fall where it has come this fraction of its whole fall.
 FALLEN = 0.3
+#: The dip is where the loss has come this fraction of its whole fall.
+DEEP = 0.5
+#: A cycle stays longer at its peak than the test at any rate, and its peak is lower by this.
+MARGIN = 2.5
+#: Above this noise of a loss, as a fraction of the whole fall, the peak is lower still, by the noise's fourth root.
+QUIET, ROOT = 0.01, 4
+#: The two ends of a cycle are at least this far apart.
+NARROW = 2.0
 #: A fall or a rise counts if it is larger than this many standard errors of the smoothed loss.
 CERTAIN = 4.0
 
@@ -37,6 +44,7 @@ class _Fall(NamedTuple):
     start: float
     lowest: int  # its index
     height: float
+    single: float  # the standard deviation of one loss's noise
     noise: float  # the standard error of the smoothed loss
 
 
@@ -84,17 +92,30 @@ class LRRangeTest:
     def smoothed(self) -> list[float]:
         """The losses averaged over their neighbours on both sides, so that the curve is not shifted.
 
-        A loss k steps before or after has the weight ``smoothing**k``, and the weights are divided by their sum.
-        The list ends before the first loss that is not finite.
+        A loss k steps before or after has the weight ``smoothing**k``, and the weights are divided by their sum. The
+        losses at the end that are above all of the first tenth are the blow-up. Before it, larger losses than those of
+        the first tenth count as the highest of them: the blow-up, whatever its size, must not leak into the rates
+        before it. The list ends before the first loss that is not finite.
         """
-        losses = [min(self._sign * loss, self.ceiling) for loss in self.finite_losses]
-        sums, weights = (_two_sided(values, self.smoothing) for values in (losses, [1.0] * len(losses)))
-        return [self._sign * total / weight for total, weight in zip(sums, weights, strict=True)]
+        return [self._sign * loss for loss in self._descent()]
 
     @property
     def _sign(self) -> int:
         """What turns the losses into ones that are minimized."""
         return -1 if self.maximize else 1
+
+    def _descent(self) -> list[float]:
+        """The smoothed losses, as ones that are minimized."""
+        losses = [self._sign * loss for loss in self.finite_losses]
+        highest = max(losses[: _tenth(losses)], default=math.inf)
+        blow_up = max((i + 1 for i, loss in enumerate(losses) if loss <= highest), default=0)
+        return self._averaged(highest)[:blow_up] + self._averaged(self.ceiling)[blow_up:]
+
+    def _averaged(self, highest: float) -> list[float]:
+        """The averaged losses, as ones that are minimized, where larger ones than ``highest`` count as that."""
+        losses = [min(self._sign * loss, highest) for loss in self.finite_losses]
+        sums, weights = (_two_sided(values, self.smoothing) for values in (losses, [1.0] * len(losses)))
+        return [total / weight for total, weight in zip(sums, weights, strict=True)]
 
     @property
     def finite_losses(self) -> list[float]:
@@ -105,45 +126,57 @@ class LRRangeTest:
     def suggest(self) -> tuple[float, float]:
         """``(base_lr, max_lr)``: the two ends of a cycle.
 
-        The smoothed loss falls from its start (the mean of its first tenth) to its lowest value. ``base_lr`` is the
-        last rate at which it had come at most 30 % of the way, and ``max_lr`` is half the rate at which it is lowest.
-        The fall, and the rise after it, must be larger than four standard errors of the noise.
+        The smoothed loss falls from its start (the mean of its first tenth) to its lowest value. The dip are the rates
+        around the lowest value at which the loss is at least half of the way down. With the depth of the smoothed loss
+        below its start as weight, and the noise of one loss in percent of the whole fall,
+
+            centre = exp(sum(depth * log(lr)) / sum(depth))    over the dip
+            max_lr = sqrt(centre * last rate of the dip) / 2.5 / max(1, noise) ** (1/4)
+            base_lr = the last rate before the dip at which the loss had come at most 30 % of the way
+
+        but ``base_lr`` is ``max_lr / 2`` at most. The lowest point alone scatters from test to test, the whole dip does
+        less. The peak is below it, as a cycle stays longer at its peak than the test at any rate, and further below if
+        the losses are noisy, as noise adds up over those steps. ``benchmarks/suggestions.py``, with which the numbers
+        were chosen, measures how well this does.
+
+        The fall, and the rise after it, must be larger than four standard errors of the smoothed loss.
 
         Raises:
-            NoSuggestionError: too few finite losses, a loss that does not fall, or one that had not
-                risen again when the test ended.
+            NoSuggestionError: too few finite losses, a loss that does not fall, one that had not risen again when the
+                test ended, or one that falls and rises within a factor of 2 of the rate.
         """
         losses = self._enough_losses(FEWEST)
         fall = self._measured_fall(losses)
         self._check_fall(losses, fall)
         self._check_rise(losses, fall)
-        base_lr, max_lr = self.lrs[_last_above(losses, fall)], self.lrs[fall.lowest] / MARGIN
-        if base_lr >= max_lr:
+        base_lr, max_lr = self.lrs[_last_above(losses, fall)], self._peak(losses, fall)
+        if self.lrs[fall.lowest] <= NARROW * base_lr:
             raise NoSuggestionError(
-                f"the loss falls and rises within a factor of {MARGIN:g} of the rate: try more steps"
+                f"the loss falls and rises within a factor of {NARROW:g} of the rate: try more steps"
             )
-        return base_lr, max_lr
+        return min(base_lr, max_lr / NARROW), max_lr
 
     def _enough_losses(self, fewest: int) -> list[float]:
         """The smoothed losses as ones that are minimized, at least so many."""
-        losses = [self._sign * loss for loss in self.smoothed]
+        losses = self._descent()
         if len(losses) < fewest:
             raise NoSuggestionError(f"need at least {fewest} finite losses, got {len(losses)} ({self.stopped})")
         return losses
 
     def _measured_fall(self, losses: list[float]) -> _Fall:
-        start = statistics.mean(losses[: max(1, len(losses) // 10)])
+        start = statistics.mean(losses[: _tenth(losses)])
         lowest = min(range(len(losses)), key=losses.__getitem__)
-        return _Fall(start, lowest, start - losses[lowest], self._noise(losses))
-
-    def _noise(self, losses: list[float]) -> float:
-        """The standard error of the smoothed loss, from how neighbours differ in its first half."""
-        early = self.losses[: max(FEWEST, len(losses) // 2)]
-        # From one step to the next the curve itself changes little. Each difference has the noise of two losses.
-        single = math.sqrt(statistics.mean((b - a) ** 2 for a, b in pairwise(early)) / 2)
+        single = self._noise(losses)
         # The root of the summed squares of the weights over their sum, for the weights smoothing**|k|.
         s = self.smoothing
-        return single * math.sqrt((1 + s**2) / (1 - s**2)) * (1 - s) / (1 + s)
+        averaged = math.sqrt((1 + s**2) / (1 - s**2)) * (1 - s) / (1 + s)
+        return _Fall(start, lowest, start - losses[lowest], single, single * averaged)
+
+    def _noise(self, losses: list[float]) -> float:
+        """The standard deviation of one loss's noise, from how neighbours differ in the first half."""
+        early = self.finite_losses[: max(FEWEST, len(losses) // 2)]
+        # From one step to the next the curve itself changes little. Each difference has the noise of two losses.
+        return math.sqrt(statistics.mean((b - a) ** 2 for a, b in pairwise(early)) / 2)
 
     def _check_fall(self, losses: list[float], fall: _Fall) -> None:
         if len({*self.losses}) == 1:
@@ -165,20 +198,33 @@ class LRRangeTest:
                 f"the loss had not risen again at the highest rate, {self.lrs[-1]:.3g}: try a higher end_lr"
             )
 
+    def _peak(self, losses: list[float], fall: _Fall) -> float:
+        """Below the middle, on a log scale, between the dip's centre and its end; further below with noise."""
+        depths = [fall.start - loss for loss in losses]
+        shallow = [i for i, depth in enumerate(depths) if depth < DEEP * fall.height]
+        first = max((i + 1 for i in shallow if i < fall.lowest), default=0)
+        last = min((i for i in shallow if i > fall.lowest), default=len(losses)) - 1
+        logs, weights = [math.log(lr) for lr in self.lrs[first : last + 1]], depths[first : last + 1]
+        centre = math.fsum(map(operator.mul, weights, logs)) / math.fsum(weights)
+        noisy = max(1.0, fall.single / (QUIET * fall.height))
+        return math.exp((centre + logs[-1]) / 2) / MARGIN * math.pow(noisy, -1 / ROOT)
+
     def suggest_lr(self, rule: str) -> float:
         """One rate, read off the smoothed losses by a rule of another package.
 
         - ``"steepest"``: steepest descent of the loss against log lr (fastai's ``steep``)
         - ``"valley"``: a half into the longest falling stretch's middle third (fastai's ``valley``)
         - ``"minimum"``: a tenth of the rate of the lowest loss (fastai's ``minimum``)
+        - ``"slide"``: the start of an interval of 15 steps, slid down from the end while the slopes at its two ends
+          differ by more than 0.005 (fastai's ``slide``)
         - ``"torch_lr_finder"``: steepest descent against the step, without the first 10 and last 5 steps
           (pytorch-lr-finder's ``plot(suggest_lr=True)``)
         - ``"lightning"``: steepest descent against lr itself, without the first 10 steps and the last (Lightning's
           ``suggestion()``)
 
-        The rules are the packages', the curve is this one. The packages average the past alone (fastai and Lightning
-        with a weight of 0.98, pytorch-lr-finder with 0.95), so that their curve lags and its lowest point comes at a
-        higher rate. fastai also cuts 10 steps off the start and 5 off the end first.
+        The rules are the packages', the curve is this one, with its blow-up averaged in. The packages average the past
+        alone (fastai and Lightning with a weight of 0.98, pytorch-lr-finder with 0.95), so that their curve lags and
+        its lowest point comes at a higher rate. fastai also cuts 10 steps off the start and 5 off the end first.
 
         Args:
             rule: the name of one of these.
@@ -189,8 +235,8 @@ class LRRangeTest:
         """
         if rule not in RULES:
             raise ValueError(f"need rule to be one of {', '.join(map(repr, RULES))}, got {rule=}")
-        losses = self._enough_losses(FEWEST + 17)  # what the rules skip, and enough for the rest
-        return RULES[rule](self.lrs, losses)
+        self._enough_losses(FEWEST + 17)  # what the rules skip, and enough for the rest
+        return RULES[rule](self.lrs, self._averaged(self.ceiling))
 
     def triangular(self, step_size_up: int, **options: Any) -> dict[str, Any]:
         """The lr and policy of cycles in the range; see :meth:`one_cycle` for what to do with them.
@@ -275,6 +321,11 @@ class LRRangeTest:
         writer = csv.writer(file)
         writer.writerow(["lr", "loss", "smoothed"])
         writer.writerows(zip(self.lrs, self.losses, smoothed + [""] * (len(self.losses) - len(smoothed)), strict=True))
+
+
+def _tenth(losses: list[float]) -> int:
+    """How many are the first tenth: at least one."""
+    return max(1, len(losses) // 10)
 
 
 def _last_above(losses: list[float], fall: _Fall) -> int:
