@@ -19,7 +19,7 @@ def lr_range_test(model, optimizer, train_step, **options):
 
 
 def _states(things):
-    states = [random.getstate(), np.random.get_state(), torch.get_rng_state()]  # noqa: NPY002 (what training draws from)
+    states = [random.getstate(), np.random.get_state(), torch.get_rng_state()]
     return states + [copy.deepcopy(_state(thing)) for thing in things if thing is not None]
 
 

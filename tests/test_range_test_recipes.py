@@ -5,6 +5,7 @@ Each finds a sane range, leaves nothing behind (see left_behind.py), and trains 
 
 import functools
 import os
+from datetime import timedelta
 
 import pytest
 import torch
@@ -81,7 +82,9 @@ def test_a_gan(seed):
 def _rank(rank, folder):
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
-    dist.init_process_group("gloo", rank=rank, world_size=2, init_method=f"file://{folder}/rendezvous")
+    method = f"file://{folder}/rendezvous"
+    # Ranks that stop at different steps would wait for each other.
+    dist.init_process_group("gloo", rank=rank, world_size=2, init_method=method, timeout=timedelta(seconds=60))
     data = torch.utils.data.TensorDataset(*small_data(512))
     classes = {
         "DistributedDataParallel": torch.nn.parallel.DistributedDataParallel,

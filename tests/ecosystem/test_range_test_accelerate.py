@@ -44,8 +44,8 @@ def run(range_test=lr_range_test, workers=0):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_training_goes_on_as_without_the_test(workers):
-    """The range is sane, and after it the loader has the epochs and batches that it would have had: the training ends in
-    the same bits. So it is with workers that persist."""
+    """The range is sane; after the test the loader has the epochs and batches that it would have had, and the training
+    ends in the same bits. So it is with workers that persist."""
     after = run(workers=workers)
     found = after["found"]
     assert falls_and_diverges(found, 1e-3, 1)
