@@ -1,17 +1,21 @@
-"""The README's Python blocks, as the tests run them."""
+"""The Python blocks of the README and of the pages in docs/, as the tests run them."""
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+#: The texts of all pages, by their paths.
+PAGES = {"README.md": README} | {f"docs/{page.name}": page.read_text() for page in sorted(ROOT.glob("docs/*.md"))}
 
 _BLOCK = re.compile(r"^(?:<!-- run by (?P<test>\S+) -->\n)?```python\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
 
+_FOUND = [(page, block["test"], block["code"]) for page, text in PAGES.items() for block in _BLOCK.finditer(text)]
+
 #: The blocks that run by themselves.
-BLOCKS = [block["code"] for block in _BLOCK.finditer(README) if not block["test"]]
-#: The blocks that a test of their own runs, by the file of that test.
-SNIPPETS = {block["test"]: block["code"] for block in _BLOCK.finditer(README) if block["test"]}
+BLOCKS = [code for _, test, code in _FOUND if not test]
+#: The blocks that a test of their own runs, with their pages, by that test: its file, or ``file::function``.
+SNIPPETS = {test: (page, code) for page, test, code in _FOUND if test}
 
 _MOVE = re.compile(
     r"^\| (?:transformers' )?`(?P<theirs>\w+\(opt, [^`]*\))`(?:, (?:where|which) [^|]*)? \| `(?P<ours>[^|`]*)`[^|]*\|$",
@@ -22,9 +26,11 @@ _MOVE = re.compile(
 MOVES = [(row["theirs"], row["ours"]) for row in _MOVE.finditer(README)]
 
 
-def run_snippet(file, **given):
-    """Run the README's block marked ``<!-- run by FILE -->`` with what its reader has; return all that it defines."""
-    name = Path(file).resolve().relative_to(ROOT).as_posix()
+def run_snippet(file, test="", /, **given):
+    """Run the block marked ``<!-- run by FILE -->``, or ``FILE::TEST``, with what its reader has; return all that it
+    defines."""
+    name = Path(file).resolve().relative_to(ROOT).as_posix() + (f"::{test}" if test else "")
+    page, code = SNIPPETS[name]
     namespace = {"__name__": "readme", **given}
-    exec(compile(SNIPPETS[name], f"README.md: {name}", "exec"), namespace)
+    exec(compile(code, f"{page}: {name}", "exec"), namespace)
     return namespace

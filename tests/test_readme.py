@@ -1,4 +1,4 @@
-"""The README's code runs as it stands, and what its tables and links say is so."""
+"""The code of the README and of docs/ runs as it stands, and what tables and links say is so."""
 
 import configparser
 import math
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import matplotlib as mpl
 import pytest
 import torch
-from readme import BLOCKS, MOVES, README, ROOT, SNIPPETS
+from readme import BLOCKS, MOVES, PAGES, README, ROOT, SNIPPETS
 from torch.optim import lr_scheduler
 
 import cyclic_optim
@@ -34,10 +34,13 @@ def test_a_block_runs(block):
 
 
 def test_every_other_block_is_run_by_a_test_of_its_own():
-    """A block that needs more than torch names the test file that runs it, and that file does."""
+    """A block that needs more than torch names the test that runs it, and that test does."""
     assert SNIPPETS
-    for file in SNIPPETS:
-        assert re.search(r"run_snippet\(\s*__file__", (ROOT / file).read_text()), file
+    for name in SNIPPETS:
+        file, _, test = name.partition("::")
+        named = rf',\s*"{test}"' if test else ""
+        assert re.search(rf"run_snippet\(\s*__file__{named}", (ROOT / file).read_text()), name
+        assert f"def {test}" in (ROOT / file).read_text(), name
 
 
 def test_the_compatibility_table_names_tests_that_exist():
@@ -91,18 +94,20 @@ def test_what_to_write_instead_is_the_same_schedule(theirs, ours):
             each.step()
 
 
-def test_links_lead_somewhere():
-    """Links within the README go to headings that there are, the others to files that there are."""
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    """Links within a page go to headings that there are, the others to files that there are."""
+    text, folder = PAGES[page], (ROOT / page).parent
     anchors = {
-        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", README, re.M)
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, re.M)
     }
-    links = re.findall(r"\]\(([^)]+)\)", README)
-    assert len(links) > 20
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > (20 if page == "README.md" else 0)
     for link in links:
         if link.startswith("#"):
             assert link[1:] in anchors, link
         elif not link.startswith("https://"):
-            assert (ROOT / link).is_file(), link
+            assert (folder / link).is_file(), link
 
 
 def on_meta():

@@ -58,7 +58,7 @@ class Found:
 
     def undos(self) -> list[Undo]:
         """What puts back which container holds which objects."""
-        return [Undo(name, partial(_refill, value, _copy(value))) for name, value in self._containers.values()]
+        return [Undo(name, partial(refill, value, _copy(value))) for name, value in self._containers.values()]
 
     def leaves(self) -> list[Undo]:
         """What puts back the gradients, and which leaf requires them; the contents of all tensors come before."""
@@ -92,7 +92,7 @@ def _copy(container: Any) -> Any:
     return dict(container) if isinstance(container, dict) else list(container)
 
 
-def _refill(container: Any, saved: Any) -> None:
+def refill(container: Any, saved: Any) -> None:
     """Put back the very objects that were in a container, unless they are there."""
     now = _copy(container)
     if len(now) == len(saved) and all(a is b for a, b in zip(_flat(now), _flat(saved), strict=True)):

@@ -77,7 +77,7 @@ class LRRangeTest:
     def __repr__(self) -> str:
         span = f", lr {self.lrs[0]:.3g} to {self.lrs[-1]:.3g}" if self.lrs else ""
         groups = ""
-        if len(self.ratios) > 1:
+        if any(ratio != 1 for ratio in self.ratios):
             groups = f"; rates are the first group's, the others' are {self.ratios[1:]} times it"
         return f"LRRangeTest({self._verdict()}; {len(self.lrs)} steps{span}; stopped: {self.stopped}{groups})"
 

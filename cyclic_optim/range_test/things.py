@@ -13,11 +13,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..torch_private import loader_iterator, set_loader_iterator
-from .containers import ENTERED, Found
+from .containers import ENTERED, Found, refill
 from .undo import Undo
 
 #: Saves a thing, and returns what puts it back.
 Saver = Callable[[Any], Callable[[], object]]
+
+#: Where loaders keep what they and their epochs are made of. The last two are those of accelerate's loaders.
+LOADER_PARTS = ("sampler", "batch_sampler", "base_dataloader", "gradient_state")
 
 
 def enterable(thing: Any) -> bool:
@@ -89,12 +92,16 @@ def _save_generators(loader: Any) -> Callable[[], object]:
 
 
 def _save_loader(loader: Any) -> Callable[[], object]:
-    """Save the random states; workers that persist keep their batches, as the test gets workers of its own."""
-    states, iterator = _save_generators(loader), loader_iterator(loader)
-    set_loader_iterator(loader, None)
+    """Save random states and what counts epochs; workers that persist keep their batches, as the test gets its own."""
+    states = _save_generators(loader)
+    attributes = [(vars(part), dict(vars(part))) for part in _parts_of(loader) if hasattr(part, "__dict__")]
+    for part in _parts_of(loader):
+        if loader_iterator(part) is not None:
+            set_loader_iterator(part, None)
 
     def put_back() -> None:
-        set_loader_iterator(loader, iterator)
+        for now, before in attributes:
+            refill(now, before)
         states()
 
     return put_back
@@ -102,10 +109,16 @@ def _save_loader(loader: Any) -> Callable[[], object]:
 
 def generators_of(loader: Any) -> list[torch.Generator]:
     """The random generators of a loader and its samplers, each once."""
-    samplers = [getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
-    samplers += [getattr(sampler, "sampler", None) for sampler in samplers]
-    found = (getattr(holder, "generator", None) for holder in (loader, *samplers))
+    found = (getattr(part, "generator", None) for part in _parts_of(loader))
     return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
+
+
+def _parts_of(loader: Any, depth: int = 4) -> Iterator[Any]:
+    """A loader and its samplers, inside one another, some more than once; also what accelerate keeps for a loader."""
+    yield loader
+    for name in LOADER_PARTS if depth else ():
+        if (part := getattr(loader, name, None)) is not None:
+            yield from _parts_of(part, depth - 1)
 
 
 def random_states() -> Iterator[Undo]:
