@@ -60,7 +60,7 @@ def test_every_public_name_and_method_has_a_docstring(name):
 #: Its fields have docstrings of their own, which Python drops and the page shows.
 BY_FIELD = {"Values"}
 #: What is subclassed or caught, and not called.
-NOT_CALLED = {"Policy", "Scheduled", "NoSuggestionError"}
+NOT_CALLED = {"Policy", "Scheduled", "NoSuggestionError", "TrainStep"}
 CALLED = [name for name in PUBLIC if name not in BY_FIELD | NOT_CALLED]
 
 

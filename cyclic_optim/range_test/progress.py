@@ -22,7 +22,7 @@ class Progress:
         num_steps: how many steps.
         show: whether to show a bar.
 
-    Example::
+    Example:
 
         with Progress(num_steps, show=True) as progress:
             for step in progress:

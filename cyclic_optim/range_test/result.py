@@ -253,7 +253,7 @@ class LRRangeTest:
     def one_cycle(self, total_steps: int, **options: Any) -> dict[str, Any]:
         """The lr and policy of one cycle in the range: a dict with the keys ``lr`` and ``policy``.
 
-        For the optimizer that was tested, or one with the same param groups::
+        For the optimizer that was tested, or one with the same param groups:
 
             optimizer.reschedule(**result.one_cycle(total_steps), step=0)
 

@@ -29,7 +29,7 @@ class TrainStep(Protocol):
         also: what else the step touches and the test must put back; each thing is one that ``also=`` of
             :func:`lr_range_test` takes.
 
-    Example::
+    Example:
 
         @functools.wraps(step)
         def clipped():
@@ -90,7 +90,7 @@ def supervised_step(
 
     Each call does forward and backward over the next ``accumulation_steps`` batches and returns their mean loss.
     When the loader ends, it is started again. The loss of a batch is ``criterion(model(inputs), targets)`` for batches
-    ``(inputs, targets)``, and ``forward(model, batch)`` for any others::
+    ``(inputs, targets)``, and ``forward(model, batch)`` for any others:
 
         supervised_step(model, loss_fn, loader)
         supervised_step(model, None, loader, forward=lambda model, batch: model(**batch).loss)
