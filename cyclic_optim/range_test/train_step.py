@@ -99,7 +99,7 @@ def supervised_step(
     Args:
         model: the model to train.
         criterion: takes the model's output and the targets, returns the mean loss of the batch; None with ``forward``.
-        loader: gives the batches: anything with ``.to(device)`` is moved, also inside tuples, named tuples, lists and
+        loader: gives the batches: anything with a method ``to`` is moved, also inside tuples, named tuples, lists and
             dicts.
         device: where to move the batches (default: the device of the model's first parameter).
         autocast: the dtype of ``torch.autocast``; None for none.
