@@ -15,15 +15,19 @@ OWN_DECAY = "max_weight_decay"
 
 
 class Slot(NamedTuple):
-    """One place for momentum or weight decay: how it is read, and what to store under ``key`` to change it."""
+    """One place for a value that moves: how it is read, and what to store under ``key`` to change it."""
 
-    name: str  # "momentum" or "weight_decay", wherever it lives
+    name: str  # "lr", "momentum" or "weight_decay", wherever it lives
     key: str
     read: Callable[[Group], Any]
     stored: Callable[[Group, Any], Any]
     column: Callable[[list[Group], Any], Any] | None  # ``stored`` for all groups, of a list or one for all; None: as is
     below: float  # the value must be less than this
     where: str  # its name in errors
+
+
+def _lr(group: Group) -> Any:
+    return group["lr"]
 
 
 def _momentum(group: Group) -> Any:
@@ -55,6 +59,7 @@ def _column_of_betas(groups: list[Group], momenta: Any) -> Any:
     ]
 
 
+LR = Slot("lr", "lr", _lr, _number, None, math.inf, "lr")
 MOMENTUM = Slot("momentum", "momentum", _momentum, _number, None, math.inf, "momentum")
 #: Adam divides by ``1 - beta1**step``.
 BETA1 = Slot("momentum", "betas", _beta1, _betas, _column_of_betas, 1.0, "betas[0]")

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from cyclic_optim import (
+    CyclicAdamW,
     CyclicSGD,
     LRRangeTest,
     NoSuggestionError,
     OneCycle,
     Triangular,
+    cyclic,
     lr_range_test,
     plotting,
     supervised_step,
@@ -349,7 +351,7 @@ def test_a_result_says_what_it_holds():
     )
     assert repr(made([], ratios=(1.0, 0.5, 0.1))) == (
         "LRRangeTest(no suggestion: need at least 10 finite losses, got 0 (that was all); 0 steps; "
-        "stopped: that was all; rates are the first group's, the others' are (0.5, 0.1) times it)"
+        "stopped: that was all; rates are the first group's, the others' are 0.5, 0.1 times it)"
     )
 
 
@@ -588,6 +590,24 @@ def test_momentum_in_a_tensor_is_held_too():
     np.testing.assert_allclose([[lr for lr, _ in step] for step in seen], np.outer(result.lrs, (1, 0.5)), rtol=1e-6)
     assert {momentum for step in seen for _, momentum in step} == {held}
     assert {momentum.item() for _, momentum in tensors} == {held}
+
+
+@pytest.mark.parametrize("make", [CyclicAdamW, cyclic(torch.optim.Adam), torch.optim.AdamW])
+def test_beta1_is_held_too(make):
+    """An optimizer with betas has the first of them at its current value at every step, and as before after it."""
+    model = torch.nn.ParameterList([torch.ones(2)])
+    options = {} if make is torch.optim.AdamW else {"policy": OneCycle(20)}
+    optimizer, seen = make(model.parameters(), lr=0.1, **options), []
+    held = optimizer.param_groups[0]["betas"]
+    optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append(optimizer.param_groups[0]["betas"]))
+
+    def train_step():
+        model[0].grad = torch.ones(2)
+        return 1.0
+
+    lr_range_test(model, optimizer, train_step, num_steps=6, progress=False)
+    assert seen == [held] * 6
+    assert optimizer.param_groups[0]["betas"] is held
 
 
 def test_a_scaler_of_ones_own_training_step():

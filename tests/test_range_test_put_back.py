@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import functools
 import random
 import sys
 
@@ -84,6 +85,13 @@ def plain_attributes(layer, x):
     layer.window.append(0)
 
 
+def arrays_and_generators(layer, x):
+    layer.array += 1
+    torch.rand(1, generator=layer.draw)
+    layer.python.random()
+    layer.numpy.random()
+
+
 def frozen(layer, x):
     layer.bias.requires_grad_(False)
 
@@ -119,6 +127,13 @@ CHANGES = {
         names={"a"},
         window=collections.deque([1, 2], maxlen=2),
     ),
+    "arrays and generators": lambda: Layer(
+        arrays_and_generators,
+        array=np.ones(2),
+        draw=torch.Generator().manual_seed(0),
+        python=random.Random(0),
+        numpy=np.random.default_rng(0),
+    ),
     "a parameter that is frozen": lambda: Layer(frozen),
     "a part that is added": lambda: Layer(new_part),
     "the mode": lambda: Layer(new_mode),
@@ -127,13 +142,14 @@ CHANGES = {
 
 def held(model):
     """What a model is made of: its attributes, the same objects, and the contents of its tensors."""
-    attributes = {key: copy.copy(value) for key, value in vars(model).items()}
     tensors = [*model._parameters.values(), *model._buffers.values()]
     described = [
         None if t is None else (id(t), t.requires_grad, t.is_leaf, t.tolist(), t.stride(), t.grad) for t in tensors
     ]
-    plain = {key: repr(value) for key, value in attributes.items() if key != "window"}
-    return plain, list(getattr(model, "window", [])), described
+    plain = {key: repr(value) for key, value in vars(model).items() if key != "window"}
+    states = [getattr(getattr(model, name, None), get, list)() for name, get in (("python", "getstate"),)]
+    states += [model.draw.get_state().tolist(), model.numpy.bit_generator.state] if hasattr(model, "draw") else []
+    return plain, list(getattr(model, "window", [])), states, described
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -422,6 +438,61 @@ def test_the_parts_of_data_parallel_are_put_back(tmp_path):
         assert ends[0] == ends[1]
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda model: torch.jit.trace(model, torch.ones(2, 4))])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_scripted_model_is_put_back(compiled, training):
+    """A model in TorchScript, whose parts are not Python's, is as before: parameters, buffers and mode."""
+    torch.manual_seed(0)
+    model = compiled(torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 3)))
+    model.train(training)
+    before = [tensor.tolist() for tensor in model.state_dict().values()]
+    lr_range_test(model, sgd(model), supervised_step(model, LOSS, batches()), num_steps=6, progress=False)
+    assert [tensor.tolist() for tensor in model.state_dict().values()] == before
+    assert [module.training for module in model.modules()] == [training] * 4
+
+
+@pytest.mark.parametrize("kind", ["itself", "method", "partial"])
+def test_a_loss_function_is_found_in_what_calls_it(kind):
+    """A criterion that is a module is put back also where a method of it or a partial of it is given."""
+    model, criterion = torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)
+    given = {"itself": criterion, "method": criterion.forward, "partial": functools.partial(criterion)}[kind]
+    step = supervised_step(model, given, [])
+    assert [one for one in step.also if one is criterion] == [criterion]
+
+
+def test_another_step_brings_all_that_it_touches():
+    """A step in ``also`` names its own model, its scaler and its loader; its scaler does not step this optimizer."""
+    torch.manual_seed(0)
+    model, other = torch.nn.Linear(4, 3), torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3))
+    scaler = torch.amp.GradScaler("cpu", growth_interval=1)
+    of_other, own = sgd(other), supervised_step(model, LOSS, batches())
+    adversary = supervised_step(other, LOSS, batches(1), scaler=scaler)
+
+    def both():
+        of_other.zero_grad()
+        adversary()
+        scaler.step(of_other)
+        scaler.update()
+        return own()
+
+    before = repr(other.state_dict())
+    found = lr_range_test(model, sgd(model), both, num_steps=9, also=(own, adversary, of_other), progress=False)
+    alone = lr_range_test(model, sgd(model), own, num_steps=9, progress=False)
+    assert found.losses == alone.losses
+    assert repr(other.state_dict()) == before
+    assert scaler.get_scale() == 2.0**16
+    assert not of_other.state
+
+
+def test_a_tensor_that_cannot_be_cloned_is_named():
+    """Before anything is changed, the error says which tensor it is, and of what kind."""
+    model = with_buffer(lambda layer, x: None, "table", torch.ones(2, device="meta"))
+    with pytest.raises(ValueError, match=r"need tensors that can be cloned, got model\.table \(torch\.float32"):
+        lr_range_test(model, sgd(model), lambda: 1.0, keep="cpu", progress=False)
 
 
 # -- what cannot be put back

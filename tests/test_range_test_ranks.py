@@ -60,16 +60,38 @@ def state(model, optimizer):
     return copy.deepcopy((tensors, repr([[local(v) for v in s.values()] for s in optimizer.state.values()])))
 
 
-def run_test(model, batches, **options):
-    """The curve, and whether everything is as before, momentum buffers included."""
-    optimizer, step = sgd(model), supervised_step(model, LOSS, batches)
+def train(model, optimizer, step):
+    """Two steps, from the loader's first batch."""
+    step.restart()
     for _ in range(2):
         optimizer.zero_grad()
         step()
         optimizer.step()
+
+
+def run_test(model, batches, **options):
+    """The curve, and whether everything is as before, momentum buffers included."""
+    optimizer, step = sgd(model), supervised_step(model, LOSS, batches)
+    train(model, optimizer, step)
     before = state(model, optimizer)
     found = lr_range_test(model, optimizer, step, progress=False, **options)
-    return found, state(model, optimizer) == before
+    as_before = state(model, optimizer) == before
+    return found, as_before
+
+
+def run_test_and_train(make, batches, evaluate=None, **options):
+    """The curve, and whether training after it ends as training without it."""
+    ends = []
+    for with_test in (False, True):
+        model = make()
+        optimizer, step = sgd(model), supervised_step(model, LOSS, batches)
+        train(model, optimizer, step)
+        if with_test:
+            validation = None if evaluate is None else lambda model=model: evaluate(model)
+            found = lr_range_test(model, optimizer, step, validation=validation, progress=False, **options)
+        train(model, optimizer, step)
+        ends.append(state(model, optimizer))
+    return found, ends[0] == ends[1]
 
 
 # -- scenarios: each is run on every rank and returns what is compared
@@ -77,36 +99,38 @@ def run_test(model, batches, **options):
 
 def data_parallel(rank, world_size):
     return [
-        run_test(DistributedDataParallel(network(seed)), loader(seed, rank, world_size)) for seed in SEEDS[world_size]
+        run_test_and_train(lambda seed=seed: DistributedDataParallel(network(seed)), loader(seed, rank, world_size))
+        for seed in SEEDS[world_size]
     ]
 
 
-def sharded(rank, world_size):
+def sharded_network():
     from torch.distributed.fsdp import fully_shard
 
-    found = []
-    for keep in KEEP[world_size]:
-        model = network(0, norm=False)
-        for layer in (model[0], model[2], model):
-            fully_shard(layer)
-        found.append(run_test(model, loader(0, rank, world_size), keep=keep))
-    return found
+    model = network(0, norm=False)
+    for layer in (model[0], model[2], model):
+        fully_shard(layer)
+    return model
+
+
+def sharded(rank, world_size):
+    return [run_test_and_train(sharded_network, loader(0, rank, world_size), keep=keep) for keep in KEEP[world_size]]
 
 
 def sharded_and_validated(rank, world_size):
     """An evaluation leaves the root of a sharded model with its whole parameters."""
-    from torch.distributed.fsdp import fully_shard
+    held_out = data(1)[:64]
 
-    model, held_out = fully_shard(network(0, norm=False)), data(1)[:64]
-
-    def evaluate():
+    def evaluate(model):
         with torch.no_grad():
-            loss = LOSS(model(held_out[0]), held_out[1])
-        return loss
+            return LOSS(model(held_out[0]), held_out[1])
 
-    found = run_test(model, loader(0, rank, world_size), validation=evaluate)
-    kinds = {type(param).__name__ for param in model.parameters()}
-    return found, kinds
+    def make():
+        from torch.distributed.fsdp import fully_shard
+
+        return fully_shard(network(0, norm=False))
+
+    return run_test_and_train(make, loader(0, rank, world_size), evaluate)
 
 
 def without_a_wrapper(rank, world_size):
@@ -143,13 +167,15 @@ def in_a_group(rank, world_size):
 def differing(rank, world_size):
     """Ranks with different arguments, and one whose own argument is wrong."""
     messages = []
-    for options in ({"num_steps": 10 + rank}, {"end_lr": 1.0 + rank}, {"mode": "exponential" if rank else "cubic"}):
+    wrong = [{"num_steps": 10 + rank}, {"end_lr": 1.0 + rank}, {"mode": "exponential" if rank else "cubic"}]
+    wrong += [{} if rank else {"validation": lambda: 1.0}, {} if rank else {"also": (3,)}, {"smoothing": 7}]
+    for options in wrong:
         model = network(0)
         optimizer = sgd(model)
         before = state(model, optimizer)
         try:
             lr_range_test(model, optimizer, supervised_step(model, LOSS, loader(0, 0, 1)), progress=False, **options)
-        except ValueError as error:
+        except (ValueError, TypeError, RuntimeError) as error:
             messages.append((str(error), state(model, optimizer) == before))
     return messages
 
@@ -201,9 +227,9 @@ def ranks(request, tmp_path_factory):
 
 
 def check_alike(results):
-    """All ranks have one curve, and are as before."""
+    """All ranks have one curve, and go on as without the test."""
     assert all(found == results[0][0] for found, _ in results)
-    assert all(as_before for _, as_before in results)
+    assert all(undisturbed for _, undisturbed in results)
 
 
 def test_data_parallel_ranks_stop_at_one_step(ranks):
@@ -222,8 +248,7 @@ def test_sharded_ranks_stop_at_one_step(ranks):
 
 def test_a_sharded_model_that_was_evaluated_is_sharded_again(ranks):
     """After a validation, which leaves whole parameters in the root, the model holds its shards."""
-    check_alike([found for found, _ in ranks["sharded_and_validated"]])
-    assert all(kinds == {"DTensor"} for _, kinds in ranks["sharded_and_validated"])
+    check_alike(ranks["sharded_and_validated"])
 
 
 def test_ranks_that_train_different_models_stop_at_one_step(ranks):
@@ -261,10 +286,13 @@ def test_ranks_with_different_arguments_are_refused(ranks):
     """Each rank names the argument and all ranks' values, before anything has happened."""
     for messages in ranks["differing"]:
         world_size = len(ranks["differing"])
-        steps, ends, modes = (message for message, _ in messages)
+        steps, ends, modes, validations, things, smoothing = (message for message, _ in messages)
         assert steps.startswith(f"need the same num_steps on all ranks, got {[*range(10, 10 + world_size)]}")
         assert ends.startswith("need the same end_lr on all ranks, got [1.0, 2.0")
         assert modes.startswith("need the same mode on all ranks, got ['cubic', 'exponential'")
+        assert validations.startswith("need the same validation (given or not) on all ranks, got [True, False")
+        assert smoothing == "need 0 <= smoothing < 1, got smoothing=7"
+        assert things.startswith(("need also= to hold modules", "need all ranks to begin the range test, got an error"))
         assert "process_group=False" in steps
         assert all(as_before for _, as_before in messages)
 

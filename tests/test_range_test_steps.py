@@ -1,6 +1,7 @@
 """The training step of a range test: any batch, what a step may tell, and what a loss may be."""
 
 import collections
+import dataclasses
 import functools
 import math
 import types
@@ -432,6 +433,58 @@ def test_a_model_without_parameters_to_train_is_refused():
         lr_range_test(model, sgd(model), lambda: 1.0, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": None}, r"need model to be a torch\.nn\.Module, got None"),
+        ({"optimizer": [1]}, r"need optimizer to be a torch\.optim\.Optimizer, got \[1\]"),
+        ({"train_step": [1, 2]}, r"need train_step to be a function, got \[1, 2\]: supervised_step makes one"),
+        ({"validation": 3}, "need validation to be a function, got 3"),
+        (
+            {"also": torch.nn.Linear(1, 1)},
+            r"need also to be a tuple or list, got Linear.* write also=\(thing,\)",
+        ),
+        ({"also": (x for x in ())}, "need also to be a tuple or list, got <generator"),
+        ({"scaler": "x"}, r"need scaler to be a torch\.amp\.GradScaler, got scaler='x'"),
+        ({"start_lr": "1e-3"}, "need start_lr to be a number, got start_lr='1e-3'"),
+        ({"smoothing": None}, "need smoothing to be a number, got smoothing=None"),
+        (
+            {"optimizer": torch.optim.LBFGS([torch.nn.Parameter(torch.ones(1))])},
+            r"need an optimizer whose step\(\) needs no closure, got LBFGS",
+        ),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused(arguments, message):
+    """Each says the rule and the value, and a common mistake its way out, before anything has happened."""
+    model = torch.nn.Linear(3, 3)
+    given = {"model": model, "optimizer": sgd(model), "train_step": lambda: 1.0} | arguments
+    with pytest.raises(TypeError, match=message):
+        lr_range_test(**given, progress=False)
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_gradients_must_be_enabled(off):
+    """A test inside of no_grad could train nothing."""
+    model = torch.nn.Linear(3, 3)
+    with off(), pytest.raises(ValueError, match=r"need gradients, got .*: call this outside of torch\.no_grad\(\)"):
+        lr_range_test(model, sgd(model), lambda: 1.0, progress=False)
+
+
+def test_a_loss_without_a_gradient_is_refused():
+    """A loss that does not depend on the parameters says so, instead of torch's words."""
+    model = torch.nn.Linear(3, 3)
+    step = supervised_step(model, None, [X], forward=lambda model, batch: model(batch).detach().sum())
+    with pytest.raises(ValueError, match="need forward to return a loss that depends on parameters with"):
+        lr_range_test(model, sgd(model), step, progress=False)
+
+
+def test_a_model_without_parameters_needs_a_device():
+    """Where the batches go cannot be read off such a model."""
+    with pytest.raises(ValueError, match=r"need a model with parameters, or device=\.\.\., got ReLU without"):
+        supervised_step(torch.nn.ReLU(), LOSS, [])
+    assert supervised_step(torch.nn.ReLU(), LOSS, [], device="cpu").device == torch.device("cpu")
+
+
 @pytest.mark.parametrize("loss", [0.0, 0.7, -3.0])
 def test_a_constant_loss_suggests_nothing_and_says_why(loss):
     """A loss that is the same at every rate is none of the trained parameters'."""
@@ -483,6 +536,18 @@ def test_rates_of_groups_are_never_kept_silently(make):
     model = torch.nn.ParameterList([torch.ones(1), torch.ones(1)])
     with pytest.raises(TypeError, match=r"need lr to be a number, got lr=\[.*reschedule\(lr=\[\.\.\.\]\)"):
         make(groups(model), **curve((1.0, 0.2)).triangular(10))
+
+
+def test_equal_rates_of_their_own_are_not_kept_either():
+    """Groups that all have the same rate of their own, another than the optimizer's, need ``reschedule``, too."""
+    model = torch.nn.ParameterList([torch.ones(1), torch.ones(1)])
+    own = [{"params": [model[0]], "lr": 0.05}, {"params": [model[1]], "lr": 0.05}]
+    found = lr_range_test(model, CyclicSGD(own, lr=0.1), lambda: 1.0, num_steps=3, progress=False)
+    assert found.rates_of_their_own
+    found = dataclasses.replace(curve((1.0, 1.0)), rates_of_their_own=True)
+    assert found.one_cycle(100)["lr"] == [found.suggest()[1]] * 2
+    one = lr_range_test(model, CyclicSGD(model, lr=0.1), lambda: 1.0, num_steps=3, progress=False)
+    assert not one.rates_of_their_own
 
 
 def test_groups_of_one_rate_get_one_number():

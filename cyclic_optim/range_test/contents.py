@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 
 import torch
@@ -18,10 +19,10 @@ PLACES = ("device", "cpu", "disk")
 def clone_contents(tensors: Iterable[tuple[str, Tensor]], keep: str) -> list[Undo]:
     """Clone the tensors, each with its name; each Undo copies one back into the memory that it had."""
     named = [(name, tensor, _local(tensor)) for name, tensor in tensors]
-    clones = _on_disk([memory for _, _, memory in named]) if keep == "disk" else None
+    clones = _on_disk([(name, memory) for name, _, memory in named]) if keep == "disk" else None
     undos = []
     for index, (name, tensor, memory) in enumerate(named):
-        clone = partial(_nth, clones, index) if clones else _in_memory(memory, keep)
+        clone = partial(_nth, clones, index) if clones else _in_memory(name, memory, keep)
         undos.append(Undo(name, partial(_copy_back, tensor, memory, _size(memory), clone)))
     return undos
 
@@ -39,14 +40,13 @@ def _copy_back(tensor: Tensor, memory: Tensor, size: int, clone: Callable[[], Te
     # tensor.data = ..., set_() and resize_() give a tensor other memory.
     if _is_plain(now) and _place(now) != _place(memory):
         tensor.data = memory
-    # Tensors that were made in inference mode can only be written to in it.
-    with torch.inference_mode(memory.is_inference()), torch.no_grad():
+    with torch.no_grad():
         _each_element_once(memory).copy_(clone())
 
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whether the tensor has ordinary memory; that of a subclass may be of any kind."""
-    return type(tensor) is Tensor and tensor.layout is torch.strided
+    return type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_nested
 
 
 def _size(tensor: Tensor) -> int:
@@ -60,7 +60,7 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
 
 def _each_element_once(tensor: Tensor) -> Tensor:
     """The tensor itself; of an expanded or overlapping view, the memory under it, which can be written to."""
-    if tensor.layout is not torch.strided or tensor.numel() == 0 or not _overlaps(tensor):
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.numel() == 0 or not _overlaps(tensor):
         return tensor
     extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.as_strided((extent,), (1,))
@@ -76,16 +76,21 @@ def _overlaps(tensor: Tensor) -> bool:
     return False
 
 
-def _in_memory(memory: Tensor, keep: str) -> Callable[[], Tensor]:
+def _in_memory(name: str, memory: Tensor, keep: str) -> Callable[[], Tensor]:
     # clone() keeps the layout, and also bits that arithmetic does not distinguish (the payload of a NaN).
-    elements = _each_element_once(memory)
-    clone = elements.clone() if keep == "device" else elements.to("cpu", copy=True)
+    with _naming(name, memory):
+        elements = _each_element_once(memory)
+        clone = elements.clone() if keep == "device" else elements.to("cpu", copy=True)
     return lambda: clone
 
 
-def _on_disk(memories: list[Tensor]) -> Callable[[], list[Tensor]]:
+def _on_disk(named: list[tuple[str, Tensor]]) -> Callable[[], list[Tensor]]:
     file = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the clones are read)
-    torch.save([_each_element_once(memory) for memory in memories], file)
+    elements = []
+    for name, memory in named:
+        with _naming(name, memory):
+            elements.append(_each_element_once(memory))
+    torch.save(elements, file)
 
     @cache
     def clones() -> list[Tensor]:
@@ -95,6 +100,15 @@ def _on_disk(memories: list[Tensor]) -> Callable[[], list[Tensor]]:
         return loaded
 
     return clones
+
+
+@contextmanager
+def _naming(name: str, tensor: Tensor) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+        raise ValueError(f"need tensors that can be cloned, got {name} ({kind}): {error}") from error
 
 
 def _nth(clones: Callable[[], list[Tensor]], index: int) -> Tensor:

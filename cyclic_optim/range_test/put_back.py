@@ -8,11 +8,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from .containers import Found
 from .contents import PLACES, clone_contents
-from .things import check, random_states, save
+from .random_states import random_states
+from .things import check, save
 from .undo import Undo, put_back
 
 
@@ -61,7 +63,7 @@ def _save(
     found.add("model", model)
     found.add("optimizer", optimizer)
     if scaler is not None:
-        found.add("scaler", vars(scaler))
+        found.add("scaler", scaler if isinstance(scaler, GradScaler) else vars(scaler))
     yield from save(things, found)
     yield Undo("model.reshard()", partial(_reshard, model))
     yield from found.undos()

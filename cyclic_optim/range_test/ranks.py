@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+
+from .train_step import device_of
 
 
 class Ranks(Protocol):
@@ -22,6 +26,9 @@ class Ranks(Protocol):
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in one of the processes."""
 
+    def all_or_none(self) -> AbstractContextManager[None]:
+        """Make the others fail, too, where one process fails in what follows."""
+
 
 class Alone:
     """One process by itself."""
@@ -35,6 +42,9 @@ class Alone:
 
     def any(self, flag: bool) -> bool:
         return flag
+
+    def all_or_none(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 class Together:
@@ -62,6 +72,16 @@ class Together:
     def any(self, flag: bool) -> bool:
         return any(self._gathered(float(flag)))
 
+    @contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.any(True)
+            raise
+        if self.any(False):
+            raise RuntimeError("need all ranks to begin the range test, got an error on another rank: see there")
+
     def _gathered(self, value: float) -> list[float]:
         # Gathered, not reduced: every rank then computes the mean from the same numbers, so that all get the same bits.
         mine = torch.tensor([value], dtype=torch.float64, device=self._device)
@@ -84,4 +104,4 @@ def ranks_of(process_group: Any, model: torch.nn.Module) -> Ranks:
 def _device(group: Any, model: torch.nn.Module) -> torch.device:
     """Where the group's collective operations can be made."""
     on_host = any(backend in dist.get_backend(group) for backend in ("gloo", "mpi"))
-    return torch.device("cpu") if on_host else next(model.parameters()).device
+    return torch.device("cpu") if on_host else device_of(model)

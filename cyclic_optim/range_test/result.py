@@ -61,8 +61,9 @@ class LRRangeTest:
         smoothing: weight of the past in the averaged loss.
         ceiling: larger losses count as this much in ``smoothed``, so that a loss of 1e30 does not hide all others.
         ratios: the rate of each param group over the first one's.
-        maximize: whether the optimizer climbs: the suggestion is then read off the losses with the opposite sign, of
-            which ``ceiling`` is one.
+        maximize: whether the loss is maximized: the suggestion is then read off the negated losses, and ``ceiling``
+            is theirs.
+        rates_of_their_own: whether several param groups were given rates other than the optimizer's.
     """
 
     lrs: list[float]
@@ -73,12 +74,14 @@ class LRRangeTest:
     ceiling: float = math.inf
     ratios: tuple[float, ...] = (1.0,)
     maximize: bool = False
+    rates_of_their_own: bool = False
 
     def __repr__(self) -> str:
         span = f", lr {self.lrs[0]:.3g} to {self.lrs[-1]:.3g}" if self.lrs else ""
         groups = ""
         if any(ratio != 1 for ratio in self.ratios):
-            groups = f"; rates are the first group's, the others' are {self.ratios[1:]} times it"
+            others = ", ".join(f"{ratio:.3g}" for ratio in self.ratios[1:])
+            groups = f"; rates are the first group's, the others' are {others} times it"
         return f"LRRangeTest({self._verdict()}; {len(self.lrs)} steps{span}; stopped: {self.stopped}{groups})"
 
     def _verdict(self) -> str:
@@ -257,9 +260,9 @@ class LRRangeTest:
 
             optimizer.reschedule(**result.one_cycle(total_steps), step=0)
 
-        and for a new one ``CyclicSGD(model.parameters(), **result.one_cycle(total_steps))``. If the groups' rates
-        differ, ``lr`` is a list with a rate for each of them, in the proportion that they were tested in. Only
-        ``reschedule`` takes one: a constructor's ``lr`` does not reach a group that has a rate of its own.
+        and for a new one ``CyclicSGD(model.parameters(), **result.one_cycle(total_steps))``. If the groups have rates
+        of their own, ``lr`` is a list with a rate for each of them, in the proportion that they were tested in. Only
+        ``reschedule`` takes a list: a constructor's ``lr`` does not reach a group that has a rate of its own.
 
         Args:
             total_steps: optimizer steps of the whole run.
@@ -284,8 +287,8 @@ class LRRangeTest:
 
     def _cycle(self, policy: Callable[[float], Policy]) -> dict[str, Any]:
         base_lr, max_lr = self.suggest()
-        alike = all(ratio == 1 for ratio in self.ratios)
-        lr = max_lr if alike else [ratio * max_lr for ratio in self.ratios]
+        apart = self.rates_of_their_own or any(ratio != 1 for ratio in self.ratios)
+        lr = [ratio * max_lr for ratio in self.ratios] if apart else max_lr
         return {"lr": lr, "policy": policy(max_lr / base_lr)}
 
     def _repr_png_(self) -> bytes | None:

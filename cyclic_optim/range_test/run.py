@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,14 +12,23 @@ import torch
 from torch.optim import Optimizer
 
 from ..policies.decay import ExponentialRamp, LinearRamp
-from .param_groups import check_trainable, held_values, maximizes, peaks_of, ratios_of, set_rates
+from .param_groups import (
+    check_trainable,
+    have_rates_of_their_own,
+    held_values,
+    maximizes,
+    needs_closure,
+    peaks_of,
+    ratios_of,
+    set_rates,
+)
 from .progress import Progress
 from .put_back import save_all
 from .ranks import ranks_of
 from .result import LRRangeTest
-from .train_step import SupervisedStep, known, told_by
+from .train_step import declaring_steps, is_train_step, known
 from .training import Training
-from .undo import Undo, run_and_put_back
+from .undo import Undo, put_back, run_and_put_back
 from .watch import Watch
 
 RAMPS: dict[str, type[ExponentialRamp] | type[LinearRamp]] = {"exponential": ExponentialRamp, "linear": LinearRamp}
@@ -49,12 +59,14 @@ def lr_range_test(
     Momentum and weight decay are held at their current values. The test stops early when the loss is NaN or infinite.
     It also stops when the average loss has climbed above its lowest value by ``divergence_factor`` times as much as it
     had fallen (or as the first losses scatter, if that is more). This rule works for losses of any sign and size. With
-    ``maximize=True`` in the optimizer, falling and climbing change places.
+    ``maximize=True`` in the optimizer, it stops when the loss has fallen so far.
 
     Afterwards, also after an exception or Ctrl-C, everything is as it was before, bit for bit: parameters, buffers,
-    gradients, attributes and mode of the model, state and param groups of the optimizer, the scaler, what
-    ``train_step`` and ``also`` name, and the random states of Python, NumPy, torch and the loader. A parameter or
-    buffer that was replaced comes back. An iterator that can be run through only once stays where it is.
+    gradients and mode of the model, its attributes that are numbers, tensors, arrays, lists, dicts, sets or random
+    generators, state and param groups of the optimizer, the scaler, what ``train_step`` and ``also`` name, and the
+    random states of Python, NumPy, torch and the loader. A parameter or buffer that was replaced comes back. Objects of
+    other kinds, as a dataset's own generator, are put back if ``also`` names them. An iterator that can be run through
+    only once stays where it is, and a graph that was made before the test cannot be used after it.
 
     **Several processes.** Where ``torch.distributed`` is initialized, all ranks must call this function. Each loss is
     averaged over the ranks, so that all stop at the same step and return the same curve.
@@ -65,7 +77,7 @@ def lr_range_test(
         optimizer: any torch optimizer whose ``step()`` needs no closure.
         train_step: does forward and backward, and returns the loss. Gradients are cleared before it, and
             ``optimizer.step()`` is called after it. :func:`supervised_step` makes one from a loader;
-            :class:`TrainStep` says what else it may tell.
+            :class:`TrainStep` says what else it may declare.
         start_lr, end_lr: the first and the last rate, ``0 < start_lr < end_lr``.
         num_steps: optimizer steps, at least 2.
         mode: ``"exponential"`` or ``"linear"``.
@@ -76,8 +88,8 @@ def lr_range_test(
             would hide the effect of the rate.
         scaler: the ``torch.amp.GradScaler`` that ``train_step`` scales the loss with, if any.
         also: what else training touches, to be put back: modules (the other network of a GAN, a loss with
-            parameters), optimizers, tensors, random generators, loaders, and whatever has ``state_dict()`` and
-            ``load_state_dict()``.
+            parameters), optimizers, tensors, random generators, loaders, other training steps, and whatever has
+            ``state_dict()`` and ``load_state_dict()``.
         process_group: the ranks to average over (default: all of them); False for this process alone.
         keep: where the clones are kept during the test: ``"device"``, ``"cpu"`` or ``"disk"``.
         progress: show a bar with the current rate and the smoothed loss, in a terminal or a notebook, if tqdm is
@@ -94,28 +106,40 @@ def lr_range_test(
 
     Source: L. N. Smith 2017 (arXiv 1506.01186), section 3.3.
     """
+    _check_kinds(model, optimizer, train_step, validation, also)
     ranks, peaks = ranks_of(process_group, model), peaks_of(optimizer)
+    own = declaring_steps(train_step)
+    others = [step for thing in also if is_train_step(thing) for step in declaring_steps(thing)]
     ranks.check_same(
         {"start_lr": start_lr, "end_lr": end_lr, "num_steps": num_steps, "mode": mode, "smoothing": smoothing}
         | {"divergence_factor": divergence_factor, "rates of the param groups": peaks}
+        | {"validation (given or not)": validation is not None, "accumulation_steps": _accumulation([*own, *others])}
     )
-    ramp, ratios = _ramp(start_lr, end_lr, num_steps, mode), ratios_of(peaks)
-    _check(smoothing, divergence_factor)
-    check_trainable(optimizer)
-    steps = told_by(train_step, also)
-    scaler = _the_scaler(scaler, steps)
-    training = Training(model, optimizer, steps, validation, scaler, ranks)
-    watch = Watch(num_steps, smoothing, divergence_factor, maximizes(optimizer))
+    with ranks.all_or_none():
+        ramp, ratios = _ramp(start_lr, end_lr, num_steps, mode), ratios_of(peaks)
+        _check(smoothing, divergence_factor)
+        check_trainable(optimizer)
+        scaler = _scaler_of(model, scaler, own, others)
+        watch = Watch(num_steps, smoothing, divergence_factor, maximizes(optimizer))
+    training = Training(model, optimizer, train_step, [*own, *others], validation, scaler, ranks)
     climb = Climb(optimizer, training, lambda step: end_lr * ramp.at(step).lr_factor, ratios, watch)
 
     def body() -> LRRangeTest:
-        with known(steps), Progress(num_steps, progress and ranks.first) as bar:
+        with known([*own, *others]), Progress(num_steps, progress and ranks.first) as bar:
             stopped = climb.run(bar) or f"end_lr={end_lr:g} was reached"
-        return LRRangeTest(climb.lrs, climb.losses, mode, stopped, smoothing, watch.ceiling, ratios, watch.maximize)
+        curve = climb.lrs, climb.losses, mode, stopped, smoothing, watch.ceiling
+        return LRRangeTest(*curve, ratios, watch.maximize, have_rates_of_their_own(optimizer))
 
     def save() -> list[Undo]:
-        things = _things(steps, also)
-        return save_all(model, optimizer, scaler=scaler, also=things, keep=keep, restart=training.restart)
+        things = _things([*own, *others], also)
+        undos: list[Undo] = []
+        try:
+            with ranks.all_or_none():
+                undos = save_all(model, optimizer, scaler=scaler, also=things, keep=keep, restart=training.restart)
+        except BaseException:
+            put_back(undos)
+            raise
+        return undos
 
     return run_and_put_back(body, save)
 
@@ -135,7 +159,7 @@ class Climb:
     def run(self, bar: Progress) -> str | None:
         """Make the steps of the bar; returns in words why they ended early, or None."""
         self.training.start()
-        held = list(map(held_values, self.optimizer.param_groups))
+        held = held_values(self.optimizer)
         for step in bar:
             lr = self.rate(step)
             set_rates(self.optimizer, lr, self.ratios, held)
@@ -155,8 +179,25 @@ class Climb:
         return f"the data ended after {len(self.losses)} steps"
 
 
+def _check_kinds(model: Any, optimizer: Any, train_step: Any, validation: Any, also: Any) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"need model to be a torch.nn.Module, got {model!r}")
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"need optimizer to be a torch.optim.Optimizer, got {optimizer!r}")
+    for name, function in (("train_step", train_step), ("validation", validation or (lambda: None))):
+        if not callable(function):
+            raise TypeError(f"need {name} to be a function, got {function!r}: supervised_step makes one from a loader")
+    if not isinstance(also, (list, tuple)):
+        raise TypeError(f"need also to be a tuple or list, got {also!r}: for one thing write also=(thing,)")
+    if needs_closure(optimizer):
+        raise TypeError(f"need an optimizer whose step() needs no closure, got {type(optimizer).__name__}")
+    if not torch.is_grad_enabled():
+        raise ValueError("need gradients, got torch.is_grad_enabled() == False: call this outside of torch.no_grad()")
+
+
 def _ramp(start_lr: float, end_lr: float, num_steps: int, mode: str) -> ExponentialRamp | LinearRamp:
     """The policy that the rates follow, from the first step to the last."""
+    _check_numbers(start_lr=start_lr, end_lr=end_lr)
     if not 0 < start_lr < end_lr < math.inf:
         raise ValueError(f"need 0 < start_lr < end_lr < inf, got {start_lr=}, {end_lr=}")
     if type(num_steps) is not int:
@@ -169,23 +210,38 @@ def _ramp(start_lr: float, end_lr: float, num_steps: int, mode: str) -> Exponent
 
 
 def _check(smoothing: float, divergence_factor: float) -> None:
+    _check_numbers(smoothing=smoothing, divergence_factor=divergence_factor)
     if not 0 <= smoothing < 1:
         raise ValueError(f"need 0 <= smoothing < 1, got {smoothing=}")
     if not divergence_factor > 0:
         raise ValueError(f"need 0 < divergence_factor, got {divergence_factor=}")
 
 
-def _the_scaler(scaler: Any, steps: tuple[Any, ...]) -> Any:
-    """The scaler that was given or that a step tells of."""
-    told = next((step.scaler for step in steps if getattr(step, "scaler", None) is not None), None)
-    if scaler is not None and told is not None and told is not scaler:
-        raise ValueError(f"need one scaler and others in also=(...), got {scaler=} and train_step's own {told!r}")
-    return told if scaler is None else scaler
+def _check_numbers(**given: Any) -> None:
+    for name, value in given.items():
+        if not isinstance(value, numbers.Real):
+            raise TypeError(f"need {name} to be a number, got {name}={value!r}")
 
 
-def _things(steps: tuple[Any, ...], also: Sequence[Any]) -> list[Any]:
-    """What else is to be put back, each thing once: what was given, and what the steps tell of."""
-    things = [thing for thing in also if not isinstance(thing, SupervisedStep)]
+def _accumulation(steps: list[Any]) -> list[Any]:
+    return [getattr(step, "accumulation_steps", None) for step in steps]
+
+
+def _scaler_of(model: torch.nn.Module, scaler: Any, own: list[Any], others: list[Any]) -> Any:
+    """The scaler that was given, or that ``train_step`` or another step of this model declares."""
+    steps = own + [step for step in others if getattr(step, "model", None) is model]
+    declared = next((step.scaler for step in steps if getattr(step, "scaler", None) is not None), None)
+    if scaler is not None and declared is not None and declared is not scaler:
+        raise ValueError(f"need one scaler and others in also=(...), got {scaler=} and train_step's own {declared!r}")
+    found = declared if scaler is None else scaler
+    if found is not None and not (hasattr(found, "step") and hasattr(found, "update")):
+        raise TypeError(f"need scaler to be a torch.amp.GradScaler, got scaler={found!r}")
+    return found
+
+
+def _things(steps: list[Any], also: Sequence[Any]) -> list[Any]:
+    """What else is to be put back, each thing once: what was given, and what the steps declare."""
+    things = [thing for thing in also if not is_train_step(thing)]
     for step in steps:
         things += getattr(step, "also", ())
     return list({id(thing): thing for thing in things}.values())

@@ -1,10 +1,8 @@
-"""What else training touches, and what saves each kind: random states, loaders, whatever has a state_dict."""
+"""What else training touches, and what saves each kind: generators, loaders, whatever has a state_dict."""
 
 from __future__ import annotations
 
 import copy
-import random
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -14,10 +12,8 @@ from torch.utils.data import DataLoader
 
 from ..torch_private import loader_iterator, set_loader_iterator
 from .containers import ENTERED, Found, refill
+from .random_states import Saver, generator_saver
 from .undo import Undo
-
-#: Saves a thing, and returns what puts it back.
-Saver = Callable[[Any], Callable[[], object]]
 
 #: Where loaders keep what they and their epochs are made of. The last two are those of accelerate's loaders.
 LOADER_PARTS = ("sampler", "batch_sampler", "base_dataloader", "gradient_state")
@@ -30,13 +26,12 @@ def enterable(thing: Any) -> bool:
 
 def saver_of(thing: Any) -> Saver | None:
     """What saves the state of a thing that cannot be entered; None if nothing is known that does."""
+    if isinstance(thing, type):
+        return None
     if isinstance(thing, DataLoader):
         return _save_loader
-    if hasattr(thing, "bit_generator"):  # numpy.random.Generator
-        return _save_bit_generator
-    for getter, setter in (("get_state", "set_state"), ("getstate", "setstate")):  # torch's and numpy's; Python's
-        if hasattr(thing, getter) and hasattr(thing, setter):
-            return partial(_save_state, getter=getter, setter=setter)
+    if (saver := generator_saver(thing)) is not None:
+        return saver
     if hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict"):
         return _save_state_dict
     return _save_generators if generators_of(thing) else None
@@ -73,21 +68,13 @@ def save(named: list[tuple[str, Any]], found: Found) -> Iterator[Undo]:
                 raise ValueError(f"need also= to hold what can be saved, got {name}, which raised {error!r}") from error
 
 
-def _save_state(thing: Any, getter: str, setter: str) -> Callable[[], object]:
-    return partial(getattr(thing, setter), getattr(thing, getter)())
-
-
-def _save_bit_generator(thing: Any) -> Callable[[], object]:
-    return partial(setattr, thing.bit_generator, "state", thing.bit_generator.state)
-
-
 def _save_state_dict(thing: Any) -> Callable[[], object]:
     # A copy: many state_dicts hold the very lists and tensors that training writes to.
     return partial(thing.load_state_dict, copy.deepcopy(thing.state_dict()))
 
 
 def _save_generators(loader: Any) -> Callable[[], object]:
-    states = [_save_state(generator, "get_state", "set_state") for generator in generators_of(loader)]
+    states = [saver(one) for one in generators_of(loader) if (saver := generator_saver(one)) is not None]
     return lambda: [put_back() for put_back in states]
 
 
@@ -119,15 +106,3 @@ def _parts_of(loader: Any, depth: int = 4) -> Iterator[Any]:
     for name in LOADER_PARTS if depth else ():
         if (part := getattr(loader, name, None)) is not None:
             yield from _parts_of(part, depth - 1)
-
-
-def random_states() -> Iterator[Undo]:
-    """Save the random states of Python, of torch on the CPU and on CUDA, and of NumPy, if it is loaded."""
-    yield Undo("random", partial(random.setstate, random.getstate()))
-    yield Undo("torch's random state", partial(torch.set_rng_state, torch.get_rng_state()))
-    numpy: Any = getattr(sys.modules.get("numpy"), "random", None)
-    if numpy is not None:
-        yield Undo("numpy.random", partial(numpy.set_state, numpy.get_state()))
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states = torch.cuda.get_rng_state_all()
-        yield Undo("torch.cuda's random states", partial(torch.cuda.set_rng_state_all, states))

@@ -11,18 +11,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .things import can_be_saved
+from .things import saver_of
 
 #: The steps that the range test now running knows of; None while there is none.
-_KNOWN: ContextVar[tuple[Any, ...] | None] = ContextVar("_KNOWN", default=None)
+_KNOWN: ContextVar[list[Any] | None] = ContextVar("_KNOWN", default=None)
 
 
 class TrainStep(Protocol):
-    """What :func:`lr_range_test` calls to train, and what it looks for there.
+    """What :func:`lr_range_test` calls to train, and the attributes that it looks for there.
 
-    Only the call is needed: any function without arguments will do. An attribute that is missing means that there is
-    nothing to tell. A wrapper passes all of them on with ``functools.wraps(step)``: the test looks through
-    ``__wrapped__`` and :class:`functools.partial`.
+    Only the call is needed: any function without arguments will do, and each attribute and method may be missing. A
+    wrapper passes all of them on with ``functools.wraps(step)``: the test looks through ``__wrapped__`` and
+    :class:`functools.partial`.
 
     Attributes:
         scaler: the ``torch.amp.GradScaler`` that the step scales its loss with, if any.
@@ -54,19 +54,24 @@ class TrainStep(Protocol):
         """Begin again with the first batch: called before the test and after it."""
 
 
-def told_by(train_step: Any, also: Sequence[Any]) -> tuple[Any, ...]:
-    """The steps that may tell something: ``train_step``, what it wraps, and the steps in ``also``."""
+def declaring_steps(train_step: Any) -> list[Any]:
+    """``train_step`` and what it wraps: each may declare something."""
     steps = []
     while train_step is not None:
         steps.append(train_step)
-        train_step = getattr(train_step, "__wrapped__", None) or (
-            train_step.func if isinstance(train_step, partial) else None
-        )
-    return (*steps, *(thing for thing in also if isinstance(thing, SupervisedStep)))
+        inner = train_step.func if isinstance(train_step, partial) else None
+        train_step = getattr(train_step, "__wrapped__", inner)
+    return steps
+
+
+def is_train_step(thing: Any) -> bool:
+    """Whether a thing in ``also`` is another step, which train_step calls."""
+    declares = any(hasattr(thing, name) for name in ("also", "restart", "ready"))
+    return declares and callable(thing) and not isinstance(thing, torch.nn.Module)
 
 
 @contextmanager
-def known(steps: tuple[Any, ...]) -> Iterator[None]:
+def known(steps: list[Any]) -> Iterator[None]:
     """Let no supervised step but these be called meanwhile."""
     token = _KNOWN.set(steps)
     try:
@@ -135,7 +140,7 @@ class SupervisedStep:
     ) -> None:
         self.model, self.loader = model, loader
         self.criterion, self.forward = criterion, forward
-        self.device = torch.device(device) if device is not None else next(model.parameters()).device
+        self.device = torch.device(device) if device is not None else device_of(model)
         self.autocast, self.accumulation_steps, self.scaler = autocast, accumulation_steps, scaler
         self._batches: Iterator[Any] | None = None
         self._next: list[Any] = []  # taken by ready() for the next call
@@ -143,12 +148,11 @@ class SupervisedStep:
 
     @property
     def also(self) -> list[Any]:
-        """What else is put back: the loss function, if it is a module, and the loader's random states and workers."""
-        found: list[Any] = [one for one in (self.criterion, self.forward) if isinstance(one, torch.nn.Module)]
+        """What it touches: the model, the scaler, a loss function that is a module, and the loader."""
+        losses = [_module_of(one) for one in (self.criterion, self.forward)]
         # Batches in a list are data, of which training needs no clone.
-        if can_be_saved(self.loader) and not isinstance(self.loader, (list, tuple)):
-            found.append(self.loader)
-        return found
+        loaders = [self.loader] if saver_of(self.loader) is not None else []
+        return [one for one in (self.model, self.scaler, *losses, *loaders) if one is not None]
 
     def restart(self) -> None:
         """Begin again with the loader's first batch."""
@@ -168,8 +172,8 @@ class SupervisedStep:
         known = _KNOWN.get()
         if known is not None and not any(step is self for step in known):
             raise ValueError(
-                "need lr_range_test to know of the supervised_step that train_step calls: its scaler, its loader and "
-                "its loss would not be put back; decorate train_step with functools.wraps(step), or pass also=(step,)"
+                "need lr_range_test to know of the supervised_step that train_step calls, or its scaler would not be "
+                "used, nor its loader put back: decorate train_step with functools.wraps(step), or pass also=(step,)"
             )
         total = 0.0
         for _ in range(self.accumulation_steps):  # no generator: it would turn StopIteration into a RuntimeError
@@ -213,6 +217,19 @@ class SupervisedStep:
             self._batches = None
 
 
+def device_of(model: torch.nn.Module) -> torch.device:
+    for param in model.parameters():
+        return param.device
+    raise ValueError(f"need a model with parameters, or device=..., got {type(model).__name__} without")
+
+
+def _module_of(function: Any) -> torch.nn.Module | None:
+    """The module that a loss function is, or is a method of, or is bound to by a partial."""
+    function = function.func if isinstance(function, partial) else function
+    function = getattr(function, "__self__", function)
+    return function if isinstance(function, torch.nn.Module) else None
+
+
 def _pair(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
@@ -228,6 +245,10 @@ def _scalar(loss: Any, source: str) -> Tensor:
         raise TypeError(f"need {source} to return the loss as a tensor, got {loss!r}")
     if loss.numel() != 1:
         raise ValueError(f"need {source} to return the mean loss of the batch, got a tensor of {tuple(loss.shape)}")
+    if not loss.requires_grad:
+        raise ValueError(
+            f"need {source} to return a loss that depends on parameters with requires_grad=True, got {loss}"
+        )
     return loss.squeeze()
 
 

@@ -16,11 +16,12 @@ from .ranks import Ranks
 
 @dataclass
 class Training:
-    """What is trained, and how. ``steps`` are the steps that may tell something; the first is called."""
+    """What is trained, and how. ``steps`` are ``train_step``, what it wraps and what it calls."""
 
     model: torch.nn.Module
     optimizer: Optimizer
-    steps: tuple[Any, ...]
+    train_step: Callable[[], Any]
+    steps: list[Any]
     validation: Callable[[], Any] | None
     scaler: Any
     ranks: Ranks
@@ -71,7 +72,7 @@ class Training:
 
     def _backward(self) -> float | None:
         try:
-            return _as_float(self.steps[0](), "train_step")
+            return _as_float(self.train_step(), "train_step")
         except StopIteration:
             return None
 

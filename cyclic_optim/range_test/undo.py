@@ -1,4 +1,4 @@
-"""Carrying out everything that puts training back, however single things fare."""
+"""Carrying out everything that puts training back, even if single things fail."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RestoreError(RuntimeError):
 def run_and_put_back(body: Callable[[], T], save: Callable[[], Iterable[Undo]]) -> T:
     """Call ``save`` and ``body``, carry out what ``save`` returned, and return what ``body`` returned.
 
-    The undos are carried out in their order, also after an exception, each of them however the others fare. A Ctrl-C
+    The undos are carried out in their order, also after an exception, each of them even if others fail. A Ctrl-C
     meanwhile is raised at the end.
 
     Raises:
@@ -78,7 +78,7 @@ def put_back(undos: Iterable[Undo]) -> list[tuple[str, Exception]]:
     for name, undo in undos:
         try:
             undo()
-        except Exception as error:  # noqa: PERF203 (each is carried out, however the others fare)
+        except Exception as error:  # noqa: PERF203 (each is carried out, even if others fail)
             failures.append((name, error))
     return failures
 

@@ -24,8 +24,7 @@ class Watch:
     """Notices a loss that is not finite or has diverged.
 
     ``average`` is the average loss so far. ``ceiling`` is the average loss above which the test counts as diverged;
-    infinite during the first steps. A loss that is maximized is watched with the opposite sign, of which the ceiling is
-    one.
+    infinite during the first steps. If the loss is maximized, ``ceiling`` is one of the negated loss.
     """
 
     def __init__(self, num_steps: int, smoothing: float, divergence_factor: float, maximize: bool = False) -> None:
