@@ -77,6 +77,8 @@ def test_the_readme_says_what_the_record_says(report):
     def shares(name, some=cases):
         return [report.share(some, name, is_right) for is_right in (report.Case.is_good, report.Case.is_near)]
 
+    named = {"minimum": "`minimum`, in its own package, with", "steepest": "`steep` with"}
+    named["torch_lr_finder"] = "pytorch-lr-finder's with"
     paragraph = " ".join(
         (FOLDER.parent / "README.md").read_text().split("**Is it any good?**")[1].split("- **")[0].split()
     )
@@ -88,14 +90,14 @@ def test_the_readme_says_what_the_record_says(report):
     assert f"In {near} `max_lr` is within a factor of 2" in paragraph
     held_out = "{:.0%} and {:.0%}".format(*shares(report.OURS, cases[1::2])).replace("%", " %")
     assert f"that its constants were not chosen on it is {held_out}" in paragraph
-    for rule, text in {"minimum": "`minimum`, in its own package, with", "steepest": "`steep` with"}.items():
+    for rule, text in named.items():
         percent = "{:.0%} and {:.0%}".format(*shares(f"`{rule}`, as in its package")).replace("%", " %")
         assert f"{text} {percent}" in paragraph
     multiples = [*report.times_best(cases, report.OURS)]
     assert max(multiples) <= report.NEAR
-    assert f"The others are too low, up to {1 / min(multiples):.1f} times." in paragraph
+    assert f"in the others it is too low, by up to {1 / min(multiples):.1f} times." in paragraph
     bad = sum(not case.is_good(rates[report.OURS]) for case in cases for rates in case.found)
-    assert f"Too high to train well it is in {bad} of {len(multiples)} tests" in paragraph
+    assert f"In {bad} of {len(multiples)} tests `max_lr` is too high to train well" in paragraph
 
 
 def quick(suggestions):
