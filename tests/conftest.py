@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+import torch
 from hypothesis import Phase, settings
 
 from cyclic_optim import native
@@ -12,6 +13,12 @@ from cyclic_optim import native
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Of pytest-xdist's workers each has one core: with more threads they would wait for each other's. The tests that are
+# about threads set a number of their own. The variable is for the processes that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ and "OMP_NUM_THREADS" not in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 settings.register_profile("quick", max_examples=50, deadline=None, derandomize=True)
 settings.register_profile("deep", max_examples=2000, deadline=None)
 # A mutant is killed by any example, be it the smallest or not.
@@ -19,6 +26,11 @@ settings.register_profile(
     "mutants", max_examples=10, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+def pytest_runtest_setup():
+    """What a test draws from torch's own generator does not depend on the tests that its process ran before."""
+    torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture(scope="module", params=["compiled", "python"])
