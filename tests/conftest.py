@@ -8,6 +8,7 @@ import torch
 from hypothesis import Phase, settings
 
 from cyclic_optim import native
+from cyclic_optim.device import clock
 
 # In the background of a shell Ctrl-C is ignored; the tests of interruptions raise it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -42,3 +43,12 @@ def part(request):
         elif native.compiled is None:
             pytest.skip("the compiled part is not there; test_compiled.py says whether it should be")
         yield request.param
+
+
+@pytest.fixture(scope="module")
+def short_tables():
+    """Tables and the room for them a hundredth of what they are: to fill one of 100,000 steps takes half a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HORIZON", "LEAST_ROWS"):
+            patch.setattr(clock, name, getattr(clock, name) // 100)
+        yield

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from cyclic_optim import Constant, CosineDecay, CosineWave, CyclicSGD, OneCycle, Plateau, StepDecay, Triangular, Values
 
-pytestmark = pytest.mark.usefixtures("part")
+pytestmark = pytest.mark.usefixtures("part", "short_tables")
 
 
 def built(policy, *, capturable=False, lr=1.0, momentum=0.0, count=2, **options):
