@@ -4,13 +4,21 @@ import os
 import signal
 
 import pytest
+import torch
 from hypothesis import Phase, settings
 
 from cyclic_optim import native
+from cyclic_optim.device import clock
 
 # In the background of a shell Ctrl-C is ignored; the tests of interruptions raise it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Of pytest-xdist's workers each has one core: with more threads they would wait for each other's. The tests that are
+# about threads set a number of their own. The variable is for the processes that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ and "OMP_NUM_THREADS" not in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 settings.register_profile("quick", max_examples=50, deadline=None, derandomize=True)
 settings.register_profile("deep", max_examples=2000, deadline=None)
@@ -19,6 +27,11 @@ settings.register_profile(
     "mutants", max_examples=10, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+def pytest_runtest_setup():
+    """What a test draws from torch's own generator does not depend on the tests that its process ran before."""
+    torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture(scope="module", params=["compiled", "python"])
@@ -30,3 +43,12 @@ def part(request):
         elif native.compiled is None:
             pytest.skip("the compiled part is not there; test_compiled.py says whether it should be")
         yield request.param
+
+
+@pytest.fixture(scope="module")
+def short_tables():
+    """Tables and the room for them a hundredth of what they are: to fill one of 100,000 steps takes half a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HORIZON", "LEAST_ROWS"):
+            patch.setattr(clock, name, getattr(clock, name) // 100)
+        yield

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from cyclic_optim import Constant, CosineDecay, CosineWave, CyclicSGD, OneCycle, Plateau, StepDecay, Triangular, Values
 
-pytestmark = pytest.mark.usefixtures("part")
+pytestmark = pytest.mark.usefixtures("part", "short_tables")
 
 
 def built(policy, *, capturable=False, lr=1.0, momentum=0.0, count=2, **options):
@@ -301,7 +301,9 @@ def test_a_policy_assigned_to_a_group_counts_at_the_next_step(other, capturable)
 
 
 @pytest.mark.parametrize("capturable", [False, True])
-@pytest.mark.parametrize("value", ["{}", "OneCycle", lambda step: 1.0, OneCycle], ids=str)
+@pytest.mark.parametrize(
+    "value", ["{}", "OneCycle", lambda step: 1.0, OneCycle], ids=["an empty dict", "a name", "a function", "a class"]
+)
 def test_what_is_no_policy_is_refused(value, capturable):
     """Text that nobody wrote, a function, a class: the step says what to call, and changes nothing."""
     optimizer = built(Constant(), capturable=capturable)

@@ -28,7 +28,7 @@ from cyclic_optim import (
     Values,
 )
 
-pytestmark = pytest.mark.usefixtures("part")
+pytestmark = pytest.mark.usefixtures("part", "short_tables")
 
 OURS = ("lr", "momentum", "max_lr", "schedule_step", "policy", "policy_state")
 

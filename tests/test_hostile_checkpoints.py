@@ -118,8 +118,9 @@ def frozen(value):
     """The value as something that compares equal exactly where every bit, type and key is the same."""
     if isinstance(value, torch.Tensor):
         held = value.detach()
-        held = held.reshape(-1).view(torch.uint8).tolist() if held.is_contiguous() else held.tolist()
-        return "tensor", value.dtype, tuple(value.shape), value.requires_grad, repr(held)
+        # Bytes: writing out a table of the device's as text would be most of the time.
+        bits = held.reshape(-1).view(torch.uint8).numpy().tobytes() if held.is_contiguous() else repr(held.tolist())
+        return "tensor", value.dtype, tuple(value.shape), value.requires_grad, bits
     if isinstance(value, dict):
         return "dict", [(key if not isinstance(key, torch.Tensor) else id(key), frozen(value[key])) for key in value]
     if isinstance(value, (list, tuple)):

@@ -31,6 +31,8 @@ from cyclic_optim import (
 from cyclic_optim.schedule import enrol, plan
 from cyclic_optim.slots import slots_of
 
+pytestmark = pytest.mark.usefixtures("short_tables")
+
 TOLERANCE = {torch.float64: {"rtol": 1e-11, "atol": 1e-12}, torch.float32: {"rtol": 1e-4, "atol": 1e-5}}
 
 
