@@ -400,9 +400,9 @@ def test_a_second_optimizer_is_put_back():
     assert all(param.grad is None for param in critic.parameters())
 
 
-@pytest.mark.parametrize("begun", [False, True])
-def test_batches_of_persistent_workers_come_in_the_same_order(begun):
-    """Workers that persist give after the test the batches that they give without it, in mid-epoch too."""
+@pytest.mark.parametrize(("begun", "named"), [(False, False), (True, False), (True, True)])
+def test_batches_of_persistent_workers_come_in_the_same_order(begun, named):
+    """Workers that persist give after the test the batches that they give without it, in mid-epoch and named twice too."""
     orders = []
     for tested in (False, True):
         torch.manual_seed(0)
@@ -412,7 +412,8 @@ def test_batches_of_persistent_workers_come_in_the_same_order(begun):
         epoch = iter(loader) if begun else iter(())
         order = [next(epoch)[1].tolist()] if begun else []
         if tested:
-            lr_range_test(model, sgd(model), supervised_step(model, LOSS, loader), num_steps=5, progress=False)
+            step, also = supervised_step(model, LOSS, loader), (loader,) if named else ()
+            lr_range_test(model, sgd(model), step, num_steps=5, also=also, progress=False)
         order += [labels.tolist() for _, labels in epoch]
         order += [labels.tolist() for _ in range(2) for _, labels in loader]
         orders.append(order)

@@ -208,6 +208,22 @@ def test_an_iterator_that_ends_within_accumulation_ends_the_test():
     assert len(lr_range_test(model, sgd(model), step, progress=False).losses) == 2
 
 
+def test_a_restart_begins_with_the_first_batch():
+    """Also after a batch was taken ahead."""
+    seen = []
+    step = supervised_step(
+        torch.nn.Linear(3, 3),
+        None,
+        [X, X + 1],
+        forward=lambda model, batch: (seen.append(batch[0, 0].item()), model(batch).sum())[1],
+    )
+    for _ in range(2):
+        step()
+        assert step.ready()
+        step.restart()
+    assert seen == [1.0, 1.0]
+
+
 def test_ones_own_step_may_end_the_test():
     """StopIteration from train_step says that the data have ended."""
     model, data = torch.nn.Linear(3, 3), iter([1.0] * 5)
