@@ -402,7 +402,7 @@ def test_a_second_optimizer_is_put_back():
 
 @pytest.mark.parametrize(("begun", "named"), [(False, False), (True, False), (True, True)])
 def test_batches_of_persistent_workers_come_in_the_same_order(begun, named):
-    """Workers that persist give after the test the batches that they give without it, in mid-epoch and named twice too."""
+    """Workers that persist give the batches that they give without the test, in mid-epoch and named twice too."""
     orders = []
     for tested in (False, True):
         torch.manual_seed(0)
