@@ -389,6 +389,7 @@ def test_validation_losses_suggest_what_training_losses_do(norm, seed):
     of_validation, of_training, model = validated(seed, *norm())
     ratio = of_validation.suggest()[1] / of_training.suggest()[1]
     assert 1 / 4 < ratio < 4
+    assert 0.02 < of_validation.suggest()[1] < 2
     assert all(getattr(module, "momentum", 0.1) == 0.1 for module in model.modules())
 
 
