@@ -336,7 +336,7 @@ def test_what_else_training_touches_is_put_back(kind):
     assert show(thing) == before
 
 
-@pytest.mark.parametrize("thing", [3, "model", None, lambda: 1, {1: 2}.items()], ids=repr)
+@pytest.mark.parametrize("thing", [3, "model", None, lambda: 1, {1: 2}.items()], ids=lambda thing: type(thing).__name__)
 def test_what_cannot_be_saved_is_refused(thing):
     """A thing that nothing is known to save is an error that names it, before anything has happened."""
     model, called, loader = torch.nn.Linear(4, 3), [], DataLoader(range(3), persistent_workers=False)
