@@ -15,7 +15,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from strategies import (
     FAR,
@@ -279,6 +279,8 @@ def test_a_decay_has_not_ended_before_its_end(name, data):
     assume(abs(first - last) > 1e-3 * last)
     # A power below or far above 1 makes the last stretch of a polynomial very steep or very flat.
     assume(name != "PolynomialDecay" or policy.power < 4)
+    # The third phase leads from the initial rate to that over this factor.
+    assume(name != "OneCycle" or not policy.three_phase or abs(policy.final_div_factor - 1) > 1e-3)
     assert policy.at(policy.end - 1).lr_factor != last
 
 
@@ -359,10 +361,13 @@ def test_ramps_and_decays_start_and_end_exactly(length, start, stop, low, high, 
 
 
 @given(POLICY_STRATEGIES["WarmupStableDecay"])
+@example(WarmupStableDecay(0, 0, 0))
+@example(WarmupStableDecay(1, 0, 0))
 def test_warmup_stable_decay_is_a_trapezoid(policy):
     """It rises by equal steps from above 0, is exactly 1 from the warm-up to the cool-down, and ends at its minimum."""
     stable = policy.total_steps - policy.decay
-    assert policy.at(0).lr_factor == 1 / (policy.warmup + 1)
+    # Of no steps at all there is the end alone.
+    assert policy.at(0).lr_factor == (1 / (policy.warmup + 1) if policy.total_steps else policy.min_factor)
     # Without a cool-down the minimum comes right after the stable part.
     assert all(policy.at(step).lr_factor == 1.0 for step in range(policy.warmup, stable + (policy.decay > 0)))
     assert policy.at(policy.total_steps).lr_factor == policy.min_factor
