@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import platform
 import random
+import re
 import shlex
 import signal
 import statistics
@@ -294,7 +295,10 @@ def write_results(folder: Path, contents: dict[str, bytes]) -> None:
 
 
 def as_json(record: dict[str, Any]) -> bytes:
-    return (json.dumps(_finite(record), indent=1, allow_nan=False) + "\n").encode()
+    """Indented, but with a line for each list of numbers, for the sake of size."""
+    text = json.dumps(_finite(record), indent=1, allow_nan=False)
+    text = re.sub(r"\[\n([^\[\]{}\"]*)\n *\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+    return f"{text}\n".encode()
 
 
 def _finite(value: Any) -> Any:

@@ -169,7 +169,7 @@ def picture(found: LRRangeTest, made: Trainings) -> bytes:
     draw_range_test(right, found, {name: runs[0].lr for name, runs in drawn.items()})
     left.set_ylim(0, HIGHEST)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    return as_png(figure, colours=256)
+    return as_png(figure)
 
 
 def draw_training(axes: Any, runs: list[Run], name: str, label: str) -> None:

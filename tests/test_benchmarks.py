@@ -94,6 +94,16 @@ def test_only_a_report_goes_to_the_quoted_results_by_itself(monkeypatch):
     assert FOLDER.parent / "build" / "benchmarks" == harness.OUT
 
 
+def test_a_record_has_a_line_for_each_list_of_numbers(monkeypatch):
+    """It reads back as what it was, strings with brackets included; NaN and infinity as null."""
+    monkeypatch.syspath_prepend(FOLDER)
+    harness = importlib.import_module("harness")
+    record = {"a": [1, 2.5, None], "b": [[1, 2], [], ["[ 3 ]", "[\n 4\n]"]], "c": {"d": [{"e": [True]}]}}
+    text = harness.as_json({**record, "f": [math.nan, math.inf]}).decode()
+    assert json.loads(text) == {**record, "f": [None, None]}
+    assert {' "a": [1, 2.5, null],', "  [1, 2],", ' "f": [null, null]'} <= {*text.splitlines()}
+
+
 def check_ratios(model, table):
     """A positive ratio with ordered quartiles for each contender, and a row in both tables."""
     for name, ratio in model["ratios"].items():
