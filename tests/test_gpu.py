@@ -55,3 +55,20 @@ def test_a_captured_step_follows_rate_and_momentum():
         results.append(torch.tensor([*param.tolist(), *(float(group[key]) for key in ("lr", "momentum"))]))
         assert int(group["schedule_step"]) == 43
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.gpu
+def test_a_captured_sgd_follows_a_rate_in_a_tensor_and_no_momentum():
+    """What the README says of torch's: a rate written into ``lr`` counts at the next replay, an edited momentum not."""
+    param, lr = torch.nn.Parameter(torch.zeros(1, device="cuda")), torch.tensor(0.5, device="cuda")
+    optimizer = torch.optim.SGD([param], lr=lr, momentum=0.5, fused=True)
+    param.grad = torch.ones_like(param)
+    replay = setting("cuda", replays=1).captured(optimizer.step)
+    optimizer.param_groups[0]["momentum"] = 0.0
+    (buffer,) = (kept["momentum_buffer"] for kept in optimizer.state.values())
+    for rate in (0.25, 0.125):
+        before, expected = param.item(), 0.5 * buffer.item() + 1
+        lr.fill_(rate)
+        replay()
+        assert buffer.item() == expected
+        assert param.item() == before - rate * expected
