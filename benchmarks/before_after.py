@@ -7,7 +7,7 @@ Run it with::
     python benchmarks/before_after.py --commit HEAD~1 --quick                # 5 rounds, without GPT-2
     python benchmarks/before_after.py --commit v0.1.0 --only step --models 4 resnet18
 
-and find in ``benchmarks/results`` (or where ``--out`` says) ``before_after.md``, the tables, and
+and find in ``build/benchmarks`` (or where ``--out`` says) ``before_after.md``, the tables, and
 ``before_after.json``, every number behind them.
 
 The commit's package is taken from git into a temporary folder, renamed and compiled there, and imported beside the

@@ -4,11 +4,12 @@ Run it with::
 
     pip install 'cyclic_optim[bench]'
     python benchmarks/convergence.py            # an hour on 2 cores; the same command goes on after an interrupt
-    python benchmarks/convergence.py --quick    # 2 minutes: 2 seeds, 5 epochs, fewer images; writes to build/quick
+    python benchmarks/convergence.py --quick    # 2 minutes: 2 seeds, 5 epochs, fewer images
     python benchmarks/convergence.py --report   # only the tables, pictures and the README's section, from the record
 
-and find in ``benchmarks/results`` (or where ``--out`` says) ``convergence.md``, every table; ``convergence*.png``;
-``convergence.json``, every training. The full run also writes the README's section on what cycling brings.
+and find in ``build/benchmarks`` (or where ``--out`` says) ``convergence.md``, every table; ``convergence*.png``;
+``convergence.json``, every training. With ``--out benchmarks/results`` the full run also writes the README's section on
+what cycling brings.
 
 1. For each task, an LR range test with its defaults, on as many seeds as are trained; the median of what they suggest.
    SGD's holds for every arm that is SGD with a schedule, schedule-free SGD has its own.
@@ -41,7 +42,17 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from harness import RESULTS, Answers, as_json, command_line, digest, environment, run_benchmark, write_results
+from harness import (
+    Answers,
+    add_out_and_report,
+    as_json,
+    command_line,
+    digest,
+    environment,
+    out_of,
+    run_benchmark,
+    write_results,
+)
 from letters import letters, make_network
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
@@ -514,13 +525,12 @@ def save(record: dict[str, Any], path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="2 seeds, trainings of 5 epochs, fewer images")
-    parser.add_argument("--report", action="store_true", help="only write anew what is made from the record")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), metavar="N", help="processes (default: one per CPU)"
     )
-    parser.add_argument("--out", type=Path, help="where to write (default: benchmarks/results; --quick: build/quick)")
+    add_out_and_report(parser, "only write anew what is made from the record")
     options = parser.parse_args()
-    options.out = options.out or (KEPT.parent / "quick" if options.quick else RESULTS)
+    options.out = out_of(options)
     return run_benchmark(lambda: run(options), needs=("sklearn", "matplotlib", "PIL", "schedulefree"))
 
 

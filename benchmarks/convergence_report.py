@@ -679,7 +679,7 @@ soonest of an arm's trainings.
 
 All arms on all tasks, claim by claim, and how it was done are in
 [benchmarks/results/convergence.md](benchmarks/results/convergence.md), written, as this is, by `python
-benchmarks/convergence.py`."""
+benchmarks/convergence.py --out benchmarks/results`."""
 
 
 def section(evidence: Evidence) -> str:

@@ -6,7 +6,7 @@ Run it with::
     python benchmarks/crossing.py            # a minute
     python benchmarks/crossing.py --quick    # fewer rounds
 
-and find in ``benchmarks/results`` (or where ``--out`` says) ``crossing.md``, the table, and ``crossing.json``.
+and find in ``build/benchmarks`` (or where ``--out`` says) ``crossing.md``, the table, and ``crossing.json``.
 
 On the CPU torch's fused op shares out every single tensor among all threads, however small it is. Timed is one call
 of the op on ``TENSORS`` tensors of a size, as it is, and with the number of threads set to 1 for the time of the call.

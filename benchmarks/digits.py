@@ -6,7 +6,7 @@ Run it with::
     python benchmarks/digits.py            # a minute or two
     python benchmarks/digits.py --quick    # fewer seeds, shorter trainings
 
-and find in ``benchmarks/results`` (or where ``--out`` says) ``digits.md``, the table; ``digits.png``, the range
+and find in ``build/benchmarks`` (or where ``--out`` says) ``digits.md``, the table; ``digits.png``, the range
 test, the schedules and the learning curves; ``digits.json``, every number behind them.
 
 1. ``lr_range_test`` with its defaults finds the range to cycle in, on the training images alone.
@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from digits_picture import Trace, picture
-from harness import RESULTS, as_json, command_line, environment, markdown_table, progress, run_benchmark, write_results
+from harness import add_out, as_json, command_line, environment, markdown_table, progress, run_benchmark, write_results
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, StepLR
@@ -317,7 +317,7 @@ def configuration(plan: Plan, seeds: range, budgets: list[int]) -> dict[str, Any
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="2 seeds and 10 epochs, not 5 and 20")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where to write (default: benchmarks/results)")
+    add_out(parser)
     options = parser.parse_args()
     seeds, budgets = (range(2), [2, 5, 10]) if options.quick else (range(5), [2, 5, 10, 20])
     return run_benchmark(lambda: experiment(options.out, seeds, budgets), needs=("sklearn", "matplotlib"))

@@ -37,12 +37,10 @@ def picture(found: Any, traces: dict[str, Trace], accuracies: dict[str, list[lis
     return as_png(figure)
 
 
-def as_png(figure: Any, colours: int | None = None) -> bytes:
+def as_png(figure: Any, colours: int = 256) -> bytes:
     """A palette of so many colours takes a third of the bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
-    if colours is None:
-        return buffer.getvalue()
     from PIL import Image  # matplotlib has it
 
     smaller = io.BytesIO()

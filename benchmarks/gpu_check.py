@@ -7,7 +7,7 @@ Run it with::
     python benchmarks/gpu_check.py --quick      # 5 rounds, 10,000 replays
     python benchmarks/gpu_check.py --dry-run    # the script's own logic, on the CPU: no graph, tiny sizes
 
-and find in ``benchmarks/results`` (or where ``--out`` says) ``gpu_<device>.md``, the tables, and ``gpu_<device>.json``,
+and find in ``build/benchmarks`` (or where ``--out`` says) ``gpu_<device>.md``, the tables, and ``gpu_<device>.json``,
 every number behind them. The exit status is 1 if a check failed, and 2 if there is no GPU. What is slower than hoped
 for is said in the table of goals, and changes nothing of the exit status.
 

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import platform
 import random
+import re
 import shlex
 import signal
 import statistics
@@ -28,7 +29,8 @@ import torch
 
 import cyclic_optim
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results"  # what the README and docs quote: only written where --out says so
+OUT = Path(__file__).parent.parent / "build" / "benchmarks"
 SAMPLE_SECONDS = 3e-3  # what is faster is repeated until a sample lasts this long
 
 Item = TypeVar("Item")
@@ -44,8 +46,25 @@ def timing_options(description: str, quick: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--threads", type=int, metavar="N", help="torch's threads (default: as many as torch takes)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where to write (default: benchmarks/results)")
+    add_out(parser)
     return parser
+
+
+def add_out(parser: argparse.ArgumentParser, note: str = "") -> None:
+    """The option ``--out`` of every benchmark. A run by hand leaves what is quoted alone."""
+    parser.add_argument("--out", type=Path, default=OUT, help=f"where to write (default: build/benchmarks{note})")
+
+
+def add_out_and_report(parser: argparse.ArgumentParser, report: str) -> None:
+    """``--out``, and ``--report``, which reads the quoted record unless ``--out`` names another."""
+    parser.add_argument("--report", action="store_true", help=report)
+    add_out(parser, note="; with --report: benchmarks/results")
+    parser.set_defaults(out=None)
+
+
+def out_of(options: argparse.Namespace) -> Path:
+    """Where to write, and with ``--report`` to read, if ``--out`` does not say."""
+    return options.out or (RESULTS if options.report and not options.quick else OUT)
 
 
 def use_threads(threads: int | None, parser: argparse.ArgumentParser) -> None:
@@ -276,7 +295,10 @@ def write_results(folder: Path, contents: dict[str, bytes]) -> None:
 
 
 def as_json(record: dict[str, Any]) -> bytes:
-    return (json.dumps(_finite(record), indent=1, allow_nan=False) + "\n").encode()
+    """Indented, but with a line for each list of numbers, for the sake of size."""
+    text = json.dumps(_finite(record), indent=1, allow_nan=False)
+    text = re.sub(r"\[\n([^\[\]{}\"]*)\n *\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+    return f"{text}\n".encode()
 
 
 def _finite(value: Any) -> Any:

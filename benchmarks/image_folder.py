@@ -7,7 +7,7 @@ Run it with::
     python benchmarks/image_folder.py DIR --quick    # fewer seeds, shorter trainings
 
 where ``DIR`` has a sub-folder of images for each class: faces in one folder per person, say. Find in
-``image_folder_results`` (or where ``--out`` says) ``image_folder.md``, the table; ``image_folder.png``, the range
+``build/benchmarks`` (or where ``--out`` says) ``image_folder.md``, the table; ``image_folder.png``, the range
 test and the learning curves; ``image_folder.json``, every number behind them.
 
 1. Images that Pillow can read become small squares in RGB; other files are named and skipped, hidden ones ignored.
@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 from digits import COMMON, CONSTANT, UNTUNED, Data, Loader, Run, mean_and_std, paired, train_epoch
 from digits_picture import COLOURS, as_png, draw_learning_curves
-from harness import as_json, command_line, environment, markdown_table, progress, run_benchmark, write_results
+from harness import add_out, as_json, command_line, environment, markdown_table, progress, run_benchmark, write_results
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader, TensorDataset
@@ -279,7 +279,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=32, help="of the images, in pixels (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="at most (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="fewer seeds, shorter trainings")
-    parser.add_argument("--out", type=Path, default="image_folder_results", help="(default: %(default)s)")
+    add_out(parser)
     options = vars(parser.parse_args())
     usual = {"epochs": 3, "seeds": 2} if options.pop("quick") else {"epochs": 10, "seeds": 3}
     options |= {name: value for name, value in usual.items() if options[name] is None}

@@ -6,7 +6,7 @@ Run it with::
     python benchmarks/letters.py            # a minute
     python benchmarks/letters.py --quick    # fewer images, shorter trainings
 
-and find in ``benchmarks/results`` (or where ``--out`` says) ``letters.png``, some images of each letter, and
+and find in ``build/benchmarks`` (or where ``--out`` says) ``letters.png``, some images of each letter, and
 ``letters.json``: the fonts, the versions, the digest of the data and how difficult it is, for a logistic regression
 and for the residual network of ``make_network``.
 
@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from harness import RESULTS, as_json, command_line, environment, run_benchmark, version, write_results
+from harness import add_out, as_json, command_line, environment, run_benchmark, version, write_results
 from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -376,7 +376,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the images (default: 0)")
     parser.add_argument("--fonts", type=Path, metavar="FOLDER", help="whose fonts are used besides matplotlib's")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where images are kept (default: benchmarks/cache)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where to write (default: benchmarks/results)")
+    add_out(parser)
     options = parser.parse_args()
     return run_benchmark(lambda: experiment(options), needs=("PIL", "matplotlib"))
 

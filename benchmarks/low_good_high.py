@@ -6,7 +6,7 @@ Run it with::
     python benchmarks/low_good_high.py            # half a minute
     python benchmarks/low_good_high.py --quick    # fewer seeds, shorter trainings
 
-and find in ``benchmarks/results`` (or where ``--out`` says) ``low_good_high.png``, the picture;
+and find in ``build/benchmarks`` (or where ``--out`` says) ``low_good_high.png``, the picture;
 ``low_good_high.md``, the table; ``low_good_high.json``, every number behind them.
 
 1. ``lr_range_test`` with its defaults runs on the digits and the network of ``digits.py``. The good rate is the
@@ -31,7 +31,7 @@ import torch
 from digits import COMMON, Data, evaluate, load_data, make_loader, make_model, mean_and_std, range_test
 from digits_picture import as_png
 from harness import (
-    RESULTS,
+    add_out,
     as_json,
     command_line,
     environment,
@@ -169,7 +169,7 @@ def picture(found: LRRangeTest, made: Trainings) -> bytes:
     draw_range_test(right, found, {name: runs[0].lr for name, runs in drawn.items()})
     left.set_ylim(0, HIGHEST)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    return as_png(figure, colours=256)
+    return as_png(figure)
 
 
 def draw_training(axes: Any, runs: list[Run], name: str, label: str) -> None:
@@ -243,7 +243,7 @@ def experiment(out: Path, seeds: range, epochs: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="2 seeds and 4 epochs, not 3 and 10")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where to write (default: benchmarks/results)")
+    add_out(parser)
     options = parser.parse_args()
     seeds, epochs = (range(2), 4) if options.quick else (range(3), 10)
     return run_benchmark(lambda: experiment(options.out, seeds, epochs), needs=("sklearn", "matplotlib"))

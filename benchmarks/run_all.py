@@ -6,7 +6,7 @@ Run it with::
     python benchmarks/run_all.py            # half an hour; let nothing else run meanwhile
     python benchmarks/run_all.py --quick    # some minutes
 
-Each runs in a process of its own and writes to ``benchmarks/results``, or where ``--out`` says. One that fails is
+Each runs in a process of its own and writes to ``build/benchmarks``, or where ``--out`` says. One that fails is
 named at the end, the others run all the same; the exit status is then 1.
 """
 
@@ -34,7 +34,7 @@ BENCHMARKS = (
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="each benchmark's own --quick")
-    parser.add_argument("--out", type=Path, help="where to write (default: benchmarks/results)")
+    parser.add_argument("--out", type=Path, help="where to write (default: build/benchmarks)")
     options = parser.parse_args()
     passed_on = ["--quick"] if options.quick else []
     passed_on += ["--out", str(options.out)] if options.out else []

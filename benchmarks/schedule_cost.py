@@ -6,7 +6,7 @@ Run it with::
     python benchmarks/schedule_cost.py            # half a minute
     python benchmarks/schedule_cost.py --quick    # 5 rounds
 
-and find in ``benchmarks/results`` (or where ``--out`` says) ``schedule_cost.md``, the tables, and
+and find in ``build/benchmarks`` (or where ``--out`` says) ``schedule_cost.md``, the tables, and
 ``schedule_cost.json``, every number behind them.
 
 1. For every policy of the package: ``policy.at(step)``, averaged over ``STEPS`` steps spread over the schedule; and

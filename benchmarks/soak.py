@@ -6,7 +6,7 @@ Run it with::
     python benchmarks/soak.py            # some five minutes
     python benchmarks/soak.py --quick    # 400 steps
 
-and find in ``benchmarks/results`` (or where ``--out`` says) ``soak.md``, the tables, and ``soak.json``, every number
+and find in ``build/benchmarks`` (or where ``--out`` says) ``soak.md``, the tables, and ``soak.json``, every number
 behind them.
 
 1. A tiny network is trained with CyclicSGD and a cycle of rate and momentum. After every block of its steps torch's

@@ -7,7 +7,7 @@ Run it with::
     python benchmarks/step_cost.py --quick               # 5 rounds, and nothing compiled
     python benchmarks/step_cost.py --models 4 resnet18   # only these
 
-and find in ``benchmarks/results`` (or where ``--out`` says) ``step_cost.md``, the tables; ``step_cost.png``, the
+and find in ``build/benchmarks`` (or where ``--out`` says) ``step_cost.md``, the tables; ``step_cost.png``, the
 cost against the number of tensors and of parameters; ``step_cost.json``, every number behind them.
 
 1. Timed is ``optimizer.step()`` and, where there is one, ``scheduler.step()``: fp32, momentum, no weight decay,

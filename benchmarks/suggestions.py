@@ -7,7 +7,7 @@ Run it with::
     python benchmarks/suggestions.py --quick    # 3 cases, fewer rates and seeds: a minute
     python benchmarks/suggestions.py --report   # only the rules, on the curves in the record: seconds
 
-and find in ``benchmarks/results`` (or where ``--out`` says) ``suggestions.md``, the tables, and ``suggestions.json``,
+and find in ``build/benchmarks`` (or where ``--out`` says) ``suggestions.md``, the tables, and ``suggestions.json``,
 every number behind them: the curves and the trainings, from which the tables are made anew by ``--report``.
 
 1. The truth of each case of ``suggestions_tasks.py``: a training of one cycle (``OneCycle``) with its peak at each
@@ -31,7 +31,17 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import RESULTS, Answers, as_json, command_line, digest, environment, run_benchmark, write_results
+from harness import (
+    Answers,
+    add_out_and_report,
+    as_json,
+    command_line,
+    digest,
+    environment,
+    out_of,
+    run_benchmark,
+    write_results,
+)
 from suggestions_report import Truth, report
 from suggestions_tasks import CASES, Batches, Case, criterion, evaluate, load, make_model, make_optimizer
 
@@ -226,11 +236,11 @@ def run(options: argparse.Namespace) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="3 cases, 1 seed, a rate to a decade")
-    parser.add_argument("--report", action="store_true", help="only read the rules off the record's curves")
     parser.add_argument("--fresh", action="store_true", help="measure again what was measured before")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="processes (default: 1 per CPU)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where to write (default: benchmarks/results)")
+    add_out_and_report(parser, "only read the rules off the record's curves")
     options = parser.parse_args()
+    options.out = out_of(options)
     needs = () if options.report else ("sklearn",) if options.quick else ("sklearn", "mlxtend", "matplotlib", "PIL")
     return run_benchmark(lambda: run(options), needs=needs)
 

@@ -6,7 +6,7 @@ Run it with::
     python benchmarks/training_step.py            # a minute or two
     python benchmarks/training_step.py --quick    # 5 rounds
 
-and find in ``benchmarks/results`` (or where ``--out`` says) ``training_step.md``, the tables, and
+and find in ``build/benchmarks`` (or where ``--out`` says) ``training_step.md``, the tables, and
 ``training_step.json``, every number behind them.
 
 Timed are ``zero_grad()``, forward, backward, ``optimizer.step()`` and, where there is one, ``scheduler.step()``, on

@@ -55,8 +55,12 @@ class CyclicSGD(Scheduled, SGD):
     implementations and errors.
 
     A KeyboardInterrupt in ``step()`` leaves the schedule before or after that step, in all groups; weights and
-    buffers may hold a part of its update then, as with SGD. Other optimizers may step in other threads; of this one,
-    another thread may at most call :meth:`state_dict` meanwhile.
+    buffers may hold a part of its update then, as with SGD.
+
+    During a step, another thread may step another optimizer, and may call :meth:`state_dict` of this one (not with
+    ``capturable``). Nothing else is safe: ``loss.backward()`` or ``optimizer.zero_grad()`` for the same parameters can
+    free a gradient that the step reads, and crash the process, as with every optimizer of torch. Hold a lock around
+    both.
 
     Args:
         params: parameters, named parameters or param groups to optimize.

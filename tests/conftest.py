@@ -29,8 +29,13 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
-def pytest_runtest_setup():
-    """What a test draws from torch's own generator does not depend on the tests that its process ran before."""
+def pytest_runtest_setup(item):
+    """What a test draws from torch's own generator does not depend on the tests that its process ran before.
+
+    A test that needs a GPU is skipped where there is none.
+    """
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU; torch finds none here")
     torch.default_generator.manual_seed(0)
 
 

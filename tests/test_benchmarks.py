@@ -1,5 +1,6 @@
 """The benchmarks in their quickest form: that they write what they say, and nothing of how fast anything is."""
 
+import argparse
 import dataclasses
 import importlib
 import json
@@ -52,6 +53,55 @@ def results(script, out, *arguments):
     table = (out / f"{script}.md").read_text(encoding="utf-8")
     assert table in done.stdout
     return json.loads((out / f"{script}.json").read_text()), table
+
+
+@pytest.mark.parametrize(
+    "script", [path.stem for path in sorted(FOLDER.glob("*.py")) if "def main()" in path.read_text(encoding="utf-8")]
+)
+def test_a_benchmark_leaves_the_quoted_results_alone(script, monkeypatch):
+    """Without ``--out`` it writes to a folder that git ignores."""
+    monkeypatch.syspath_prepend(FOLDER)
+    harness, module = importlib.import_module("harness"), importlib.import_module(script)
+    parsers = []
+
+    def parse(parser):
+        parsers.append(parser)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("argparse.ArgumentParser.parse_args", parse)
+    with pytest.raises(KeyboardInterrupt):
+        module.main()
+    is_later = script in ("run_all", "convergence", "suggestions")  # it decides when it knows its other options
+    assert parsers[0].get_default("out") == (None if is_later else harness.OUT)
+    assert "(default: build/benchmarks" in " ".join(parsers[0].format_help().split())
+
+
+def test_only_a_report_goes_to_the_quoted_results_by_itself(monkeypatch):
+    """It reads its record there. A quick run's report does not, and ``--out`` always counts."""
+    monkeypatch.syspath_prepend(FOLDER)
+    harness = importlib.import_module("harness")
+
+    def out(*arguments):
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--quick", action="store_true")
+        harness.add_out_and_report(parser, report="")
+        return harness.out_of(parser.parse_args(arguments))
+
+    assert out() == out("--quick") == out("--quick", "--report") == harness.OUT
+    assert out("--report") == harness.RESULTS
+    assert out("--report", "--out", "there") == out("--out", "there") == Path("there")
+    assert "build/" in (FOLDER.parent / ".gitignore").read_text().splitlines()
+    assert FOLDER.parent / "build" / "benchmarks" == harness.OUT
+
+
+def test_a_record_has_a_line_for_each_list_of_numbers(monkeypatch):
+    """It reads back as what it was, strings with brackets included; NaN and infinity as null."""
+    monkeypatch.syspath_prepend(FOLDER)
+    harness = importlib.import_module("harness")
+    record = {"a": [1, 2.5, None], "b": [[1, 2], [], ["[ 3 ]", "[\n 4\n]"]], "c": {"d": [{"e": [True]}]}}
+    text = harness.as_json({**record, "f": [math.nan, math.inf]}).decode()
+    assert json.loads(text) == {**record, "f": [None, None]}
+    assert {' "a": [1, 2.5, null],', "  [1, 2],", ' "f": [null, null]'} <= {*text.splitlines()}
 
 
 def check_ratios(model, table):

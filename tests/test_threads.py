@@ -191,6 +191,33 @@ def test_under_a_lock_a_checkpoint_of_another_thread_is_exact():
         assert everything(resumed) == everything(optimizer)
 
 
+@pytest.mark.usefixtures("hasty")
+def test_under_a_lock_another_thread_may_run_backward():
+    """With a lock round the step and round zero_grad and backward in another thread, each gradient is used whole."""
+    lock, optimizer, total = threading.Lock(), build(policy=Constant(), momentum=0.0, weight_decay=0.0), 200
+    before, rest = [param.detach().clone() for param in params_of(optimizer)], threading.Event()
+
+    def differentiate():
+        while not rest.is_set():
+            with lock:
+                optimizer.zero_grad()
+                sum(param.sum() for param in params_of(optimizer)).backward()
+
+    def train():
+        try:
+            for _ in range(total):
+                with lock:
+                    if all(param.grad is not None for param in params_of(optimizer)):
+                        optimizer.step()
+        finally:
+            rest.set()
+
+    in_threads(differentiate, train)
+    (taken, *_) = {group["schedule_step"] for group in optimizer.param_groups}
+    for param, start, group in zip(params_of(optimizer), before, optimizer.param_groups, strict=True):
+        torch.testing.assert_close(param.detach(), start - taken * group["lr"], rtol=1e-3, atol=1e-3)
+
+
 # -- processes
 
 
