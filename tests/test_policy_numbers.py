@@ -8,6 +8,7 @@ the smallest float there is stands in for them.
 
 import itertools
 import math
+import sys
 from fractions import Fraction
 
 import mpmath
@@ -558,7 +559,20 @@ def test_values_are_the_formulas(name, data):
     """Rate and momentum are the formula's at steps up to 10**9, at the turning points, and beside them."""
     policy = data.draw(DRAWN[name])
     for step in around(policy, data.draw(steps())):
-        check(policy, step)
+        if not has_a_tiny_factor(policy, step):
+            check(policy, step)
+
+
+def has_a_tiny_factor(policy, step):
+    """Whether a factor of a product lies below the normal floats, where it has too few digits for the product's."""
+    factors = policy.policies if isinstance(policy, Product) else ()
+    return any(0 < factor.at(step).lr_factor < sys.float_info.min for factor in factors)
+
+
+def test_a_product_of_ordinary_factors_is_not_left_out():
+    """Only a factor that is no normal float any more is too small for the claim above."""
+    assert not has_a_tiny_factor(Product([Constant(), ExponentialDecay(0.5)]), 1022)
+    assert has_a_tiny_factor(Product([Constant(), ExponentialDecay(0.5)]), 1023)
 
 
 ORDINARY = {
