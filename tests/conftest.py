@@ -8,7 +8,6 @@ import torch
 from hypothesis import Phase, settings
 
 from cyclic_optim import native
-from cyclic_optim.device import clock
 
 # In the background of a shell Ctrl-C is ignored; the tests of interruptions raise it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -53,6 +52,8 @@ def part(request):
 @pytest.fixture(scope="module")
 def short_tables():
     """Tables and the room for them a hundredth of what they are: to fill one of 100,000 steps takes half a second."""
+    from cyclic_optim.device import clock  # which most tests need not import
+
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HORIZON", "LEAST_ROWS"):
             patch.setattr(clock, name, getattr(clock, name) // 100)
