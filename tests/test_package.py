@@ -266,6 +266,19 @@ def test_metadata():
     assert required == ["torch>=2.6"]
 
 
+TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("cyclic_optim/**/*.py")]
+
+
+def test_what_is_said_to_be_installed_can_be():
+    """No text says to install this package by its name, which no index has; each extra that one names is there."""
+    extras = metadata.metadata("cyclic_optim").get_all("Provides-Extra")
+    named = []
+    for text in (file.read_text() for file in TEXTS):
+        assert not re.search(r"pip install [^\n]*cyclic[-_]optim\b", text)
+        named += re.findall(r"pip install [^\n`]*'\.\[([\w,]+)\]'", text)
+    assert {"plot", "bench"} <= {extra for names in named for extra in names.split(",")} <= {*extras}
+
+
 def test_a_built_wheel_holds_only_the_package(tmp_path):
     """A wheel has the package's modules, py.typed and its metadata: no tests, no benchmarks."""
     source = tmp_path / "source"
