@@ -2,7 +2,7 @@
 
 Run it with::
 
-    pip install 'cyclic_optim[bench]'
+    pip install '.[bench]'
     python benchmarks/convergence.py            # an hour on 2 cores; the same command goes on after an interrupt
     python benchmarks/convergence.py --quick    # 2 minutes: 2 seeds, 5 epochs, fewer images
     python benchmarks/convergence.py --report   # only the tables, pictures and the README's section, from the record

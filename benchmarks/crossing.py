@@ -2,7 +2,7 @@
 
 Run it with::
 
-    pip install 'cyclic_optim[bench]'
+    pip install '.[bench]'
     python benchmarks/crossing.py            # a minute
     python benchmarks/crossing.py --quick    # fewer rounds
 

@@ -2,7 +2,7 @@
 
 Run it with::
 
-    pip install 'cyclic_optim[bench]'
+    pip install '.[bench]'
     python benchmarks/digits.py            # a minute or two
     python benchmarks/digits.py --quick    # fewer seeds, shorter trainings
 

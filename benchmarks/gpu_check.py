@@ -2,7 +2,7 @@
 
 Run it with::
 
-    pip install 'cyclic_optim[bench]'
+    pip install '.[bench]'
     python benchmarks/gpu_check.py              # under 8 minutes; let nothing else use the GPU meanwhile
     python benchmarks/gpu_check.py --quick      # 5 rounds, 10,000 replays
     python benchmarks/gpu_check.py --dry-run    # the script's own logic, on the CPU: no graph, tiny sizes

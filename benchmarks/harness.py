@@ -76,7 +76,7 @@ def use_threads(threads: int | None, parser: argparse.ArgumentParser) -> None:
 def run_benchmark(body: Callable[[], None], *, needs: tuple[str, ...]) -> int:
     """Run ``body``; the exit status, with one line instead of a traceback where the user can tell the cause."""
     if missing := [name for name in needs if not importlib.util.find_spec(name)]:
-        print(f"need {' and '.join(missing)}: pip install 'cyclic_optim[bench]'", file=sys.stderr)
+        print(f"need {' and '.join(missing)}: pip install '.[bench]'", file=sys.stderr)
         return 2
     try:
         body()

@@ -2,7 +2,7 @@
 
 Run it with::
 
-    pip install 'cyclic_optim[bench]'
+    pip install '.[bench]'
     python benchmarks/image_folder.py DIR            # some minutes for some thousands of images
     python benchmarks/image_folder.py DIR --quick    # fewer seeds, shorter trainings
 

@@ -2,7 +2,7 @@
 
 Run it with::
 
-    pip install 'cyclic_optim[bench]'
+    pip install '.[bench]'
     python benchmarks/letters.py            # a minute
     python benchmarks/letters.py --quick    # fewer images, shorter trainings
 

@@ -2,7 +2,7 @@
 
 Run it with::
 
-    pip install 'cyclic_optim[bench]'
+    pip install '.[bench]'
     python benchmarks/low_good_high.py            # half a minute
     python benchmarks/low_good_high.py --quick    # fewer seeds, shorter trainings
 

@@ -2,7 +2,7 @@
 
 Run it with::
 
-    pip install 'cyclic_optim[bench]'
+    pip install '.[bench]'
     python benchmarks/run_all.py            # half an hour; let nothing else run meanwhile
     python benchmarks/run_all.py --quick    # some minutes
 

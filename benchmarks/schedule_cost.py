@@ -2,7 +2,7 @@
 
 Run it with::
 
-    pip install 'cyclic_optim[bench]'
+    pip install '.[bench]'
     python benchmarks/schedule_cost.py            # half a minute
     python benchmarks/schedule_cost.py --quick    # 5 rounds
 

@@ -2,7 +2,7 @@
 
 Run it with::
 
-    pip install 'cyclic_optim[bench]'
+    pip install '.[bench]'
     python benchmarks/soak.py            # some five minutes
     python benchmarks/soak.py --quick    # 400 steps
 

@@ -2,7 +2,7 @@
 
 Run it with::
 
-    pip install 'cyclic_optim[bench]'
+    pip install '.[bench]'
     python benchmarks/step_cost.py                       # some five minutes, 9 GB of memory
     python benchmarks/step_cost.py --quick               # 5 rounds, and nothing compiled
     python benchmarks/step_cost.py --models 4 resnet18   # only these
@@ -213,7 +213,7 @@ def installed(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise LeftOutError(f"need {package}: pip install 'cyclic_optim[bench]'") from error
+        raise LeftOutError(f"need {package}: pip install '.[bench]'") from error
 
 
 Lists = tuple[list[Tensor], list[Tensor], list[Tensor]]  # parameters, gradients, buffers

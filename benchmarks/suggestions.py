@@ -2,7 +2,7 @@
 
 Run it with::
 
-    pip install 'cyclic_optim[bench]'
+    pip install '.[bench]'
     python benchmarks/suggestions.py            # a quarter of an hour on two cores
     python benchmarks/suggestions.py --quick    # 3 cases, fewer rates and seeds: a minute
     python benchmarks/suggestions.py --report   # only the rules, on the curves in the record: seconds

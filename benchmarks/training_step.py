@@ -2,7 +2,7 @@
 
 Run it with::
 
-    pip install 'cyclic_optim[bench]'
+    pip install '.[bench]'
     python benchmarks/training_step.py            # a minute or two
     python benchmarks/training_step.py --quick    # 5 rounds
 

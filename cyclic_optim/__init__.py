@@ -82,5 +82,8 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
         return value
 
 
+_NOT_OFFERED = {"Any", "TYPE_CHECKING", "__dir__", "__getattr__"}  # help() would document the last two
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__} - _NOT_OFFERED)

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         try:
-            arguments = command_line().parse_args(_with_expression(sys.argv[1:] if argv is None else argv))
+            arguments = command_line().parse_args(_by_command(sys.argv[1:] if argv is None else argv))
             return int(arguments.run(arguments))
         finally:
             # At Python's exit a broken pipe could not be caught.
@@ -58,14 +58,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130  # the exit status in shells
 
 
-def _with_expression(argv: Sequence[str]) -> Sequence[str]:
-    """The arguments; where ``preview`` is given an expression, with the name of that command before it."""
-    if len(argv) > 1 and argv[0] == "preview" and "(" in argv[1] and not argv[1].startswith("-"):
+def _by_command(argv: Sequence[str]) -> Sequence[str]:
+    """The arguments, with a command where ``preview`` is given an expression or the name of a policy's class."""
+    if len(argv) < 2 or argv[0] != "preview":
+        return argv
+    if "(" in argv[1] and not argv[1].startswith("-"):
         return [argv[0], EXPRESSION, *argv[1:]]
+    if argv[1] in POLICIES and not _code_only(POLICIES[argv[1]]):
+        return [argv[0], command_name(POLICIES[argv[1]]), *argv[2:]]
     return argv
 
 
 # --- the arguments, from the policies' fields
+
+_EXAMPLES: dict[str, Any] = {
+    "formatter_class": argparse.RawDescriptionHelpFormatter,  # a wrapped example could not be copied
+    "epilog": "examples:\n"
+    "  cyclic-optim preview one-cycle --total-steps 1000 --lr 0.1 --out one_cycle.png\n"
+    '  cyclic-optim preview "Warmup(CosineDecay(900), 100)"',
+}
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -73,16 +84,15 @@ def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cyclic-optim",
         description="Learning-rate and momentum schedules of cyclic_optim.",
-        epilog="Examples: cyclic-optim preview one-cycle --total-steps 1000 --lr 0.1 --out one_cycle.png; "
-        'cyclic-optim preview "Warmup(CosineDecay(900), 100)"',
         allow_abbrev=False,
+        **_EXAMPLES,
     )
     parser.add_argument("--version", action="version", version=f"cyclic-optim {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     listing = commands.add_parser("list", help="name every policy", allow_abbrev=False)
     listing.set_defaults(run=_list)
     preview = commands.add_parser(
-        "preview", help="show lr, momentum and weight decay over the steps", allow_abbrev=False
+        "preview", help="show lr, momentum and weight decay over the steps", allow_abbrev=False, **_EXAMPLES
     )
     policies = preview.add_subparsers(title="policies", metavar="POLICY", required=True)
     for policy in POLICIES.values():
@@ -105,10 +115,8 @@ def _add_policy(policies: Any, policy: type[Policy]) -> None:
 
 
 def _add_expression(policies: Any) -> None:
-    summary = (
-        'A Python expression of policies; the word itself may be left out: preview "Warmup(CosineDecay(900), 100)"'
-    )
-    parser = policies.add_parser(EXPRESSION, help=summary, description=summary, allow_abbrev=False)
+    summary = "A Python expression of policies; the word itself may be left out."
+    parser = policies.add_parser(EXPRESSION, help=summary, description=summary, allow_abbrev=False, **_EXAMPLES)
     parser.set_defaults(run=_preview, policy=None, parser=parser)
     parser.add_argument(
         EXPRESSION, metavar="EXPRESSION", help="policies with their arguments; it is parsed, never evaluated as code"
@@ -146,7 +154,7 @@ def _add_field(group: argparse._ArgumentGroup, field: Field[Any], documented: st
     common.update(required=_required(field), metavar=METAVARS[rule.kind])
     if rule.kind is tuple:
         # The rule for the whole sequence is checked by the policy.
-        group.add_argument(option, nargs="*", type=_number, **common)
+        group.add_argument(option, nargs="*", type=_length, **common)
     else:
         group.add_argument(option, type=_converted(field.name, rule), **common)
 
@@ -195,6 +203,19 @@ def _number(text: str) -> int | float | str:
     return text
 
 
+def _length(text: str) -> int | str:
+    """``text`` as a number of steps, also ``1e3``, or ``text`` where it is none: the rule of the policy decides."""
+    number = _number(text)
+    # Beyond 2**53 a float may be another number than the text says.
+    if isinstance(number, float) and number.is_integer() and abs(number) <= 2**53:
+        return int(number)
+    return number if isinstance(number, int) else text
+
+
+#: By a rule's kind: how a text becomes a value. Numbers are read by `_number`.
+_READ: dict[Any, Callable[[str], Any]] = {str: str, int: _length}
+
+
 def _file_name(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("need the name of a file, got ''")
@@ -203,11 +224,11 @@ def _file_name(text: str) -> str:
 
 def _converted(name: str, rule: Rule | Callable[[str, Any], Any]) -> Callable[[str], Any]:
     """An argparse type: converts the text by ``rule``, and raises its error as argparse's."""
+    read = _READ.get(rule.kind, _number) if isinstance(rule, Rule) else _number
 
     def convert(text: str) -> Any:
         try:
-            words = isinstance(rule, Rule) and rule.kind is str
-            return rule(name, text if words else _number(text))
+            return rule(name, read(text))
         except (TypeError, ValueError) as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -72,7 +72,9 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"need matplotlib to draw: pip install 'cyclic_optim[plot]' ({error})") from error
+        raise ImportError(
+            f"need matplotlib to draw: pip install matplotlib, or in a checkout pip install '.[plot]' ({error})"
+        ) from error
 
 
 def check_arguments(policy: Policy, steps: int, lr: float) -> tuple[int, float]:

@@ -13,7 +13,7 @@ from torch.optim.sgd import sgd
 
 from . import native
 from .grad_mode import with_grad
-from .groups import Kinds, check_numbers, check_one_lr, check_policy
+from .groups import Kinds, check_named, check_numbers, check_one_lr, check_policy
 from .host.fused import HYPERPARAMETERS, Rows, dense_beside, fused_update, takes_fused, unscale
 from .host.ordinary import update_ordinary
 from .policies import Policy
@@ -126,6 +126,7 @@ class CyclicSGD(Scheduled, SGD):
         horizon: int | None = None,
     ) -> None:
         check_policy(policy)
+        check_named(lr, momentum, dampening, weight_decay, nesterov)
         check_one_lr(lr)
         _check_capturable(capturable, horizon)
         if policy is not None:

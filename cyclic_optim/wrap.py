@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.optimizer import ParamsT
 
-from .groups import check_one_lr
+from .groups import check_named, check_one_lr
 from .policies import Policy
 from .rules import shown
 from .scheduled import Scheduled
@@ -73,6 +73,7 @@ class CyclicAdamW(Scheduled, AdamW):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
+        check_named(lr, betas, eps, weight_decay, amsgrad)
         check_one_lr(lr)
         self._begin(policy)
         super().__init__(
@@ -153,7 +154,10 @@ def _metaclass(cls: type[Any]) -> type[Any]:
 
 
 def _make(cls: type[Optimizer]) -> type[Scheduled]:
+    arguments = inspect.signature(cls).parameters
+
     def __init__(self: Any, *args: Any, policy: Policy | None = None, **options: Any) -> None:
+        check_named(*args, *(value for name, value in options.items() if name in arguments))
         check_one_lr(options.get("lr"))
         self._begin(policy)
         super(made, self).__init__(*args, **options)

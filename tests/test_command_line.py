@@ -2,9 +2,11 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import MISSING, fields
 
 import pytest
 from hypothesis import given, settings
@@ -157,6 +159,7 @@ def test_help_tells_rule_default_and_meaning(capsys, monkeypatch):
         ("one-cycle --total-steps 10 --pct-start 1.5", "need 0 <= pct_start <= 1, got pct_start=1.5"),
         ("one-cycle --total-steps 10.5", "need total_steps to be an int (a number of optimizer steps)"),
         ("one-cycle --total-steps ten", "need total_steps to be an int"),
+        ("one-cycle --total-steps nan", "need total_steps to be an int"),
         ("one-cycle --total-steps 0", "need 1 <= total_steps, got total_steps=0"),
         ("one-cycle --total-steps 10 --anneal-strategy tanh", "need anneal_strategy to be one of 'cos', 'linear'"),
         ("one-cycle --total-steps 10 --base-momentum 0.99", "need base_momentum <= max_momentum"),
@@ -176,7 +179,12 @@ def test_help_tells_rule_default_and_meaning(capsys, monkeypatch):
         ("constant --out x.unheard-of", "not supported"),
         ("one-cycle --total-steps 1" + 400 * "0", "need total_steps < 2**63"),
         ("sequential", "invalid choice: 'sequential'"),
-        ("OneCycle", "invalid choice: 'OneCycle'"),
+        ("Sequential", "invalid choice: 'Sequential'"),
+        ("OneCycl", "invalid choice: 'OneCycl'"),
+        (
+            "one-cycle --total-steps 1e30",
+            "need total_steps to be an int (a number of optimizer steps), got total_steps='1e",
+        ),
         ("", "required: POLICY"),
     ],
 )
@@ -228,6 +236,64 @@ def test_an_expression_may_calculate_with_numbers():
     """Lengths may be written as epochs times batches, and factors as fractions, signs included."""
     policy = parsed(" Sequential([LinearRamp(5*100, 1/4), StepDecay(+30 * 100 - 500 // 2, gamma=-(-1/2))], [500,]) ")
     assert policy == Sequential([LinearRamp(500, 0.25), StepDecay(2750, gamma=0.5)], [500])
+
+
+@pytest.mark.parametrize("name", PREVIEWED)
+def test_the_name_of_a_class_is_a_command(name, capsys):
+    """``preview OneCycle`` is ``preview one-cycle``: the same help, and the same CSV where nothing is required."""
+    requests = ["--help"] if any(field.default is MISSING for field in fields(POLICIES[name])) else ["--help", "--csv"]
+    for request in requests:
+        texts = []
+        for word in (name, command_name(POLICIES[name])):
+            with suppress(SystemExit):
+                main(["preview", word, request])
+            texts.append(capsys.readouterr().out)
+        assert texts[0] == texts[1] != ""
+
+
+def test_a_length_may_be_written_with_an_exponent(capsys):
+    """``1e3`` and ``1000.0`` are 1000 steps, for lengths, lists of lengths and ``--steps``."""
+    for text in ("1e1", "10.0", "+10", "1_0"):
+        assert shown(capsys, "preview", "one-cycle", "--csv", f"--total-steps={text}", f"--steps={text}") == shown(
+            capsys, "preview", "one-cycle", "--csv", "--total-steps=10", "--steps=10"
+        )
+    assert shown(capsys, "preview", "multi-step-decay", "--csv", "--milestones", "1e1", "2.0e1") == shown(
+        capsys, "preview", "multi-step-decay", "--csv", "--milestones", "10", "20"
+    )
+
+
+@pytest.mark.parametrize("text", ["10.5", "1e30", "nan", "ten"])
+def test_a_length_that_is_none_is_refused_in_words_for_a_command_line(text, capsys):
+    """The value is shown as it was typed, and nobody is told to write Python."""
+    error = refused(capsys, "preview", "step-decay", "--step-size", text).splitlines()[-1]
+    assert error.endswith(f"need step_size to be an int (a number of optimizer steps), got step_size={text!r}")
+
+
+@pytest.mark.parametrize("name", ["OneCycle", "Triangular", "Triangular2", "ExpRange"])
+def test_each_momentum_says_what_it_is(name, capsys, monkeypatch):
+    """The base momentum is the one at the peak, the maximum the one at the other end of the cycle."""
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        main(["preview", name, "--help"])
+    text = capsys.readouterr().out
+    assert re.search(r"--base-momentum NUMBER\s+momentum at the peak, the lowest\. \[", text)
+    assert re.search(r"--max-momentum NUMBER\s+momentum (at both ends|between the cycles), the highest\. \[", text)
+
+
+@pytest.mark.parametrize("columns", ["20", "60", "80", "300"])
+@pytest.mark.parametrize("words", [[], ["preview"], ["preview", "expression"]])
+def test_examples_in_the_help_can_be_copied(words, columns, capsys, monkeypatch):
+    """Each example is on one line however narrow the terminal is, fits 80 columns, and runs."""
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    examples = capsys.readouterr().out.partition("examples:\n")[2].splitlines()
+    assert len(examples) == 2
+    assert max(map(len, examples)) <= 80
+    for example in examples:
+        command, *arguments = shlex.split(example)
+        assert command == "cyclic-optim"
+        assert shown(capsys, *(word for word in arguments if word not in ("--out", "one_cycle.png")))
 
 
 def test_no_command_is_refused(capsys):
@@ -367,7 +433,7 @@ def test_without_matplotlib_out_names_the_cure_and_the_chart_works(tmp_path):
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", env=environment)
     assert result.returncode == 1
-    assert "pip install 'cyclic_optim[plot]'" in result.stderr
+    assert ": pip install matplotlib, or in a checkout pip install '.[plot]' (" in result.stderr
     assert result.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 

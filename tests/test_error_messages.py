@@ -9,6 +9,7 @@ import torch
 from cyclic_optim import (
     Constant,
     CosineDecay,
+    CyclicAdamW,
     CyclicSGD,
     ExponentialDecay,
     ExponentialRamp,
@@ -23,10 +24,13 @@ from cyclic_optim import (
     Staircase,
     Triangular,
     WarmupStableDecay,
+    cyclic,
     lr_range_test,
     supervised_step,
 )
-from cyclic_optim.policies import describe, rebuild
+from cyclic_optim.groups import POLICY_OF
+from cyclic_optim.interop import _SCHEDULERS
+from cyclic_optim.policies import POLICIES, describe, rebuild
 from cyclic_optim.rules import shown
 
 
@@ -453,7 +457,47 @@ def stepped_without_groups():
     optimizer.step()
 
 
+SCHEDULERS = torch.optim.lr_scheduler
+UNDER_WAY = "from_torch(optimizer, scheduler) takes over a run that is under way"
+
 OPTIMIZER_MESSAGES = [
+    (
+        lambda: CyclicSGD([param(1)], 0.1, 0.9, Constant()),
+        TypeError,
+        "need policy as a keyword, policy=Constant(...), got Constant() as another argument",
+    ),
+    (
+        lambda: CyclicSGD([param(1)], Constant(), policy=Constant()),
+        TypeError,
+        "need policy as a keyword, policy=Constant(...), got Constant() as another argument",
+    ),
+    (
+        lambda: CyclicAdamW([param(1)], 0.1, (0.9, 0.999), Constant()),
+        TypeError,
+        "need policy as a keyword, policy=Constant(...), got Constant() as another argument",
+    ),
+    (
+        lambda: cyclic(torch.optim.RMSprop)([param(1)], 0.1, 0.9, Constant()),
+        TypeError,
+        "need policy as a keyword, policy=Constant(...), got Constant() as another argument",
+    ),
+    (
+        lambda: cyclic(torch.optim.RMSprop)([param(1)], 0.1, alpha=Constant()),
+        TypeError,
+        "need policy as a keyword, policy=Constant(...), got Constant() as another argument",
+    ),
+    (
+        lambda: built(SCHEDULERS.OneCycleLR),
+        TypeError,
+        "need policy to be a Policy or None, got policy=<class 'torch.optim.lr_scheduler.OneCycleLR'>: "
+        f"OneCycle(...) is its policy; {UNDER_WAY}",
+    ),
+    (
+        lambda: built(SCHEDULERS.MultiplicativeLR),
+        TypeError,
+        "need policy to be a Policy or None, got policy=<class 'torch.optim.lr_scheduler.MultiplicativeLR'>: "
+        f"pass a policy; {UNDER_WAY}",
+    ),
     (
         lambda: built(OneCycle),
         TypeError,
@@ -765,6 +809,21 @@ OPTIMIZER_MESSAGES = [
 ]
 
 
+@pytest.mark.parametrize("name", POLICY_OF)
+def test_every_scheduler_of_torchs_is_told_its_policy(name):
+    """An instance of a scheduler as policy is refused with a policy of this library, and with what takes it over."""
+    scheduler = object.__new__(getattr(SCHEDULERS, name))
+    assert POLICY_OF[name] in POLICIES
+    with pytest.raises(TypeError) as raised:
+        built(scheduler)
+    assert str(raised.value).endswith(f": {POLICY_OF[name]}(...) is its policy; {UNDER_WAY}")
+
+
+def test_whatever_from_torch_takes_has_a_policy_in_the_hints():
+    """No scheduler that can be taken over is left without the name of its policy."""
+    assert {scheduler.__name__ for scheduler in _SCHEDULERS} <= POLICY_OF.keys()
+
+
 @cases(OPTIMIZER_MESSAGES)
 def test_what_the_optimizer_says(call, error, message):
     """An error of the optimizer, of its schedule or of its device path reads exactly so."""
@@ -774,6 +833,9 @@ def test_what_the_optimizer_says(call, error, message):
 # --- the range test
 
 
+LINEAR, LOADER = torch.nn.Linear(1, 1), torch.utils.data.DataLoader([1.0, 2.0])
+
+
 def range_test(**options):
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=options.pop("lr", 0.1))
@@ -781,6 +843,11 @@ def range_test(**options):
 
 
 RANGE_TEST_MESSAGES = [
+    (
+        lambda: lr_range_test(LINEAR, torch.optim.SGD(LINEAR.parameters()), LOADER),
+        TypeError,
+        f"need train_step to be a function, got {LOADER!r}: supervised_step makes one from a loader",
+    ),
     (
         lambda: range_test(start_lr=1.0, end_lr=1.0),
         ValueError,
@@ -814,7 +881,7 @@ RANGE_TEST_MESSAGES = [
     (
         lambda: range_test(lr=0.0),
         ValueError,
-        "need a first param group with 0 < lr, to which the others' rates relate, got lr=0.0",
+        "need a first param group with 0 < lr, to which the others' rates relate, got lr=0.0: give it any rate above 0",
     ),
     (
         lambda: supervised_step(None, None, None, accumulation_steps=0),

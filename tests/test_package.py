@@ -1,13 +1,19 @@
 """What is installed, and what importing it costs."""
 
 import ast
+import inspect
+import pydoc
+import re
 import subprocess
 import sys
+import types
 import zipfile
 from graphlib import TopologicalSorter
 from importlib import metadata, resources
 from importlib.util import resolve_name
 from pathlib import Path
+
+import pytest
 
 import cyclic_optim
 from cyclic_optim.policies import POLICIES
@@ -65,6 +71,30 @@ def test_no_torch_is_imported_before_it_is_needed():
 def test_dir_names_everything_public():
     """``dir(cyclic_optim)`` has every public name, also before it was used."""
     assert python("import cyclic_optim; print(sorted({*cyclic_optim.__all__} - {*dir(cyclic_optim)}))") == "[]"
+
+
+def test_dir_names_nothing_else():
+    """Beside the public names ``dir`` has modules of the package and what begins with an underscore."""
+    assert "OneCycle" in dir(cyclic_optim)
+    others = {name for name in dir(cyclic_optim) if not name.startswith("_")} - {*cyclic_optim.__all__}
+    assert others == {name for name in others if isinstance(getattr(cyclic_optim, name), types.ModuleType)}
+
+
+def test_help_documents_what_is_public():
+    """``help(cyclic_optim)`` has a section for every public function, and for no other."""
+    text = pydoc.plain(pydoc.render_doc(cyclic_optim))
+    section = text.partition("\nFUNCTIONS\n")[2].partition("\nDATA\n")[0]
+    functions = {name for name in cyclic_optim.__all__ if inspect.isfunction(getattr(cyclic_optim, name))}
+    assert set(re.findall(r"^ {4}(\w+)\(", section, re.MULTILINE)) == functions
+
+
+@pytest.mark.parametrize(("misspelt", "name"), [("OneCyle", "OneCycle"), ("CyclicSDG", "CyclicSGD"), ("Ani", None)])
+def test_a_misspelt_name_is_suggested(misspelt, name):
+    """Python says which public name was meant, also one that was never used before; none that is no part of it."""
+    code = f"import cyclic_optim; cyclic_optim.{misspelt}"
+    error = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr.splitlines()[-1]
+    suggestion = f". Did you mean: {name!r}?" if name else ""
+    assert error == f"AttributeError: module 'cyclic_optim' has no attribute {misspelt!r}{suggestion}"
 
 
 def modules():
@@ -234,6 +264,19 @@ def test_metadata():
     assert resources.files("cyclic_optim").joinpath("py.typed").is_file()
     required = [line for line in metadata.requires("cyclic_optim") if "extra" not in line]
     assert required == ["torch>=2.6"]
+
+
+TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("cyclic_optim/**/*.py")]
+
+
+def test_what_is_said_to_be_installed_can_be():
+    """No text says to install this package by its name, which no index has; each extra that one names is there."""
+    extras = metadata.metadata("cyclic_optim").get_all("Provides-Extra")
+    named = []
+    for text in (file.read_text() for file in TEXTS):
+        assert not re.search(r"pip install [^\n]*cyclic[-_]optim\b", text)
+        named += re.findall(r"pip install [^\n`]*'\.\[([\w,]+)\]'", text)
+    assert {"plot", "bench"} <= {extra for names in named for extra in names.split(",")} <= {*extras}
 
 
 def test_a_built_wheel_holds_only_the_package(tmp_path):

@@ -263,7 +263,7 @@ def test_without_matplotlib_the_cure_is_named():
         "except ImportError as error: print(error)\n"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.count("pip install 'cyclic_optim[plot]'") == 2
+    assert printed.count(": pip install matplotlib, or in a checkout pip install '.[plot]' (") == 2
 
 
 # --- a range test

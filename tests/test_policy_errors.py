@@ -2,27 +2,34 @@
 
 import dataclasses
 import enum
+import inspect
 import math
 import re
 from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from strategies import POLICY_STRATEGIES, policies, sawtooth
 
 from cyclic_optim import (
     Combined,
     Constant,
+    CosineDecay,
+    CosineRestarts,
     LambdaPolicy,
     LinearDecay,
     OneCycle,
     Plateau,
     Policy,
+    PolynomialDecay,
     Product,
     Scaled,
     Sequential,
+    StepDecay,
     Triangular,
+    Triangular2,
     Values,
     Warmup,
     WarmupStableDecay,
@@ -287,7 +294,7 @@ def test_warm_up_and_cool_down_must_fit():
         ([Plateau(), Plateau(patience=3)], [3], ValueError, r"at most one policy .* got Plateau\(.*and Plateau\("),
         ([Sequential([Constant()], []), "Constant"], [3], TypeError, r"policies\[1\]='Constant'"),
         ([Constant(), None], [3], TypeError, r"policies\[1\]=None"),
-        ([Constant, Constant()], [3], TypeError, r"policies\[0\]=<class"),
+        ([Constant, Constant()], [3], TypeError, r"policies\[0\]=<class .*>: pass an instance, Constant\(\.\.\.\)"),
         (Constant(), [3], TypeError, r"policies=Constant\(\)"),
         (None, [], TypeError, "policies=None"),
     ],
@@ -399,6 +406,76 @@ def test_unknown_and_missing_arguments_are_refused(name):
             arguments = {key: value for key, value in ARGUMENTS[name][1].items() if key != needed.name}
             with pytest.raises(TypeError, match=needed.name):
                 POLICIES[name](**arguments)
+
+
+# --- torch's words
+
+
+def torch_optimizer():
+    return torch.optim.SGD([torch.zeros(1)], lr=0.1)
+
+
+TORCHS_WORDS = [
+    (lambda: OneCycle(max_lr=0.1, total_steps=9), "OneCycle, got max_lr=0.1: instead of max_lr, the optimizer's lr"),
+    (
+        lambda: OneCycle(epochs=3, steps_per_epoch=4),
+        "OneCycle, got epochs=3, steps_per_epoch=4: "
+        "instead of epochs and steps_per_epoch, total_steps=epochs * steps_per_epoch",
+    ),
+    (
+        lambda: OneCycle(torch_optimizer(), 0.1, total_steps=9),
+        "OneCycle, got optimizer=SGD(...): instead of optimizer, the policy is given to the optimizer: CyclicSGD(",
+    ),
+    (lambda: OneCycle(torch_optimizer(), 0.1), "OneCycle, got optimizer=SGD(...): instead of optimizer, "),
+    (lambda: CosineDecay(optimizer=torch_optimizer(), t_max=3), "CosineDecay, got optimizer=SGD(...): instead of opt"),
+    (lambda: OneCycle(T_max=9), "OneCycle, got T_max=9: instead of T_max, total_steps, in optimizer steps"),
+    (lambda: OneCycle(9, eta_min=0.1), "instead of eta_min, final_div_factor=lr / div_factor / eta_min"),
+    (lambda: CosineDecay(T_max=9), "CosineDecay, got T_max=9: instead of T_max, t_max, in optimizer steps"),
+    (lambda: CosineDecay(total_steps=9), "instead of total_steps, t_max, in optimizer steps"),
+    (lambda: CosineDecay(9, eta_min=0.1), "instead of eta_min, min_factor=eta_min / lr, a fraction of the peak"),
+    (lambda: Plateau(min_lr=0.1), "Plateau, got min_lr=0.1: instead of min_lr, min_factor=min_lr / lr"),
+    (lambda: PolynomialDecay(T_max=9), "instead of T_max, total_iters, in optimizer steps"),
+    (lambda: LinearDecay(total_iters=9), "instead of total_iters, total_steps, in optimizer steps"),
+    (
+        lambda: CosineRestarts(T_0=9, T_mult=2),
+        "CosineRestarts, got T_0=9, T_mult=2: instead of T_0, t_0, in optimizer steps; instead of T_mult, t_mult",
+    ),
+    (
+        lambda: Triangular(base_lr=0.1, max_lr=1),
+        "instead of base_lr, div_factor=lr / base_lr, with the peak as the optimizer's lr; instead of max_lr, the opt",
+    ),
+    (lambda: Triangular(step_size=9), "instead of step_size, step_size_up, in optimizer steps"),
+    (lambda: Triangular(9, mode="triangular2"), "instead of mode, one of Triangular, Triangular2 and ExpRange(gamma="),
+    (lambda: Triangular2(9, gamma=0.9), "Triangular2, got gamma=0.9: instead of gamma, ExpRange(gamma=...)"),
+    (lambda: StepDecay(9, last_epoch=3), "instead of last_epoch, optimizer.reschedule(step=...), in optimizer steps"),
+    (lambda: LambdaPolicy(lr_lambda=abs), "instead of lr_lambda, fn, of the optimizer step"),
+    (lambda: Sequential(schedulers=[Constant()], milestones=[]), "instead of schedulers, policies"),
+    (lambda: Constant(max_lr=0.1, colour="red"), "Constant, got max_lr=0.1: instead of max_lr, the optimizer's lr"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), TORCHS_WORDS)
+def test_an_argument_of_torchs_is_said_as_here(make, message):
+    """An argument that torch's scheduler has and the policy has not is a TypeError that says what to write instead."""
+    with pytest.raises(TypeError) as raised:
+        make()
+    assert str(raised.value).startswith("need the arguments of ")
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("name", [*ARGUMENTS])
+def test_a_hint_hides_no_other_error(name):
+    """What the policy has is taken in its own meaning, and an error that has no hint is Python's or the rule's."""
+    assert list(inspect.signature(POLICIES[name]).parameters) == [f.name for f in dataclasses.fields(POLICIES[name])]
+    with pytest.raises(TypeError, match=rf"{name}\.__init__\(\) got an unexpected keyword argument 'colour'"):
+        build(name, colour="red")
+
+
+def test_a_word_of_torchs_that_the_policy_has_is_no_mistake():
+    """``mode``, ``gamma``, ``step_size`` and ``total_iters`` are taken where they mean the same; their rules hold."""
+    assert (Plateau(mode="max").mode, StepDecay(step_size=3, gamma=0.5).gamma) == ("max", 0.5)
+    with pytest.raises(TypeError, match=r"^need step_size to be an int .* got step_size=3\.5"):
+        StepDecay(step_size=3.5)
 
 
 # --- at, with what is not a step

@@ -122,6 +122,13 @@ class Policy(ABC):
                     object.__setattr__(self, field.name, value)
 
 
+def class_hint(value: object) -> str:
+    """The end of an error message: the way out where a policy's class was given instead of an instance."""
+    if isinstance(value, type) and issubclass(value, Policy):
+        return f": pass an instance, {value.__name__}(...)"
+    return ""
+
+
 def steady_from(policy: Policy) -> int | None:
     """The step from which on its values are the same until the next report; None if there is none."""
     end = policy.end

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..rules import FLAG, FUNCTION, UNIT, ascending, finite, step_index, whole
 from .asked import values_at
-from .base import Policy, Values, new_values, steady_from
+from .base import Policy, Values, class_hint, new_values, steady_from
 
 
 class Composite(Policy):
@@ -72,7 +72,7 @@ class Composite(Policy):
 def _listens(name: str, part: object) -> bool:
     """Whether this part listens to a metric; an error where it can be no part."""
     if not isinstance(part, Policy):
-        raise TypeError(f"need {name} to be a Policy, got {name}={part!r}")
+        raise TypeError(f"need {name} to be a Policy, got {name}={part!r}{class_hint(part)}")
     if part.initial_state() is not None:
         return True
     if type(part).report is not Policy.report:

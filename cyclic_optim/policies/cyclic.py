@@ -150,7 +150,8 @@ class Triangular(_Triangles):
         cycle_growth: cycle k, counted from 0, is ``cycle_growth**k`` times as long as the first; the
             boundaries are rounded down to whole steps.
         cycle_momentum: whether momentum moves too, inversely to the learning rate.
-        base_momentum, max_momentum: momentum at the peak, and between the cycles.
+        base_momentum: momentum at the peak, the lowest.
+        max_momentum: momentum between the cycles, the highest.
         scale_fn: scales the height of the triangle. Must return a finite number that keeps the
             rate and the momentum at or above 0.
         scale_mode: the argument of ``scale_fn``: ``"cycle"``, the cycle's number counted from 1, or

@@ -52,7 +52,8 @@ class OneCycle(Policy):
         pct_start: fraction of the steps spent climbing.
         anneal_strategy: ``"cos"`` or ``"linear"``.
         cycle_momentum: whether momentum moves too, inversely to the learning rate.
-        base_momentum, max_momentum: momentum at the peak, and at both ends.
+        base_momentum: momentum at the peak, the lowest.
+        max_momentum: momentum at both ends, the highest.
         div_factor: the peak over the first rate; below 1 the run starts above ``lr``.
         final_div_factor: the first rate over the last one; below 1 the run ends above its first rate.
         three_phase: mirror the climb, then go down to the last rate at constant momentum. Above ``pct_start=0.5`` the

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 
 from .base import Policy
+from .hints import with_hints
 
 #: The file of each policy, in the order of the reference.
 _FILES = {
@@ -44,8 +45,7 @@ class _Policies(Mapping[str, type[Policy]]):
     """
 
     def __getitem__(self, name: str) -> type[Policy]:
-        policy: type[Policy] = getattr(import_module(f".{_FILES[name]}", __package__), name)
-        return policy
+        return with_hints(getattr(import_module(f".{_FILES[name]}", __package__), name))
 
     def __contains__(self, name: object) -> bool:
         return name in _FILES
