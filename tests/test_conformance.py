@@ -7,13 +7,13 @@ import os
 import hypothesis
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import IMPLEMENTATIONS, policies
 from torch.optim import SGD
 from torch_database import ERRORS, INPUTS, SGD_ENTRY
 
-from cyclic_optim import Constant, CyclicSGD, OneCycle, Triangular, native
+from cyclic_optim import Combined, Constant, CosineWave, CyclicSGD, OneCycle, Triangular, native
 
 pytestmark = pytest.mark.usefixtures("part", "on_one_thread")
 
@@ -80,16 +80,17 @@ class World:
 def run(make, world, policy=None, by_hand=False):
     """Take some steps; ``by_hand``, the policy's values are written into the groups before each of them."""
     optimizer = make(world.groups)
-    peaks = [float(group["lr"]) for group in optimizer.param_groups]
+    own = [(float(group["lr"]), group["weight_decay"]) for group in optimizer.param_groups]
     for step in range(STEPS):
         world.set_grads(step)
         if by_hand:
-            lr_factor, momentum, _ = policy.at(step)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            lr_factor, momentum, decay_factor = policy.at(step)
+            for group, (peak, decay) in zip(optimizer.param_groups, own, strict=True):
                 rate = peak * lr_factor
                 is_tensor = isinstance(group["lr"], torch.Tensor)
                 group["lr"] = torch.tensor(rate, dtype=group["lr"].dtype) if is_tensor else rate
                 group["momentum"] = group["momentum"] if momentum is None else momentum
+                group["weight_decay"] = decay if decay_factor is None else decay * decay_factor
         optimizer.step()
     return [*world.params, *(optimizer.state[param].get("momentum_buffer") for param in world.params)]
 
@@ -161,6 +162,11 @@ def test_every_input_gives_sgds_numbers(options, flags, dtype, odd):
         compare(options, flags, policy, dtype, odd=odd)
 
 
+MOVES_DECAY = Combined(Constant(), None, CosineWave(1, 0.0))
+#: An input with weight decay, which a policy may move.
+DECAYED = next(options for options in INPUTS.values() if options.get("weight_decay"))
+
+
 @given(
     policy=policies(),
     options=st.sampled_from(list(INPUTS.values())),
@@ -168,8 +174,11 @@ def test_every_input_gives_sgds_numbers(options, flags, dtype, odd):
     dtype=st.sampled_from(FLOATS),
     odd=st.booleans(),
 )
+@example(
+    policy=Combined(Constant(), None, CosineWave(1, 0.0)), options=DECAYED, flags={}, dtype=torch.float32, odd=False
+)
 def test_any_policy_gives_sgds_numbers(policy, options, flags, dtype, odd):
-    """Whatever the policy, the numbers are those of SGD whose rate and momentum are set by hand before every step."""
+    """Whatever the policy, the numbers are those of SGD whose values are set by hand before every step."""
     compare(options, flags, policy, dtype, odd=odd)
 
 
