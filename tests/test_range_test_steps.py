@@ -563,8 +563,18 @@ def test_equal_rates_of_their_own_are_not_kept_either():
     assert found.rates_of_their_own
     found = dataclasses.replace(curve((1.0, 1.0)), rates_of_their_own=True)
     assert found.one_cycle(100)["lr"] == [found.suggest()[1]] * 2
-    one = lr_range_test(model, CyclicSGD(model, lr=0.1), lambda: 1.0, num_steps=3, progress=False)
-    assert not one.rates_of_their_own
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, CyclicSGD, CyclicAdamW])
+def test_groups_without_rates_of_their_own_are_seen_to_have_none(make):
+    """Groups that take the optimizer's rate lead to one number, also after a scheduler has moved it."""
+    model = torch.nn.ParameterList([torch.ones(1), torch.ones(1)])
+    for given in (model.parameters(), groups(model, rates=False)):
+        optimizer = make(given, lr=0.1)
+        if make is torch.optim.SGD:
+            torch.optim.lr_scheduler.ConstantLR(optimizer, factor=0.5)
+        found = lr_range_test(model, optimizer, lambda: 1.0, num_steps=3, progress=False)
+        assert not found.rates_of_their_own
 
 
 def test_groups_of_one_rate_get_one_number():

@@ -108,6 +108,7 @@ def lr_range_test(
     """
     _check_kinds(model, optimizer, train_step, validation, also)
     ranks, peaks = ranks_of(process_group, model), peaks_of(optimizer)
+    rates_of_their_own = have_rates_of_their_own(optimizer)  # asked now: the test writes other rates
     own = declaring_steps(train_step)
     others = [step for thing in also if is_train_step(thing) for step in declaring_steps(thing)]
     ranks.check_same(
@@ -128,7 +129,7 @@ def lr_range_test(
         with known([*own, *others]), Progress(num_steps, progress and ranks.first) as bar:
             stopped = climb.run(bar) or f"end_lr={end_lr:g} was reached"
         curve = climb.lrs, climb.losses, mode, stopped, smoothing, watch.ceiling
-        return LRRangeTest(*curve, ratios, watch.maximize, have_rates_of_their_own(optimizer))
+        return LRRangeTest(*curve, ratios, watch.maximize, rates_of_their_own)
 
     def save() -> list[Undo]:
         things = _things([*own, *others], also)
