@@ -123,7 +123,7 @@ def test_gradient_accumulation():
     whole = lr_range_test(model, optimizer, supervised_step(model, LOSS, small_loader(512, 32)))
     assert falls_and_diverges(found, 1e-3, 1)
     assert len(found.losses) == len(whole.losses)
-    assert found.suggest() == whole.suggest()
+    assert found.suggest() == pytest.approx(whole.suggest(), rel=1e-5)  # sums in another order
     below = [loss for loss in whole.losses if loss < whole.losses[0]]
     assert found.losses[: len(below)] == pytest.approx(whole.losses[: len(below)], rel=1e-3)
     assert after["optimizer"].policy.total_steps == epochs * len(loader) // 4
