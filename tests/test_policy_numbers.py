@@ -13,6 +13,7 @@ from fractions import Fraction
 
 import mpmath
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from mpmath import mp, mpf
@@ -24,6 +25,7 @@ from cyclic_optim import (
     CosineDecay,
     CosineRestarts,
     CosineWave,
+    CyclicSGD,
     ExponentialDecay,
     ExponentialRamp,
     ExpRange,
@@ -559,20 +561,28 @@ def test_values_are_the_formulas(name, data):
     """Rate and momentum are the formula's at steps up to 10**9, at the turning points, and beside them."""
     policy = data.draw(DRAWN[name])
     for step in around(policy, data.draw(steps())):
-        if not has_a_tiny_factor(policy, step):
+        if not leaves_the_floats(policy, step):
             check(policy, step)
 
 
-def has_a_tiny_factor(policy, step):
-    """Whether a factor of a product lies below the normal floats, where it has too few digits for the product's."""
-    factors = policy.policies if isinstance(policy, Product) else ()
-    return any(0 < factor.at(step).lr_factor < sys.float_info.min for factor in factors)
+def leaves_the_floats(policy, step):
+    """Whether a product is beyond floats, or a factor of it below the normal ones, where it has too few digits."""
+    factors = [factor.at(step).lr_factor for factor in policy.policies] if isinstance(policy, Product) else []
+    return any(0 < factor < sys.float_info.min for factor in factors) or math.prod(factors) == math.inf
+
+
+def test_a_product_beyond_floats_is_refused_by_the_optimizer():
+    """An infinite factor is an error before any step uses it."""
+    policy = Product([OneCycle(1, pct_start=0, div_factor=1, final_div_factor=1e-160)] * 2)
+    assert leaves_the_floats(policy, 0)
+    with pytest.raises(ValueError, match="need lr_factor to be a finite number"):
+        CyclicSGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, policy=policy)
 
 
 def test_a_product_of_ordinary_factors_is_not_left_out():
     """Only a factor that is no normal float any more is too small for the claim above."""
-    assert not has_a_tiny_factor(Product([Constant(), ExponentialDecay(0.5)]), 1022)
-    assert has_a_tiny_factor(Product([Constant(), ExponentialDecay(0.5)]), 1023)
+    assert not leaves_the_floats(Product([Constant(), ExponentialDecay(0.5)]), 1022)
+    assert leaves_the_floats(Product([Constant(), ExponentialDecay(0.5)]), 1023)
 
 
 ORDINARY = {
