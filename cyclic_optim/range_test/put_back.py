@@ -31,7 +31,7 @@ def save_all(
 
     Saved are parameters, buffers, gradients and plain attributes of ``model`` and of its parts, among them the
     train/eval mode; state, param groups and attributes of ``optimizer``; ``scaler``; each thing in ``also``; and the
-    random states of Python, of NumPy (if it is loaded) and of torch on the CPU and on CUDA. Tensors and containers
+    random states of Python, of NumPy (if it is loaded) and of torch on the CPU and its devices. Tensors and containers
     stay the same objects, and a parameter or buffer that was replaced comes back.
 
     Args:

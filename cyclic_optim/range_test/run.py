@@ -111,10 +111,11 @@ def lr_range_test(
     rates_of_their_own = have_rates_of_their_own(optimizer)  # asked now: the test writes other rates
     own = declaring_steps(train_step)
     others = [step for thing in also if is_train_step(thing) for step in declaring_steps(thing)]
+    steps = own + others
     ranks.check_same(
         {"start_lr": start_lr, "end_lr": end_lr, "num_steps": num_steps, "mode": mode, "smoothing": smoothing}
         | {"divergence_factor": divergence_factor, "rates of the param groups": peaks}
-        | {"validation (given or not)": validation is not None, "accumulation_steps": _accumulation([*own, *others])}
+        | {"validation (given or not)": validation is not None, "accumulation_steps": _accumulation(steps)}
     )
     with ranks.all_or_none():
         ramp, ratios = _ramp(start_lr, end_lr, num_steps, mode), ratios_of(peaks)
@@ -122,17 +123,17 @@ def lr_range_test(
         check_trainable(optimizer)
         scaler = _scaler_of(model, scaler, own, others)
         watch = Watch(num_steps, smoothing, divergence_factor, maximizes(optimizer))
-    training = Training(model, optimizer, train_step, [*own, *others], validation, scaler, ranks)
+    training = Training(model, optimizer, train_step, steps, validation, scaler, ranks)
     climb = Climb(optimizer, training, lambda step: end_lr * ramp.at(step).lr_factor, ratios, watch)
 
     def body() -> LRRangeTest:
-        with known([*own, *others]), Progress(num_steps, progress and ranks.first) as bar:
+        with known(steps), Progress(num_steps, progress and ranks.first) as bar:
             stopped = climb.run(bar) or f"end_lr={end_lr:g} was reached"
         curve = climb.lrs, climb.losses, mode, stopped, smoothing, watch.ceiling
         return LRRangeTest(*curve, ratios, watch.maximize, rates_of_their_own)
 
     def save() -> list[Undo]:
-        things = _things([*own, *others], also)
+        things = _things(steps, also)
         undos: list[Undo] = []
         try:
             with ranks.all_or_none():
