@@ -28,6 +28,8 @@ def picture(found: Any, traces: dict[str, Trace], accuracies: dict[str, list[lis
     left, right = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[:, 2])
     upper = figure.add_subplot(grid[0, 1])
     found.plot(left)
+    # In so narrow a panel the usual one would cover the dip of the curve.
+    left.legend(loc="lower left", fontsize="x-small", framealpha=0.8, edgecolor="none")
     draw_schedules(upper, figure.add_subplot(grid[1, 1], sharex=upper), traces, styles)
     draw_learning_curves(right, accuracies, styles)
     handles, labels = right.get_legend_handles_labels()
