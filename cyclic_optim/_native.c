@@ -50,14 +50,14 @@ typedef struct {
 typedef struct {
     double lr, momentum, dampening, weight_decay;
     int nesterov, maximize;
+    int usual; /* plain numbers, and no flag that selects another implementation */
 } Hyper;
 
 typedef struct {
     void *param, *grad, *buffer; /* buffer: NULL without momentum */
     int64_t numel;
     int bits;
-    Hyper hyper;
-    PyObject *owned_grad, *owned_buffer; /* another thread may drop them during the update */
+    const Hyper *hyper;
 } Job;
 
 /* The widest vectors of the machine, chosen when this module is loaded. */
@@ -75,7 +75,7 @@ typedef struct {
 #define DEFINE_UPDATE(REAL)                                                                             \
     INLINE void loop_##REAL(const Job *job, const int decays, const int has_momentum, const int nesterov) \
     {                                                                                                   \
-        const Hyper *hyper = &job->hyper;                                                               \
+        const Hyper *hyper = job->hyper;                                                                \
         const REAL lr = (REAL)hyper->lr, momentum = (REAL)hyper->momentum;                              \
         const REAL kept = (REAL)(1 - hyper->dampening), weight_decay = (REAL)hyper->weight_decay;       \
         const REAL sign = hyper->maximize ? -1 : 1;                                                     \
@@ -96,10 +96,10 @@ typedef struct {
     EACH_MACHINE                                                                                        \
     static void update_##REAL(const Job *job)                                                           \
     {                                                                                                   \
-        const int decays = job->hyper.weight_decay != 0;                                                \
+        const int decays = job->hyper->weight_decay != 0;                                               \
         if (job->buffer == NULL)                                                                        \
             decays ? loop_##REAL(job, 1, 0, 0) : loop_##REAL(job, 0, 0, 0);                             \
-        else if (job->hyper.nesterov)                                                                   \
+        else if (job->hyper->nesterov)                                                                  \
             decays ? loop_##REAL(job, 1, 1, 1) : loop_##REAL(job, 0, 1, 1);                             \
         else                                                                                            \
             decays ? loop_##REAL(job, 1, 1, 0) : loop_##REAL(job, 0, 1, 0);                             \
@@ -122,21 +122,8 @@ static struct {
 static struct {
     PyObject *params, *lr, *momentum, *dampening, *weight_decay, *nesterov, *maximize;
     PyObject *foreach, *differentiable, *fused, *momentum_buffer, *grad;
+    PyObject *of_sgd; /* the keys of its state, a tuple */
 } name;
-
-/* Whether it is a lazily negated view: DLPack does not report the sign. is_neg releases the GIL and takes it again,
-   which costs as much as the rest of a small tensor's update; so the bit is read from memory where it is known. */
-static int is_negated(PyObject *tensor)
-{
-    if (torch.negative) {
-        const char *impl = *(const char *const *)((const char *)tensor + torch.impl);
-        return impl == NULL || (*(const uint64_t *)(impl + torch.keys) & torch.negative) != 0;
-    }
-    PyObject *negated = PyObject_Vectorcall(torch.is_neg, &tensor, 1, NULL);
-    Py_XDECREF(negated); /* True and False are immortal */
-    PyErr_Clear();
-    return negated != Py_False;
-}
 
 static int is_known(PyObject *object)
 {
@@ -149,11 +136,33 @@ static PyObject *grad_of(PyObject *param)
     return is_known(param) ? torch.grad->get(param, torch.grad->closure) : PyObject_GetAttr(param, name.grad);
 }
 
+/* DLPack does not report a lazily negated view's sign. is_neg releases the GIL and takes it again, which costs as much
+   as the rest of a small tensor's update; so the bit is read from memory where it is known. */
+static int has_negative_bit(PyObject *tensor)
+{
+    if (!torch.negative)
+        return 0; /* may_be_negated called is_neg */
+    const char *impl = *(const char *const *)((const char *)tensor + torch.impl);
+    return impl == NULL || (*(const uint64_t *)(impl + torch.keys) & torch.negative) != 0;
+}
+
+/* What is_neg returns, where the bit is unknown. It may run Python code, so it is called while gathering. */
+static int may_be_negated(PyObject *tensor)
+{
+    if (torch.negative || tensor == NULL || !is_known(tensor))
+        return 0;
+    PyObject *negated = PyObject_Vectorcall(torch.is_neg, &tensor, 1, NULL);
+    const int is_not = negated == Py_False;
+    Py_XDECREF(negated);
+    PyErr_Clear();
+    return !is_not;
+}
+
 /* Whether a tensor can be read as plain memory. Subclasses may override anything; tensors that DLPack cannot describe
    (sparse, quantized, without storage) go to Python. */
 static int is_plain(PyObject *object, DLTensor *seen)
 {
-    if (!is_known(object) || is_negated(object))
+    if (!is_known(object) || has_negative_bit(object))
         return 0;
     if (torch.api->describe(object, seen) != 0) {
         PyErr_Clear();
@@ -236,48 +245,27 @@ static int is_addressable(const DLTensor *tensor)
     return tensor->data != NULL && (uintptr_t)data_of(tensor) % (tensor->bits / 8) == 0;
 }
 
-/* -- reading optimizer state ------------------------------------------------------------------------------------ */
+/* -- gathering -------------------------------------------------------------------------------------------------- */
 
-/* The state at the cursor, which moves on, if it is this parameter's; else NULL. States mostly come in the order of the
-   parameters. Finding one by its key runs Python code, the hash of a tensor. Borrowed. */
-static PyObject *next_state_of(PyObject *state, Py_ssize_t *cursor, PyObject *param)
-{
-    PyObject *owner, *found;
-    Py_ssize_t after = *cursor;
-    if (!PyDict_Next(state, &after, &owner, &found) || owner != param)
-        return NULL;
-    *cursor = after;
-    return found;
-}
+/* Reading a gradient, hashing a parameter, looking a key up and even allocating (a garbage collection, up to Python
+   3.11) may run any Python code, which may give tensors read before other memory. So a step has two parts: first
+   everything that can run Python code is done, and everything found is owned; then tensors are described and updated
+   in one go in which no Python code can run. */
 
-/* A new reference; NULL where there is none, or with an error set. */
-static PyObject *state_of(PyObject *state, Py_ssize_t *cursor, PyObject *param)
-{
-    PyObject *found = next_state_of(state, cursor, param);
-    return Py_XNewRef(found != NULL ? found : PyDict_GetItemWithError(state, param));
-}
-
-/* -- the update on the CPU -------------------------------------------------------------------------------------- */
-
-/* Tensors of one group, dtype and device: one call of torch's op updates them, on one thread if they are small. */
+/* A parameter with a gradient; all are owned. */
 typedef struct {
     Py_ssize_t group;
-    int is_small;
-    DLTensor like;
-    PyObject *lists[3]; /* parameters, gradients, buffers */
-} Call;
+    PyObject *param, *grad, *state[2]; /* NULL where there is none */
+    int left;                          /* to Python */
+} Row;
 
 typedef struct {
-    PyObject *state;
+    PyObject *groups, *state, *keys; /* groups is owned; keys: of the state, at most as many as a row holds */
     Py_ssize_t next_state;
-    int64_t small; /* tensors with fewer elements are small */
-    int by_op;     /* small tensors go to torch's op, too */
-    Job *jobs;
-    Py_ssize_t n_jobs, room_for_jobs;
-    Call *calls;
-    Py_ssize_t n_calls, room_for_calls;
-    PyObject *done, *rest;
-} Step;
+    Hyper *hypers; /* one for each group */
+    Row *rows;
+    Py_ssize_t n, room, room_for_hypers;
+} Gathered;
 
 static int make_room(void **array, Py_ssize_t n, Py_ssize_t *room, size_t size)
 {
@@ -294,102 +282,72 @@ static int make_room(void **array, Py_ssize_t n, Py_ssize_t *room, size_t size)
     return 0;
 }
 
-/* A new reference; NULL where there is none, or with an error set. */
-static PyObject *buffer_of(Step *step, PyObject *param)
+/* The state at the cursor, which moves on, if it is this parameter's; else NULL. States mostly come in the order of the
+   parameters. Finding one by its key runs Python code, the hash of a tensor. Borrowed. */
+static PyObject *next_state_of(PyObject *state, Py_ssize_t *cursor, PyObject *param)
 {
-    PyObject *kept = state_of(step->state, &step->next_state, param), *buffer = NULL;
-    if (kept != NULL && PyDict_Check(kept))
-        buffer = Py_XNewRef(PyDict_GetItemWithError(kept, name.momentum_buffer));
-    Py_XDECREF(kept);
-    return buffer;
+    PyObject *owner, *found;
+    Py_ssize_t after = *cursor;
+    if (!PyDict_Next(state, &after, &owner, &found) || owner != param)
+        return NULL;
+    *cursor = after;
+    return found;
 }
 
-static int add_to_call(Step *step, Py_ssize_t group, int is_small, const DLTensor *like, PyObject *const tensors[3])
+/* A new reference; NULL where there is none, or with an error set. */
+static PyObject *state_of(Gathered *all, PyObject *param)
 {
-    Call *call = NULL;
-    for (Py_ssize_t i = step->n_calls; i-- > 0 && step->calls[i].group == group;) {
-        if (step->calls[i].is_small == is_small && is_same_type(&step->calls[i].like, like))
-            call = &step->calls[i];
-    }
-    if (call == NULL) {
-        if (make_room((void **)&step->calls, step->n_calls, &step->room_for_calls, sizeof(Call)) < 0)
-            return -1;
-        call = &step->calls[step->n_calls++];
-        *call = (Call){.group = group, .is_small = is_small, .like = *like};
-        for (int i = 0; i < 3; i++)
-            if ((call->lists[i] = PyList_New(0)) == NULL)
-                return -1;
-    }
-    for (int i = 0; i < 3; i++)
-        if (tensors[i] != NULL && PyList_Append(call->lists[i], tensors[i]) < 0)
-            return -1;
+    PyObject *found = next_state_of(all->state, &all->next_state, param);
+    return Py_XNewRef(found != NULL ? found : PyDict_GetItemWithError(all->state, param));
+}
+
+static int gather_state(Gathered *all, Row *row)
+{
+    PyObject *entries = state_of(all, row->param);
+    if (entries != NULL && !PyDict_Check(entries))
+        row->left = 1;
+    else if (entries != NULL)
+        for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(all->keys) && !PyErr_Occurred(); k++)
+            row->state[k] = Py_XNewRef(PyDict_GetItemWithError(entries, PyTuple_GET_ITEM(all->keys, k)));
+    Py_XDECREF(entries);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static int skip_state(Gathered *all, PyObject *param)
+{
+    if (PyDict_Check(all->state))
+        next_state_of(all->state, &all->next_state, param);
     return 0;
 }
 
-/* 1: handled; 0: left to Python; -1: an error. */
-static int visit_tensors(Step *step, Py_ssize_t group, const Hyper *hyper, PyObject *param, PyObject *grad,
-                         PyObject *buffer)
+/* Takes the references to param and grad. */
+static int gather_row(Gathered *all, Py_ssize_t group, PyObject *param, PyObject *grad)
 {
-    DLTensor seen[3];
-    if (!is_plain(param, &seen[0]) || !is_plain(grad, &seen[1]) || !is_like(&seen[0], &seen[1]))
-        return 0;
-    if (hyper->momentum == 0)
-        buffer = NULL; /* without momentum an old buffer is left alone */
-    else if (buffer == NULL || !is_plain(buffer, &seen[2]) || !is_like(&seen[0], &seen[2]))
-        return 0;
-    const int64_t numel = numel_of(&seen[0]);
-    if (numel == 0)
-        return 1;
-    const int on_gpu = seen[0].device_type == CUDA || seen[0].device_type == ROCM;
-    if (!(seen[0].device_type == CPU && is_real(&seen[0])) && !(on_gpu && (is_real(&seen[0]) || is_half(&seen[0]))))
-        return 0;
-    for (int i = 0; i < (buffer ? 3 : 2); i++)
-        if (!is_addressable(&seen[i]))
-            return 0;
-    if (!is_dense(&seen[0]))
-        return 0;
-    const int is_small = !on_gpu && numel < step->small;
-    if (!is_small || step->by_op) {
-        PyObject *const tensors[3] = {param, grad, buffer};
-        return add_to_call(step, group, is_small, &seen[0], tensors) < 0 ? -1 : 1;
-    }
-    if (make_room((void **)&step->jobs, step->n_jobs, &step->room_for_jobs, sizeof(Job)) < 0 ||
-        PyList_Append(step->done, param) < 0)
+    if (grad == NULL || make_room((void **)&all->rows, all->n, &all->room, sizeof(Row)) < 0) {
+        Py_DECREF(param);
+        Py_XDECREF(grad);
         return -1;
-    Py_INCREF(grad);
-    Py_XINCREF(buffer);
-    step->jobs[step->n_jobs++] = (Job){
-        .param = data_of(&seen[0]),
-        .grad = data_of(&seen[1]),
-        .buffer = buffer ? data_of(&seen[2]) : NULL,
-        .numel = numel,
-        .bits = seen[0].bits,
-        .hyper = *hyper,
-        .owned_grad = grad,
-        .owned_buffer = buffer,
-    };
-    return 1;
-}
-
-static int visit_param(Step *step, Py_ssize_t group, const Hyper *hyper, PyObject *param, PyObject *grad)
-{
-    if (grad == Py_None) {
-        next_state_of(step->state, &step->next_state, param);
-        return 1;
     }
-    PyObject *buffer = buffer_of(step, param);
-    const int handled =
-        buffer == NULL && PyErr_Occurred() ? -1 : visit_tensors(step, group, hyper, param, grad, buffer);
-    Py_XDECREF(buffer);
-    return handled;
+    if (grad == Py_None) {
+        skip_state(all, param);
+        Py_DECREF(param);
+        Py_DECREF(grad);
+        return 0;
+    }
+    Row *row = &all->rows[all->n++];
+    *row = (Row){.group = group, .param = param, .grad = grad};
+    row->left = !all->hypers[group].usual || !is_known(param);
+    return row->left ? skip_state(all, param) : gather_state(all, row);
 }
 
-static int add_to_rest(Step *step, Py_ssize_t group, PyObject *params)
+static int gather_params(Gathered *all, Py_ssize_t group, PyObject *params)
 {
-    PyObject *row = params == NULL ? NULL : Py_BuildValue("nO", group, params);
-    const int failed = row == NULL || PyList_Append(step->rest, row) < 0;
-    Py_XDECREF(row);
-    return failed ? -1 : 0;
+    int status = 0;
+    for (Py_ssize_t i = 0; status == 0 && i < PySequence_Fast_GET_SIZE(params); i++) {
+        PyObject *param = Py_NewRef(PySequence_Fast_GET_ITEM(params, i));
+        status = gather_row(all, group, param, grad_of(param));
+    }
+    return status;
 }
 
 static int read_number(PyObject *group, PyObject *key, double *number)
@@ -433,42 +391,162 @@ static int read_hyper(PyObject *group, Hyper *hyper)
     return usual;
 }
 
-/* Reading a parameter's gradient may run Python code, which may do anything to the groups: so own the references. */
-static int visit_params(Step *step, Py_ssize_t index, const Hyper *hyper, PyObject *params)
+static int gather_group(Gathered *all, Py_ssize_t index, PyObject *group, int with_hyper)
 {
-    PyObject *left = NULL;
-    int status = 0;
-    for (Py_ssize_t i = 0; status == 0 && i < PySequence_Fast_GET_SIZE(params); i++) {
-        PyObject *param = Py_NewRef(PySequence_Fast_GET_ITEM(params, i));
-        PyObject *grad = grad_of(param);
-        const int handled = grad == NULL ? -1 : visit_param(step, index, hyper, param, grad);
-        if (handled == 0 && left == NULL)
-            left = PyList_New(0);
-        if (handled < 0 || (handled == 0 && (left == NULL || PyList_Append(left, param) < 0)))
-            status = -1;
-        Py_XDECREF(grad);
-        Py_DECREF(param);
-    }
-    if (status == 0 && left != NULL)
-        status = add_to_rest(step, index, left);
-    Py_XDECREF(left);
-    return status;
-}
-
-static int visit_group(Step *step, Py_ssize_t index, PyObject *group)
-{
-    Hyper hyper;
     PyObject *given = PyObject_GetItem(group, name.params);
     PyObject *params =
         given == NULL ? NULL : PySequence_Fast(given, "need param groups that are dicts with a list 'params'");
-    int status = -1;
-    if (params != NULL && PyDict_Check(group) && PyDict_Check(step->state) && read_hyper(group, &hyper))
-        status = visit_params(step, index, &hyper, params);
-    else if (params != NULL)
-        status = PySequence_Fast_GET_SIZE(params) == 0 ? 0 : add_to_rest(step, index, params);
+    int status = params == NULL || make_room((void **)&all->hypers, index, &all->room_for_hypers, sizeof(Hyper)) < 0;
+    if (status == 0) {
+        Hyper *hyper = &all->hypers[index];
+        *hyper = (Hyper){0};
+        hyper->usual =
+            PyDict_Check(group) && PyDict_Check(all->state) && (!with_hyper || read_hyper(group, hyper));
+        status = gather_params(all, index, params);
+    }
     Py_XDECREF(params);
     Py_XDECREF(given);
-    return status;
+    return status ? -1 : 0;
+}
+
+/* Everything that a step needs and that may run Python code. */
+static int gather(Gathered *all, PyObject *given, int with_hyper)
+{
+    PyObject *groups = all->groups = PySequence_Fast(given, "need param_groups to be a list");
+    int status = groups == NULL ? -1 : 0;
+    for (Py_ssize_t i = 0; status == 0 && i < PySequence_Fast_GET_SIZE(groups); i++) {
+        PyObject *group = Py_NewRef(PySequence_Fast_GET_ITEM(groups, i));
+        status = gather_group(all, i, group, with_hyper);
+        Py_DECREF(group);
+    }
+    if (status < 0)
+        return -1;
+    for (Py_ssize_t i = 0; i < all->n; i++) { /* last: is_neg may run Python code */
+        Row *row = &all->rows[i];
+        for (int k = 0; k < 2; k++)
+            row->left |= may_be_negated(row->state[k]);
+        row->left |= may_be_negated(row->param) || may_be_negated(row->grad);
+    }
+    return 0;
+}
+
+static void release_gathered(Gathered *all)
+{
+    for (Py_ssize_t i = 0; i < all->n; i++) {
+        Py_DECREF(all->rows[i].param);
+        Py_DECREF(all->rows[i].grad);
+        Py_XDECREF(all->rows[i].state[0]);
+        Py_XDECREF(all->rows[i].state[1]);
+    }
+    PyMem_Free(all->rows);
+    PyMem_Free(all->hypers);
+    Py_XDECREF(all->groups);
+}
+
+/* -- the update on the CPU -------------------------------------------------------------------------------------- */
+
+/* Tensors of one group, dtype and device: one call of torch's op updates them, on one thread if they are small. */
+typedef struct {
+    Py_ssize_t group;
+    int is_small;
+    DLTensor like;
+    PyObject *lists[3]; /* parameters, gradients, buffers */
+} Call;
+
+typedef struct {
+    int64_t small; /* tensors with fewer elements are small */
+    int by_op;     /* small tensors go to torch's op, too */
+    Job *jobs;
+    Py_ssize_t n_jobs, room_for_jobs;
+    Call *calls;
+    Py_ssize_t n_calls, room_for_calls;
+    PyObject *done, *rest;
+} Step;
+
+static int append_all(PyObject *const lists[3], PyObject *const tensors[3])
+{
+    for (int i = 0; i < 3; i++)
+        if (tensors[i] != NULL && PyList_Append(lists[i], tensors[i]) < 0)
+            return -1;
+    return 0;
+}
+
+static int add_to_call(Step *step, Py_ssize_t group, int is_small, const DLTensor *like, PyObject *const tensors[3])
+{
+    Call *call = NULL;
+    for (Py_ssize_t i = step->n_calls; i-- > 0 && step->calls[i].group == group;) {
+        if (step->calls[i].is_small == is_small && is_same_type(&step->calls[i].like, like))
+            call = &step->calls[i];
+    }
+    if (call == NULL) {
+        if (make_room((void **)&step->calls, step->n_calls, &step->room_for_calls, sizeof(Call)) < 0)
+            return -1;
+        call = &step->calls[step->n_calls++];
+        *call = (Call){.group = group, .is_small = is_small, .like = *like};
+        for (int i = 0; i < 3; i++)
+            if ((call->lists[i] = PyList_New(0)) == NULL)
+                return -1;
+    }
+    return append_all(call->lists, tensors);
+}
+
+/* 1: added to a job or call; 0: left to Python; -1: an error. */
+static int describe_row(Step *step, const Row *row, const Hyper *hyper)
+{
+    DLTensor seen[3];
+    PyObject *buffer = row->state[0];
+    if (row->left || !is_plain(row->param, &seen[0]) || !is_plain(row->grad, &seen[1]) || !is_like(&seen[0], &seen[1]))
+        return 0;
+    if (hyper->momentum == 0)
+        buffer = NULL; /* without momentum an old buffer is left alone */
+    else if (buffer == NULL || !is_plain(buffer, &seen[2]) || !is_like(&seen[0], &seen[2]))
+        return 0;
+    const int64_t numel = numel_of(&seen[0]);
+    if (numel == 0)
+        return 1;
+    const int on_gpu = seen[0].device_type == CUDA || seen[0].device_type == ROCM;
+    if (!(seen[0].device_type == CPU && is_real(&seen[0])) && !(on_gpu && (is_real(&seen[0]) || is_half(&seen[0]))))
+        return 0;
+    for (int i = 0; i < (buffer ? 3 : 2); i++)
+        if (!is_addressable(&seen[i]))
+            return 0;
+    if (!is_dense(&seen[0]))
+        return 0;
+    const int is_small = !on_gpu && numel < step->small;
+    if (!is_small || step->by_op) {
+        PyObject *const tensors[3] = {row->param, row->grad, buffer};
+        return add_to_call(step, row->group, is_small, &seen[0], tensors) < 0 ? -1 : 1;
+    }
+    if (make_room((void **)&step->jobs, step->n_jobs, &step->room_for_jobs, sizeof(Job)) < 0 ||
+        PyList_Append(step->done, row->param) < 0)
+        return -1;
+    step->jobs[step->n_jobs++] = (Job){
+        .param = data_of(&seen[0]),
+        .grad = data_of(&seen[1]),
+        .buffer = buffer ? data_of(&seen[2]) : NULL,
+        .numel = numel,
+        .bits = seen[0].bits,
+        .hyper = hyper,
+    };
+    return 1;
+}
+
+/* Rows of one group come one after another, so the last row of the rest is this group's or of one before. */
+static int add_to_rest(Step *step, const Row *row)
+{
+    const Py_ssize_t n = PyList_GET_SIZE(step->rest);
+    PyObject *last = n ? PyList_GET_ITEM(step->rest, n - 1) : NULL;
+    if (last == NULL || PyLong_AsSsize_t(PyTuple_GET_ITEM(last, 0)) != row->group) {
+        last = Py_BuildValue("n[][]", row->group);
+        const int failed = last == NULL || PyList_Append(step->rest, last) < 0;
+        Py_XDECREF(last); /* the list has it */
+        if (failed)
+            return -1;
+    }
+    return PyList_Append(PyTuple_GET_ITEM(last, 1), row->param) < 0 ||
+                   PyList_Append(PyTuple_GET_ITEM(last, 2), row->grad) < 0
+               ? -1
+               : 0;
 }
 
 static PyObject *calls_of(const Step *step)
@@ -486,18 +564,36 @@ static PyObject *calls_of(const Step *step)
     return calls;
 }
 
-static void run_jobs(const Step *step)
+static int describe_rows(Step *step, const Gathered *all)
 {
-    for (Py_ssize_t i = 0; i < step->n_jobs; i++)
-        step->jobs[i].bits == 32 ? update_float(&step->jobs[i]) : update_double(&step->jobs[i]);
+    for (Py_ssize_t i = 0; i < all->n; i++) {
+        const Row *row = &all->rows[i];
+        const int handled = describe_row(step, row, &all->hypers[row->group]);
+        if (handled < 0 || (handled == 0 && add_to_rest(step, row) < 0))
+            return -1;
+    }
+    return 0;
 }
 
-static void release(Step *step)
+/* No Python code runs in here: the caller has switched garbage collection off, and nothing that is released here is
+   the last reference to an object of the user's. */
+static PyObject *describe_and_compute(Step *step, const Gathered *all)
 {
-    for (Py_ssize_t i = 0; i < step->n_jobs; i++) {
-        Py_DECREF(step->jobs[i].owned_grad);
-        Py_XDECREF(step->jobs[i].owned_buffer);
-    }
+    PyObject *found = NULL;
+    step->done = PyList_New(0);
+    step->rest = PyList_New(0);
+    if (step->done == NULL || step->rest == NULL || describe_rows(step, all) < 0)
+        return NULL;
+    PyObject *calls = calls_of(step);
+    if (calls != NULL && (found = PyTuple_Pack(3, step->done, calls, step->rest)) != NULL)
+        for (Py_ssize_t i = 0; i < step->n_jobs; i++) /* last, when nothing can fail any more */
+            step->jobs[i].bits == 32 ? update_float(&step->jobs[i]) : update_double(&step->jobs[i]);
+    Py_XDECREF(calls);
+    return found;
+}
+
+static void release_step(Step *step)
+{
     for (Py_ssize_t i = 0; i < step->n_calls; i++)
         for (int j = 0; j < 3; j++)
             Py_XDECREF(step->calls[i].lists[j]);
@@ -512,9 +608,9 @@ PyDoc_STRVAR(
     "update(param_groups, state, small, by_op) -> (done, calls, rest)\n\n"
     "Update every ordinary parameter on the CPU that has a gradient and fewer than ``small`` elements, unless\n"
     "``by_op``. Return these parameters; rows (group, is_small, params, grads, buffers), each for one call of torch's\n"
-    "fused op; and rows (group, params) of everything that is left to Python: no plain strided memory, no momentum\n"
-    "buffer yet, layouts that differ, a group with unusual flags, groups or state of other types than torch's.\n"
-    "Nothing is updated if anything raises.");
+    "fused op; and rows (group, params, grads) of everything that is left to Python: no plain strided memory, no\n"
+    "momentum buffer yet, layouts that differ, a group with unusual flags, groups or state of other types than\n"
+    "torch's. Nothing is updated if anything raises. Gradients are read once, all before anything is updated.");
 
 static PyObject *update(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
 {
@@ -522,32 +618,19 @@ static PyObject *update(PyObject *Py_UNUSED(module), PyObject *const *args, Py_s
         PyErr_SetString(PyExc_TypeError, "need use() once, then update(param_groups, state, small, by_op)");
         return NULL;
     }
-    Step step = {.state = args[1], .small = PyLong_AsLongLong(args[2]), .by_op = args[3] == Py_True};
+    Step step = {.small = PyLong_AsLongLong(args[2]), .by_op = args[3] == Py_True};
     if (PyErr_Occurred())
         return NULL;
-    PyObject *groups = PySequence_Fast(args[0], "need param_groups to be a list"), *found = NULL;
-    step.done = PyList_New(0);
-    step.rest = PyList_New(0);
-    int status = groups == NULL || step.done == NULL || step.rest == NULL ? -1 : 0;
-    for (Py_ssize_t i = 0; status == 0 && i < PySequence_Fast_GET_SIZE(groups); i++) {
-        PyObject *group = Py_NewRef(PySequence_Fast_GET_ITEM(groups, i));
-        status = visit_group(&step, i, group);
-        Py_DECREF(group);
+    Gathered all = {.state = args[1], .keys = name.of_sgd};
+    PyObject *found = NULL;
+    if (gather(&all, args[0], 1) == 0) {
+        const int collects = PyGC_Disable();
+        found = describe_and_compute(&step, &all);
+        if (collects)
+            PyGC_Enable();
     }
-    PyObject *calls = status == 0 ? calls_of(&step) : NULL;
-    if (calls != NULL && (found = PyTuple_Pack(3, step.done, calls, step.rest)) != NULL) {
-        /* Last, when nothing can fail any more. */
-        int64_t elements = 0;
-        for (Py_ssize_t i = 0; i < step.n_jobs; i++)
-            elements += step.jobs[i].numel;
-        PyThreadState *others = elements < 1 << 16 ? NULL : PyEval_SaveThread();
-        run_jobs(&step);
-        if (others != NULL)
-            PyEval_RestoreThread(others);
-    }
-    Py_XDECREF(calls);
-    Py_XDECREF(groups);
-    release(&step);
+    release_step(&step);
+    release_gathered(&all);
     return found;
 }
 
@@ -784,14 +867,6 @@ static PyObject *scaled(PyObject *Py_UNUSED(module), PyObject *const *args, Py_s
 
 enum { FIELDS = 6 }; /* of a record, before the fields of its state */
 
-typedef struct {
-    PyObject *state, *keys;
-    Py_ssize_t next_state;
-    void *records, *grads; /* of int64_t */
-    Py_ssize_t n, room_for_records, room_for_grads;
-    size_t width; /* of a record, in int64_t */
-} Layout;
-
 /* Whether both have the same elements in the same order of memory. Without elements, strides have no meaning. */
 static int is_in_step(const DLTensor *param, const DLTensor *other, int64_t numel)
 {
@@ -806,103 +881,93 @@ static int is_flag(const DLTensor *param, const DLTensor *flag)
            flag->bits == 32 && numel_of(flag) == 1 && is_addressable(flag);
 }
 
-/* The state's tensors: the first is laid out as the parameter, the others are flags. 1: described; 0: out of the
-   ordinary; -1: an error. */
-static int describe_state(const Layout *layout, PyObject *kept, const DLTensor *param, int64_t *fields)
+/* The state's tensors: the first is laid out as the parameter, the others are flags. */
+static int describe_state(const Row *row, Py_ssize_t n_keys, const DLTensor *param, int64_t *fields)
 {
-    int status = 1;
-    for (Py_ssize_t k = 0; status == 1 && k < PyTuple_GET_SIZE(layout->keys); k++) {
+    for (Py_ssize_t k = 0; k < n_keys; k++) {
         DLTensor seen;
-        PyObject *tensor = Py_XNewRef(PyDict_GetItemWithError(kept, PyTuple_GET_ITEM(layout->keys, k)));
-        if (tensor == NULL && PyErr_Occurred())
-            status = -1;
-        else if (tensor != NULL && tensor != Py_None) {
-            status = is_plain(tensor, &seen) &&
-                     (k == 0 ? is_in_step(param, &seen, numel_of(param)) : is_flag(param, &seen));
-            fields[2 * k] = (int64_t)(intptr_t)tensor;
-            fields[2 * k + 1] = status ? (int64_t)(intptr_t)data_of(&seen) : 0;
-        }
-        Py_XDECREF(tensor);
+        PyObject *tensor = row->state[k];
+        if (tensor == NULL || tensor == Py_None)
+            continue;
+        if (!is_plain(tensor, &seen) ||
+            !(k == 0 ? is_in_step(param, &seen, numel_of(param)) : is_flag(param, &seen)))
+            return 0;
+        fields[2 * k] = (int64_t)(intptr_t)tensor;
+        fields[2 * k + 1] = (int64_t)(intptr_t)data_of(&seen);
     }
-    return status;
+    return 1;
 }
 
-static int describe_tensors(Layout *layout, Py_ssize_t group, PyObject *param, PyObject *grad, PyObject *kept)
+static int describe_record(const Row *row, Py_ssize_t n_keys, int64_t *record, int64_t *grad)
 {
     DLTensor seen[2];
-    if (!is_plain(param, &seen[0]) || !is_plain(grad, &seen[1]) || !(is_real(&seen[0]) || is_half(&seen[0])))
+    if (row->left || !is_plain(row->param, &seen[0]) || !is_plain(row->grad, &seen[1]) ||
+        !(is_real(&seen[0]) || is_half(&seen[0])))
         return 0;
     const int64_t numel = numel_of(&seen[0]);
     if (!is_in_step(&seen[0], &seen[1], numel) || (numel != 0 && !(is_addressable(&seen[0]) && is_dense(&seen[0]))))
         return 0;
-    if (make_room(&layout->records, layout->n, &layout->room_for_records, layout->width * sizeof(int64_t)) < 0 ||
-        make_room(&layout->grads, layout->n, &layout->room_for_grads, sizeof(int64_t)) < 0)
-        return -1;
-    int64_t *record = (int64_t *)layout->records + layout->n * layout->width;
-    memset(record, 0, layout->width * sizeof *record);
-    record[0] = group;
-    record[1] = (int64_t)(intptr_t)param;
+    record[0] = row->group;
+    record[1] = (int64_t)(intptr_t)row->param;
     record[2] = (int64_t)(intptr_t)data_of(&seen[0]);
     record[3] = numel;
     record[4] = seen[0].code * 256 + seen[0].bits;
     record[5] = (int64_t)seen[0].device_type * 65536 + seen[0].device_id;
-    ((int64_t *)layout->grads)[layout->n++] = (int64_t)(intptr_t)data_of(&seen[1]);
-    return kept == NULL ? 1 : describe_state(layout, kept, &seen[0], record + FIELDS);
+    *grad = (int64_t)(intptr_t)data_of(&seen[1]);
+    return describe_state(row, n_keys, &seen[0], record + FIELDS);
 }
 
-static int describe_param(Layout *layout, Py_ssize_t group, PyObject *param, PyObject *grad)
+/* No Python code runs in here, as in describe_and_compute. */
+static PyObject *describe_layout(const Gathered *all)
 {
-    if (grad == Py_None) {
-        next_state_of(layout->state, &layout->next_state, param);
-        return 1;
+    const Py_ssize_t n_keys = PyTuple_GET_SIZE(all->keys), width = FIELDS + 2 * n_keys;
+    int64_t *records = PyMem_Calloc(all->n ? all->n : 1, width * sizeof *records);
+    int64_t *grads = PyMem_Calloc(all->n ? all->n : 1, sizeof *grads);
+    PyObject *found = NULL;
+    int ordinary = 1;
+    if (records == NULL || grads == NULL)
+        PyErr_NoMemory();
+    else {
+        for (Py_ssize_t i = 0; ordinary && i < all->n; i++)
+            ordinary = describe_record(&all->rows[i], n_keys, records + i * width, grads + i);
+        found = ordinary ? Py_BuildValue("y#y#", records, all->n * width * (Py_ssize_t)sizeof *records, grads,
+                                         all->n * (Py_ssize_t)sizeof *grads)
+                         : Py_NewRef(Py_None);
     }
-    PyObject *kept = state_of(layout->state, &layout->next_state, param);
-    int status;
-    if (kept == NULL && PyErr_Occurred())
-        status = -1;
-    else
-        status = kept != NULL && !PyDict_Check(kept) ? 0 : describe_tensors(layout, group, param, grad, kept);
-    Py_XDECREF(kept);
-    return status;
+    PyMem_Free(records);
+    PyMem_Free(grads);
+    return found;
 }
 
-/* Reading a gradient may warn, which may run Python code: so own the references. A subclass's is not read at all. */
-static int describe_params(Layout *layout, Py_ssize_t group, PyObject *params)
-{
-    int status = 1;
-    for (Py_ssize_t i = 0; status == 1 && i < PyList_GET_SIZE(params); i++) {
-        PyObject *param = Py_NewRef(PyList_GET_ITEM(params, i));
-        if (is_known(param)) {
-            PyObject *grad = grad_of(param);
-            status = grad == NULL ? -1 : describe_param(layout, group, param, grad);
-            Py_XDECREF(grad);
-        }
-        else
-            status = 0;
-        Py_DECREF(param);
-    }
-    return status;
-}
-
-static int describe_group(Layout *layout, Py_ssize_t index, PyObject *group)
+/* Whether its gradients can be read without running a subclass's code. */
+static int is_ordinary_group(PyObject *group)
 {
     PyObject *params = PyDict_Check(group) ? Py_XNewRef(PyDict_GetItemWithError(group, name.params)) : NULL;
-    int status;
-    if (params == NULL)
-        status = PyErr_Occurred() ? -1 : 0;
-    else
-        status = PyList_Check(params) ? describe_params(layout, index, params) : 0;
+    int is_ordinary = params != NULL && PyList_Check(params);
+    for (Py_ssize_t i = 0; is_ordinary && i < PyList_GET_SIZE(params); i++)
+        is_ordinary = is_known(PyList_GET_ITEM(params, i));
     Py_XDECREF(params);
-    return status;
+    return is_ordinary;
+}
+
+static int are_ordinary_groups(PyObject *groups)
+{
+    int are_ordinary = PyList_Check(groups);
+    for (Py_ssize_t i = 0; are_ordinary && i < PyList_GET_SIZE(groups); i++) {
+        PyObject *group = Py_NewRef(PyList_GET_ITEM(groups, i));
+        are_ordinary = is_ordinary_group(group);
+        Py_DECREF(group);
+    }
+    return are_ordinary;
 }
 
 PyDoc_STRVAR(layout_doc,
              "layout(groups, state, keys) -> None or (bytes, bytes)\n\n"
              "Describe every parameter that has a gradient, in order. The first bytes hold one record of int64 for\n"
              "each: index of its group, id, address, numel, 256 * DLPack's dtype code + bits, 65536 * device type +\n"
-             "device id; then id and address of ``state[param][key]`` for each key, 0 and 0 where that is absent or\n"
-             "None. The second bytes hold the address of each gradient. Tables of addresses that were made for one\n"
-             "result are right for every result with equal bytes.\n\n"
+             "device id; then id and address of ``state[param][key]`` for each of at most two keys, 0 and 0 where that\n"
+             "is absent or None. The second bytes hold the address of each gradient. Tables of addresses that were\n"
+             "made for one result are right for every result with equal bytes.\n\n"
              "None where anything is out of the ordinary: other containers than list and dict, tensors that are not\n"
              "dense floats in memory, subclasses, a gradient or a first tensor of the state whose layout differs\n"
              "from the parameter's, a later tensor of the state that is not one float32 on the parameter's device.");
@@ -913,23 +978,24 @@ static PyObject *layout(PyObject *Py_UNUSED(module), PyObject *const *args, Py_s
         PyErr_SetString(PyExc_TypeError, "need use() once, then layout(groups, state, keys)");
         return NULL;
     }
-    PyObject *groups = args[0], *found = NULL;
     if (!are_keys(args[2]))
         return NULL;
-    Layout all = {.state = args[1], .keys = args[2], .width = FIELDS + 2 * (size_t)PyTuple_GET_SIZE(args[2])};
-    int status = PyList_Check(groups) && PyDict_Check(all.state);
-    for (Py_ssize_t i = 0; status == 1 && i < PyList_GET_SIZE(groups); i++) {
-        PyObject *group = Py_NewRef(PyList_GET_ITEM(groups, i));
-        status = describe_group(&all, i, group);
-        Py_DECREF(group);
+    if (PyTuple_GET_SIZE(args[2]) > 2) {
+        PyErr_Format(PyExc_ValueError, "need at most two keys, got %zd", PyTuple_GET_SIZE(args[2]));
+        return NULL;
     }
-    if (status == 1)
-        found = Py_BuildValue("y#y#", all.records ? all.records : "",
-                              all.n * (Py_ssize_t)(all.width * sizeof(int64_t)), all.grads ? all.grads : "",
-                              all.n * (Py_ssize_t)sizeof(int64_t));
-    PyMem_Free(all.records);
-    PyMem_Free(all.grads);
-    return status == 0 ? Py_NewRef(Py_None) : found;
+    if (!PyDict_Check(args[1]) || !are_ordinary_groups(args[0]))
+        return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+    Gathered all = {.state = args[1], .keys = args[2]};
+    PyObject *found = NULL;
+    if (gather(&all, args[0], 0) == 0) {
+        const int collects = PyGC_Disable();
+        found = describe_layout(&all);
+        if (collects)
+            PyGC_Enable();
+    }
+    release_gathered(&all);
+    return found;
 }
 
 /* -- the module ------------------------------------------------------------------------------------------------- */
@@ -1003,5 +1069,7 @@ PyMODINIT_FUNC PyInit__native(void)
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if ((*names[i].where = PyUnicode_InternFromString(names[i].text)) == NULL)
             return NULL;
+    if ((name.of_sgd = PyTuple_Pack(1, name.momentum_buffer)) == NULL)
+        return NULL;
     return PyModule_Create(&module);
 }

@@ -14,7 +14,7 @@ from torch.optim.sgd import sgd
 from . import native
 from .grad_mode import with_grad
 from .groups import Kinds, check_named, check_numbers, check_one_lr, check_policy
-from .host.fused import HYPERPARAMETERS, Rows, dense_beside, fused_update, takes_fused, unscale
+from .host.fused import HYPERPARAMETERS, Rows, dense_beside, fused_update, read_rows, takes_fused, unscale
 from .host.ordinary import update_ordinary
 from .policies import Policy
 from .policies.asked import values_at
@@ -195,15 +195,15 @@ class CyclicSGD(Scheduled, SGD):
         fused = [row for row in rest if takes_fused(row[0], True)]
         if fused:
             fused_update(fused, self.state, grad_scale, None)
-        for group in (group for group, _ in rest if not takes_fused(group, True)):
-            unscale([param.grad for param in group["params"] if param.grad is not None], grad_scale)
+        for group, _, grads in (row for row in rest if not takes_fused(row[0], True)):
+            unscale(grads, grad_scale)
             self._by_torch(group, {}, beside_sparse=True)
 
     def _plain_update(self) -> None:
         """Update every group as SGD.step does, with the bugs of torch's fused op avoided."""
         scale = {name: self.__dict__.get(name) for name in ("grad_scale", "found_inf")}
         self._check_fused_params()
-        fused = [(group, group["params"]) for group in self.param_groups if takes_fused(group, False)]
+        fused = read_rows([group for group in self.param_groups if takes_fused(group, False)])
         if fused:
             fused_update(fused, self.state, **scale)
         for group in self.param_groups:

@@ -25,7 +25,7 @@ from .threads import on_one_thread
 
 Group = dict[str, Any]
 State = dict[Any, dict[str, Any]]
-Rows = list[tuple[Group, list[Any]]]  # param groups, and those of their parameters that are to be updated
+Rows = list[tuple[Group, list[Any], list[Any]]]  # param groups, with parameters to be updated and their gradients
 Tensors = tuple[list[Any], list[Any], list[Any]]  # parameters, gradients, buffers (None where there is none)
 
 #: The hyperparameters of a param group that torch's ``sgd`` and its fused op take by these names.
@@ -62,8 +62,22 @@ class Call(NamedTuple):
     stop: int
 
 
+def read_rows(groups: list[Group]) -> Rows:
+    """The parameters that have a gradient, and the gradients.
+
+    A subclass's ``grad`` may run any code, which may give other tensors other memory: so all are read before any tensor
+    is looked at.
+    """
+    rows = []
+    for group in groups:
+        pairs = [(param, param.grad) for param in group["params"]]
+        pairs = [pair for pair in pairs if pair[1] is not None]
+        rows.append((group, [param for param, _ in pairs], [grad for _, grad in pairs]))
+    return rows
+
+
 def fused_update(rows: Rows, state: State, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-    """Update every parameter in ``rows`` that has a gradient.
+    """Update every parameter in ``rows``.
 
     A ``found_inf`` other than 0 makes it a no-op. Gradients are divided by ``grad_scale`` in place, as by the op.
     """
@@ -85,17 +99,11 @@ def fused_update(rows: Rows, state: State, grad_scale: Tensor | None, found_inf:
 
 
 def _sort(rows: Rows, state: State) -> tuple[list[Call], Tensors]:
-    """The calls that update every parameter that has a gradient, and the tensors in their order."""
+    """The calls that update every parameter, and the tensors in their order."""
     kinds: dict[Kind, list[tuple[Any, Any, Any]]] = {}
     devices = {*fused_devices()}
-    for index, (group, given) in enumerate(rows):
+    for index, (group, params, grads) in enumerate(rows):
         with_buffers = group["momentum"] != 0
-        params, grads = [], []
-        for param in given:
-            grad = param.grad
-            if grad is not None:
-                params.append(param)
-                grads.append(grad)
         buffers = [state[param].get("momentum_buffer") if with_buffers else None for param in params]
         local = zip(*_local((params, grads, buffers)), strict=True)
         for tensors, (param, grad, buffer) in zip(zip(params, grads, buffers, strict=True), local, strict=True):

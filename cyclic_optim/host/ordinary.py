@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import native
 from ..grad_mode import with_grad
 from ..torch_private import dispatch_modes, function_modes, increment_version, modes_active
-from .fused import SMALL, Group, Rows, State, by_op
+from .fused import SMALL, Group, Rows, State, by_op, read_rows
 
 
 def update_ordinary(groups: list[Group], state: State, grad_scale: Tensor | None) -> Rows:
@@ -19,13 +19,13 @@ def update_ordinary(groups: list[Group], state: State, grad_scale: Tensor | None
     has to see the operations, this is a no-op.
     """
     if native.compiled is None or ((dispatch_modes() or function_modes()) and modes_active()):
-        return [(group, group["params"]) for group in groups]
+        return read_rows(groups)
     done, calls, rest = native.compiled.update(groups, state, SMALL, grad_scale is not None)
     if done:
         increment_version(done)  # as torch's op does not, either
     if calls:
         with_grad(False, lambda: _call(groups, calls, grad_scale))
-    return [(groups[group], params) for group, params in rest]
+    return [(groups[group], params, grads) for group, params, grads in rest]
 
 
 def _call(groups: list[Group], calls: list[Any], grad_scale: Tensor | None) -> None:
