@@ -301,8 +301,11 @@ static PyObject *state_of(Gathered *all, PyObject *param)
     return Py_XNewRef(found != NULL ? found : PyDict_GetItemWithError(all->state, param));
 }
 
+/* Also of what is left to Python: a subclass's hash may run any code, which must not happen after the update. */
 static int gather_state(Gathered *all, Row *row)
 {
+    if (!PyDict_Check(all->state))
+        return 0; /* then all is left to Python */
     PyObject *entries = state_of(all, row->param);
     if (entries != NULL && !PyDict_Check(entries))
         row->left = 1;
@@ -311,13 +314,6 @@ static int gather_state(Gathered *all, Row *row)
             row->state[k] = Py_XNewRef(PyDict_GetItemWithError(entries, PyTuple_GET_ITEM(all->keys, k)));
     Py_XDECREF(entries);
     return PyErr_Occurred() ? -1 : 0;
-}
-
-static int skip_state(Gathered *all, PyObject *param)
-{
-    if (PyDict_Check(all->state))
-        next_state_of(all->state, &all->next_state, param);
-    return 0;
 }
 
 /* Takes the references to param and grad. */
@@ -329,7 +325,8 @@ static int gather_row(Gathered *all, Py_ssize_t group, PyObject *param, PyObject
         return -1;
     }
     if (grad == Py_None) {
-        skip_state(all, param);
+        if (PyDict_Check(all->state))
+            next_state_of(all->state, &all->next_state, param);
         Py_DECREF(param);
         Py_DECREF(grad);
         return 0;
@@ -337,7 +334,7 @@ static int gather_row(Gathered *all, Py_ssize_t group, PyObject *param, PyObject
     Row *row = &all->rows[all->n++];
     *row = (Row){.group = group, .param = param, .grad = grad};
     row->left = !all->hypers[group].usual || !is_known(param);
-    return row->left ? skip_state(all, param) : gather_state(all, row);
+    return gather_state(all, row);
 }
 
 static int gather_params(Gathered *all, Py_ssize_t group, PyObject *params)

@@ -1,12 +1,14 @@
 """The compiled part of a step, ``_native.c``, where it is available, and the same functions in Python.
 
 Installing builds it where there is a C compiler. It works with every torch that has DLPack's C exchange API
-(2.10 and newer). Where it is missing, or a tensor is not ordinary, Python does the same.
+(2.10 and newer). Where it is missing, or a tensor is not ordinary, Python does the same. The environment variable
+``CYCLIC_OPTIM_NATIVE=0`` switches it off, to find out whether a fault is its own.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import weakref
 from collections import deque
@@ -27,17 +29,13 @@ Columns: TypeAlias = tuple[Any, ...]
 #: In a column: the key is absent (``holds``), or not written (``put``).
 ABSENT: Any = ...
 
-#: Sizes of a c10::TensorImpl: 22 words so far; torch's header asserts at most 26.
-WORDS = range(22, 27)
-
-
 def find_negation() -> tuple[int, int, int]:
     """Where a tensor has its "negative" bit: (offset of its TensorImpl, offset of the keys, the key).
 
     ``is_neg`` is slow to call, and torch's memory layout is private. So find the "negative" bit by comparing the raw
     memory of negated and ordinary tensors, which otherwise differ in as much as possible: it is the one bit that is
-    set in every negated tensor and in no other. Where there is no such bit, or more than one, all three are 0, and
-    ``is_neg`` is called for each tensor.
+    set in every negated tensor and in no other. Where there is no such bit, or more than one, or the C library does
+    not say how much memory a TensorImpl has, all three are 0, and ``is_neg`` is called for each tensor.
     """
     plain: list[Tensor] = []
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
@@ -51,11 +49,8 @@ def find_negation() -> tuple[int, int, int]:
         for offset in range(0, TENSOR_BYTES, 8)
         if all(_word(id(tensor) + offset) == impl_address(tensor) for tensor in (*plain, *negated))
     ]
-    bits = 0
-    for words in WORDS:  # the keys are the last member, so a larger TensorImpl may have them further on
-        bits = reduce(and_, _contents(negated, words)) & ~reduce(or_, _contents(plain, words))
-        if bits:
-            break
+    n_bytes = min(heap_bytes(impl_address(tensor)) for tensor in (*plain, *negated)) // 8 * 8
+    bits = reduce(and_, _contents(negated, n_bytes)) & ~reduce(or_, _contents(plain, n_bytes))
     if len(impl) != 1 or bits.bit_count() != 1:
         return 0, 0, 0
     word = (bits.bit_length() - 1) // 64
@@ -63,28 +58,53 @@ def find_negation() -> tuple[int, int, int]:
     return impl[0], 8 * word, key
 
 
+def heap_bytes(address: int) -> int:
+    """The size of the block of heap memory that begins at an address; 0 where the C library does not say."""
+    for name in ("malloc_usable_size", "malloc_size"):  # Linux; macOS
+        try:
+            size_of = getattr(ctypes.CDLL(None), name)
+        except (AttributeError, OSError, TypeError):  # TypeError: Windows
+            continue
+        size_of.argtypes, size_of.restype = [ctypes.c_void_p], ctypes.c_size_t
+        return int(size_of(address))
+    return 0
+
+
 def _word(address: int) -> int:
     return int.from_bytes(ctypes.string_at(address, 8), sys.byteorder)
 
 
-def _contents(tensors: list[Tensor], words: int) -> list[int]:
+def _contents(tensors: list[Tensor], n_bytes: int) -> list[int]:
     """The memory of each TensorImpl as one integer, first byte lowest."""
-    return [int.from_bytes(ctypes.string_at(impl_address(tensor), 8 * words), "little") for tensor in tensors]
+    return [int.from_bytes(ctypes.string_at(impl_address(tensor), n_bytes), "little") for tensor in tensors]
 
 
+def _is_switched_on() -> bool:
+    value = os.environ.get(SWITCH, "1")
+    if value not in ("0", "1"):
+        raise ValueError(f"need {SWITCH}=0 (do without the compiled part) or 1, got {value!r}")
+    return value == "1"
+
+
+#: The environment variable that switches the compiled part off, read when this module is imported.
+SWITCH = "CYCLIC_OPTIM_NATIVE"
+
+#: What ``_native`` needs of torch; None without DLPack's exchange API (torch 2.9 and older).
+OF_TORCH: Any = None
 compiled: ModuleType | None = None
 try:
-    from . import _native  # type: ignore[attr-defined]
+    if _is_switched_on():
+        from . import _native  # type: ignore[attr-defined]
 
-    OF_TORCH = (
-        torch.Tensor.__dlpack_c_exchange_api__,
-        torch.Tensor,
-        torch.nn.Parameter,
-        torch.Tensor.is_neg,
-        torch.nn.Parameter.grad,
-    )
-    _native.use(*OF_TORCH, 0, 0, 0)
-    compiled = _native
+        OF_TORCH = (
+            torch.Tensor.__dlpack_c_exchange_api__,
+            torch.Tensor,
+            torch.nn.Parameter,
+            torch.Tensor.is_neg,
+            torch.nn.Parameter.grad,
+        )
+        _native.use(*OF_TORCH, 0, 0, 0)
+        compiled = _native
 except (ImportError, AttributeError, TypeError):  # not built; an older torch; a newer torch or DLPack that differs
     pass
 
