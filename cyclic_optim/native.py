@@ -29,6 +29,7 @@ Columns: TypeAlias = tuple[Any, ...]
 #: In a column: the key is absent (``holds``), or not written (``put``).
 ABSENT: Any = ...
 
+
 def find_negation() -> tuple[int, int, int]:
     """Where a tensor has its "negative" bit: (offset of its TensorImpl, offset of the keys, the key).
 
