@@ -3,7 +3,7 @@
 Run it with::
 
     pip install '.[bench]'
-    python benchmarks/step_cost.py                       # some five minutes, 9 GB of memory
+    python benchmarks/step_cost.py                       # some six minutes, 10 GB of memory
     python benchmarks/step_cost.py --quick               # 5 rounds, and nothing compiled
     python benchmarks/step_cost.py --models 4 resnet18   # only these
 
