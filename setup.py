@@ -1,15 +1,20 @@
 """The extension module, which setup.cfg cannot hold; all else is there."""
 
+import os
+
 from setuptools import Extension, setup
 
-setup(
-    ext_modules=[
-        Extension(
-            "cyclic_optim._native",
-            ["cyclic_optim/_native.c"],
-            # No contraction to fused multiply-adds: the same bits on every machine.
-            extra_compile_args=["-O3", "-ffp-contract=off"],
-            optional=True,  # without a C compiler the package installs all the same
-        )
-    ]
+#: "optional": without a C compiler the package installs all the same. "required": it does not. "none": no extension,
+#: so that a wheel is for every Python and platform.
+EXTENSION = os.environ.get("CYCLIC_OPTIM_EXTENSION", "optional")
+if EXTENSION not in ("optional", "required", "none"):
+    raise ValueError(f"need CYCLIC_OPTIM_EXTENSION to be optional, required or none, got {EXTENSION!r}")
+
+native = Extension(
+    "cyclic_optim._native",
+    ["cyclic_optim/_native.c"],
+    # No contraction to fused multiply-adds: the same bits on every machine.
+    extra_compile_args=["-O3", "-ffp-contract=off"],
+    optional=EXTENSION == "optional",
 )
+setup(ext_modules=[] if EXTENSION == "none" else [native])

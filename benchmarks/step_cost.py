@@ -3,7 +3,7 @@
 Run it with::
 
     pip install '.[bench]'
-    python benchmarks/step_cost.py                       # some five minutes, 9 GB of memory
+    python benchmarks/step_cost.py                       # some six minutes, 10 GB of memory
     python benchmarks/step_cost.py --quick               # 5 rounds, and nothing compiled
     python benchmarks/step_cost.py --models 4 resnet18   # only these
 
@@ -15,9 +15,9 @@ cost against the number of tensors and of parameters; ``step_cost.json``, every 
    buffers, so none is luckier in its place in memory.
 2. They take turns (``harness.interleaved``). What counts is the ratio to CyclicSGD in the same round; above 1,
    CyclicSGD is faster. Tables have the median and, in brackets, the quartiles.
-3. Where a package has a switch, both settings are measured. The compiled step has its rate as a tensor, as torch
-   advises. optimi's SGD and schedule-free SGD are other algorithms that one may take instead; the latter needs no
-   scheduler.
+3. Where a package has a switch, both settings are measured. A compiled step of SGD has its rates in tensors, as torch
+   advises: OneCycleLR writes into them itself, or schedules an SGD of plain numbers, whose values are then copied.
+   optimi's SGD and schedule-free SGD are other algorithms that one may take instead; the latter needs no scheduler.
 4. The floors do nothing but update: torch's fused op over lists made beforehand, without a schedule, without
    looking at ``.grad``; as it is, and with the small tensors in a serial call and the large ones in a parallel one.
 5. The picture also has a yardstick from memory: ``copy_`` of as many bytes as a step reads and writes, ``COPIED`` of
@@ -171,21 +171,58 @@ def sgd(scheduler: Callable[[Optimizer], LRScheduler], **options: Any) -> Build:
     return build
 
 
-def compiled(groups: Groups) -> Call:
-    torch._dynamo.reset()
-    optimizer = SGD([{**group, "lr": torch.tensor(group["lr"])} for group in groups], momentum=MOMENTUM)
-    scheduler = one_cycle_lr(optimizer)
-    step = torch.compile(optimizer.step)
+def compiled(optimizer: Optimizer, after: Call = lambda: None, **options: Any) -> Call:
+    step = torch.compile(optimizer.step, **options)
 
-    def step_both() -> None:
+    def step_and_go_on() -> None:
         step()
-        scheduler.step()
+        after()
 
     try:
-        step_both()
+        step_and_go_on()
     except Exception as error:  # there may be no C++ compiler
         raise LeftOutError(f"torch.compile failed with {type(error).__name__}") from error
-    return step_both
+    return step_and_go_on
+
+
+def sgd_of_tensors(groups: Groups, device: str = "cpu", **options: Any) -> SGD:
+    """Each rate in a tensor of its own, as compiled and captured steps can follow it."""
+    of_tensors = [{**group, "lr": torch.tensor(group["lr"], device=device)} for group in groups]
+    return SGD(of_tensors, momentum=MOMENTUM, **options)
+
+
+def values_copied(optimizer: SGD, scheduler_of: Callable[[Optimizer], LRScheduler]) -> Call:
+    """Step the scheduler of an SGD whose rates are plain numbers, and copy its values into ``optimizer``."""
+    source = SGD([{"params": [torch.zeros(())], "lr": peak} for peak in peaks(optimizer)], momentum=MOMENTUM)
+    scheduler = scheduler_of(source)
+    source.step()  # a no-op, without gradients; torch warns of a scheduler that comes first
+
+    def copy() -> None:
+        for group, values in zip(optimizer.param_groups, source.param_groups, strict=True):
+            group["lr"].fill_(values["lr"])
+            group["momentum"] = values["momentum"]
+
+    def step_and_copy() -> None:
+        scheduler.step()
+        copy()
+
+    copy()
+    return step_and_copy
+
+
+def compiled_sgd(groups: Groups) -> Call:
+    optimizer = sgd_of_tensors(groups)
+    return compiled(optimizer, one_cycle_lr(optimizer).step)
+
+
+def compiled_sgd_copying(groups: Groups) -> Call:
+    optimizer = sgd_of_tensors(groups)
+    return compiled(optimizer, values_copied(optimizer, one_cycle_lr))
+
+
+def compiled_cyclic_sgd(groups: Groups) -> Call:
+    optimizer = CyclicSGD(groups, momentum=MOMENTUM, policy=OneCycle(TOTAL_STEPS), capturable=True)
+    return compiled(optimizer, fullgraph=True)
 
 
 def optimi(foreach: bool) -> Build:
@@ -299,7 +336,11 @@ def without_the_compiled_part(build: Build) -> Build:
 
 
 REFERENCE = "CyclicSGD, OneCycle"
-COMPILED = "compiled SGD, OneCycleLR"
+COMPILED: dict[str, Build] = {
+    "compiled SGD, OneCycleLR": compiled_sgd,
+    "compiled SGD, OneCycleLR's values copied": compiled_sgd_copying,
+    "compiled CyclicSGD(capturable=True), OneCycle": compiled_cyclic_sgd,
+}
 CONTENDERS: dict[str, Build] = {
     REFERENCE: cyclic_sgd(OneCycle(TOTAL_STEPS)),
     "CyclicSGD, Triangular": cyclic_sgd(Triangular(STEP_SIZE_UP)),
@@ -310,7 +351,7 @@ CONTENDERS: dict[str, Build] = {
     "SGD(foreach=True), CyclicLR": sgd(cyclic_lr, foreach=True),
     "SGD(fused=True), OneCycleLR": sgd(one_cycle_lr, fused=True),
     "SGD(fused=True), CyclicLR": sgd(cyclic_lr, fused=True),
-    COMPILED: compiled,
+    **COMPILED,
     "optimi SGD(foreach=False), OneCycleLR": optimi(foreach=False),
     "optimi SGD(foreach=True), OneCycleLR": optimi(foreach=True),
     "SGDScheduleFree(foreach=False)": schedule_free(foreach=False),
@@ -357,11 +398,13 @@ def measure(groups: Groups, contenders: dict[str, Build], rounds: int, label: st
 
 def measure_model(model: Model, quick: bool) -> Measured:
     reason = "--quick compiles nothing" if quick else model.uncompiled
-    taking_part = {name: build for name, build in CONTENDERS.items() if name != COMPILED or not reason}
+    taking_part = {name: build for name, build in CONTENDERS.items() if name not in COMPILED or not reason}
+    if not reason:
+        torch._dynamo.reset()  # what the models before made it compile
     groups = make_groups(model.shapes, model.group_each)
     measured = measure(groups, taking_part, QUICK_ROUNDS if quick else model.rounds, model.title)
     if reason:
-        measured.left_out[COMPILED] = reason
+        measured.left_out.update(dict.fromkeys(COMPILED, reason))
     gc.collect()
     return measured
 
@@ -416,8 +459,8 @@ def remarks(models: dict[str, Measured]) -> Iterator[str]:
     for key, measured in models.items():
         for name, why in measured.left_out.items():
             yield f"- {MODELS[key].title}: left out {name}: {why}.\n"
-        if COMPILED in measured.ready_after:
-            yield f"- {MODELS[key].title}: compiling took {measured.ready_after[COMPILED]:.0f} seconds.\n"
+        for name in (name for name in COMPILED if name in measured.ready_after):
+            yield f"- {MODELS[key].title}: {name} was ready after {measured.ready_after[name]:.0f} seconds.\n"
     yield "\n"
 
 

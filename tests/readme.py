@@ -17,6 +17,13 @@ BLOCKS = [code for _, test, code in _FOUND if not test]
 #: The blocks that a test of their own runs, with their pages, by that test: its file, or ``file::function``.
 SNIPPETS = {test: (page, code) for page, test, code in _FOUND if test}
 
+(_DIFF,) = re.findall(r"^```diff\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+#: The example of swapping SGD for CyclicSGD, before and after, as code.
+BEFORE, AFTER = (
+    "\n".join(line[2:] for line in _DIFF.splitlines() if not line or line[0] in (" ", sign)) for sign in "-+"
+)
+
 _MOVE = re.compile(
     r"^\| (?:transformers' )?`(?P<theirs>\w+\(opt, [^`]*\))`(?:, (?:where|which) [^|]*)? \| `(?P<ours>[^|`]*)`[^|]*\|$",
     re.MULTILINE,

@@ -34,6 +34,11 @@ PACKAGES = {  # which need not be installed
     "SGDScheduleFree(foreach=False)",
     "SGDScheduleFree(foreach=True)",
 }
+COMPILED = {
+    "compiled SGD, OneCycleLR",
+    "compiled SGD, OneCycleLR's values copied",
+    "compiled CyclicSGD(capturable=True), OneCycle",
+}
 
 
 needs_git = pytest.mark.skipif(
@@ -120,7 +125,7 @@ def test_cost_of_a_step_is_compared_with_every_peer(tmp_path):
     assert model["tensors"] == 4
     check_ratios(model, table)
     assert model["ratios"].keys() - PACKAGES == PEERS | {"CyclicSGD, OneCycle"}
-    assert "compiled SGD, OneCycleLR" in model["left_out"]
+    assert model["left_out"].keys() - PACKAGES == COMPILED
     assert model["ratios"].keys() | model["left_out"].keys() >= PACKAGES
     assert all(f"left out {name}: {why}" in table for name, why in model["left_out"].items())
     assert (tmp_path / "step_cost.png").read_bytes().startswith(PNG)
@@ -357,14 +362,14 @@ def test_goals_of_the_gpu_check_are_read_off_the_measurements(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     check = importlib.import_module("gpu_check")
     own = {check.EAGER, check.CAPTURED, *check.KERNELS}
-    others = [check.COPY, check.TORCH_STEP, check.TORCH_BOTH, check.HOST, check.TORCH_OP]
+    others = [check.COPY, check.TORCH_STEP, check.TORCH_BOTH, check.HOST, check.TORCH_OP, check.TORCH_CAPTURED]
     checks = {"no synchronization": check.Checked(True, "20 steps", 0.1)}
 
     def verdicts(seconds, copying):
         steps = {key: dict.fromkeys(others, (1.0, 1.0)) | dict.fromkeys(own, seconds) for key in check.MODELS}
         for times in steps.values():
             times[check.COPY] = copying
-        trainings = {"conv net": {check.TORCH_BOTH: (1.0, 1.0), check.HOST: (1.0, 1.0), check.CAPTURED: seconds}}
+        trainings = {"conv net": dict.fromkeys(check.TRAININGS, (1.0, 1.0)) | {check.CAPTURED: seconds}}
         rows = check.goals(steps, trainings, checks)
         setting = check.Setting("cuda", replays=1, steps=1, rounds=2, started=0.0)
         sizes = dict.fromkeys(steps, 10**9)
@@ -373,10 +378,55 @@ def test_goals_of_the_gpu_check_are_read_off_the_measurements(monkeypatch):
         assert "- Left out: 350 M: no memory." in text
         return [verdict for *_, verdict in rows]
 
-    goals = len(check.LARGE) + 3 * len(check.MODELS) + 2
+    goals = len(check.LARGE) + 4 * len(check.MODELS) + 3
     assert verdicts((0.3, 0.3), copying=(0.28, 0.28)) == ["met"] * goals
     assert verdicts((1.2, 1.2), copying=(1.0, 1.0)) == ["missed"] * (goals - 1) + ["met"]  # no synchronization
     assert {*check.LARGE} <= check.MODELS.keys()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("name", ["TORCH_CAPTURED", "TORCH_COPIED"])
+def test_torchs_captured_step_follows_onecyclelr_in_the_gpu_check(name, device, monkeypatch):
+    """It makes the updates of SGD and OneCycleLR, in each of two groups; the momentum stays, as a graph has it."""
+    monkeypatch.syspath_prepend(FOLDER)
+    check = importlib.import_module("gpu_check")
+    monkeypatch.setattr(check, "TOTAL_STEPS", 30)
+    setting = check.Setting(device, replays=1, steps=1, rounds=1, started=0.0)
+
+    def groups():
+        return [{"params": check.grown([(3,), (2, 2)], device), "lr": check.PEAK} for _ in range(2)]
+
+    captured = check.sgd_of_tensors(groups(), device, fused=True)
+    step = check.captured_sgd(captured, check.stepping(captured), getattr(check, name), setting)
+    expected = torch.optim.SGD(groups(), momentum=check.MOMENTUM, fused=True)
+    scheduler = check.rates_of_one_cycle(expected)
+    for _ in range(3):  # before the capture
+        expected.step()
+    for _ in range(25):
+        step()
+        expected.step()
+        scheduler.step()
+        for ours, theirs in zip(captured.param_groups, expected.param_groups, strict=True):
+            assert float(ours["lr"]) == pytest.approx(theirs["lr"], rel=1e-6)
+            assert ours["momentum"] == check.MOMENTUM
+    torch.testing.assert_close(check.params_of(captured), check.params_of(expected))
+
+
+def test_copied_values_are_those_of_the_scheduler(monkeypatch):
+    """The compiled contender whose values are copied has OneCycleLR's rates and momenta at every step."""
+    monkeypatch.syspath_prepend(FOLDER)
+    step_cost = importlib.import_module("step_cost")
+    monkeypatch.setattr(step_cost, "TOTAL_STEPS", 30)
+    groups = step_cost.make_groups([(3,), (2, 2)], group_each=True)
+    copied, plain = step_cost.sgd_of_tensors(groups), torch.optim.SGD(groups, momentum=0.9)
+    follow, scheduler = step_cost.values_copied(copied, step_cost.one_cycle_lr), step_cost.one_cycle_lr(plain)
+    plain.step()
+    for _ in range(29):
+        for ours, theirs in zip(copied.param_groups, plain.param_groups, strict=True):
+            assert ours["lr"].item() == pytest.approx(theirs["lr"], rel=1e-6)
+            assert ours["momentum"] == theirs["momentum"]
+        follow()
+        scheduler.step()
 
 
 def test_models_of_the_gpu_check_have_the_sizes_they_are_called_by(monkeypatch):

@@ -15,6 +15,7 @@ from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import SGD
+from torch.optim.lr_scheduler import OneCycleLR
 
 from cyclic_optim import (
     Combined,
@@ -355,6 +356,27 @@ def test_sgd_with_a_rate_that_changes_is_compiled_until_torch_gives_up(inductor)
             graphs.append(inductor.frame_count)
     assert graphs[0] < graphs[1] < graphs[2] < graphs[3]
     assert graphs[-1] == graphs[-2]
+
+
+def test_sgd_with_its_rate_in_a_tensor_is_compiled_twice(inductor):
+    """Its first step has no momentum buffers yet; from the second on it follows OneCycleLR, momentum included."""
+    (model, optimizer), (twin, eager) = (
+        model_and(lambda ps, lr=lr: SGD(ps, lr=lr, momentum=0.9)) for lr in (torch.tensor(0.1), 0.1)
+    )
+    schedulers = [OneCycleLR(each, 0.1, total_steps=30) for each in (optimizer, eager)]
+    compiled, shown = torch.compile(optimizer.step, backend=inductor), set()
+    for step in range(25):
+        set_grads(model, step)
+        set_grads(twin, step)
+        compiled()
+        eager.step()
+        for scheduler in schedulers:
+            scheduler.step()
+        shown.add(optimizer.param_groups[0]["momentum"])
+    assert inductor.frame_count == 2
+    assert len(shown) > 10
+    for theirs, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(theirs, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_compiled_step_follows_edits_and_loads(inductor):

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import types
-import zipfile
 from graphlib import TopologicalSorter
 from importlib import metadata, resources
 from importlib.util import resolve_name
@@ -277,25 +276,3 @@ def test_what_is_said_to_be_installed_can_be():
         assert not re.search(r"pip install [^\n]*cyclic[-_]optim\b", text)
         named += re.findall(r"pip install [^\n`]*'\.\[([\w,]+)\]'", text)
     assert {"plot", "bench"} <= {extra for names in named for extra in names.split(",")} <= {*extras}
-
-
-def test_a_built_wheel_holds_only_the_package(tmp_path):
-    """A wheel has the package's modules, py.typed and its metadata: no tests, no benchmarks."""
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        (source / name).write_bytes((ROOT / name).read_bytes())
-    for name in ("cyclic_optim", "tests", "benchmarks"):
-        for file in (ROOT / name).rglob("*.*"):
-            if file.suffix in {".py", ".c", ".typed"}:
-                target = source / file.relative_to(ROOT)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(file.read_bytes())
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, source]
-    subprocess.run(command, check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert "cyclic_optim/py.typed" in names
-    assert all(name.startswith("cyclic_optim/") or ".dist-info/" in name for name in names)
-    modules = {str(file.relative_to(ROOT)) for file in (ROOT / "cyclic_optim").rglob("*.py")}
-    assert modules <= set(names)
