@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, SupportsFloat, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -28,11 +28,15 @@ from .torch_private import (
 from .unscheduled import Unscheduled
 
 if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LRScheduler
     from typing_extensions import Self
 
     from .device import BaseUpdate
     from .passive import PassiveScheduler
     from .schedules import Closure, Schedules
+
+
+Loss = TypeVar("Loss")
 
 
 # What only loading, pickling or a framework needs is imported where it is used: importing the package is quick.
@@ -118,7 +122,7 @@ class Scheduled(Optimizer):
     def from_torch(
         cls,
         optimizer: Optimizer,
-        scheduler: Any = None,
+        scheduler: LRScheduler | None = None,
         *,
         steps_per_epoch: int | None = None,
         steps_into_epoch: int = 0,
@@ -181,7 +185,7 @@ class Scheduled(Optimizer):
         return self._policy
 
     @policy.setter
-    def policy(self, policy: object) -> NoReturn:
+    def policy(self, policy: NoReturn) -> NoReturn:  # for a type checker, an error at the assignment
         raise AttributeError(f"need reschedule(policy=...) to change the policy, got policy={shown(policy)} assigned")
 
     @property
@@ -255,7 +259,7 @@ class Scheduled(Optimizer):
         policy: Policy | None = named
         return policy
 
-    def report(self, metric: float | Tensor) -> None:
+    def report(self, metric: SupportsFloat) -> None:
         """Tell every policy that listens a metric, commonly the validation loss once per epoch.
 
         For :class:`Plateau`. Where it lowers the rate, the next step uses the new one. NaN counts as no improvement.
@@ -281,7 +285,7 @@ class Scheduled(Optimizer):
     def reschedule(
         self,
         policy: Policy | None = None,
-        lr: float | Tensor | Sequence[float] | None = None,
+        lr: float | Tensor | Sequence[float | Tensor] | None = None,
         step: int | None = None,
         group: int | Sequence[int] | None = None,
     ) -> None:
@@ -340,6 +344,10 @@ class Scheduled(Optimizer):
 
     # -- the step ---------------------------------------------------------------------------------------------------
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
     def step(self, closure: Closure | None = None) -> Any:
         """Make one update with the current values, then write the next step's.
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 
 from .things import saver_of
 
@@ -38,10 +39,10 @@ class TrainStep(Protocol):
             return loss
     """
 
-    scaler: Any
+    scaler: GradScaler | None
     also: Sequence[Any]
 
-    def __call__(self) -> Any:
+    def __call__(self) -> SupportsFloat:
         """Do forward and backward; returns the loss: a number, or a tensor of one element.
 
         ``StopIteration`` says that there are no more data: the test ends with the losses it has.
@@ -87,7 +88,7 @@ def supervised_step(
     device: torch.device | str | None = None,
     autocast: torch.dtype | None = None,
     accumulation_steps: int = 1,
-    scaler: Any = None,
+    scaler: GradScaler | None = None,
     *,
     forward: Callable[[torch.nn.Module, Any], Tensor] | None = None,
 ) -> SupervisedStep:
@@ -135,7 +136,7 @@ class SupervisedStep:
         device: torch.device | str | None,
         autocast: torch.dtype | None,
         accumulation_steps: int,
-        scaler: Any,
+        scaler: GradScaler | None,
         forward: Callable[[torch.nn.Module, Any], Tensor] | None,
     ) -> None:
         self.model, self.loader = model, loader
@@ -184,7 +185,7 @@ class SupervisedStep:
         batch = _moved(self._next_batch(), self.device)
         with self._precision():
             loss = self._loss(batch) / self.accumulation_steps
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
         return loss.item()
 
     def _loss(self, batch: Any) -> Tensor:
