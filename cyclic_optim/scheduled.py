@@ -28,6 +28,8 @@ from .torch_private import (
 from .unscheduled import Unscheduled
 
 if TYPE_CHECKING:
+    from collections import defaultdict
+
     from torch.optim.lr_scheduler import LRScheduler
     from typing_extensions import Self
 
@@ -70,6 +72,10 @@ class Scheduled(Optimizer):
 
     # A mixin, before a torch optimizer: ``class CyclicAdamW(Scheduled, AdamW)``. A subclass calls `_begin` before the
     # base's ``__init__`` and `_ready` after it.
+
+    if TYPE_CHECKING:  # torch's own; from the assignments below, a type checker might infer others
+        param_groups: list[Group]
+        state: defaultdict[Tensor, Any]
 
     _kinds: ClassVar[Kinds] = Kinds()
     _policy: Policy | None

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.optimizer import ParamsT
 
-from .groups import check_named, check_one_lr
+from .groups import Params, check_named, check_one_lr
 from .policies import Policy
 from .rules import shown
 from .scheduled import Scheduled
@@ -59,7 +58,7 @@ class CyclicAdamW(Scheduled, AdamW):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: Params,
         lr: float | Tensor = 1e-3,
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -77,7 +76,7 @@ class CyclicAdamW(Scheduled, AdamW):
         check_one_lr(lr)
         self._begin(policy)
         super().__init__(
-            params,
+            params,  # type: ignore[arg-type]
             lr,
             betas,
             eps,
@@ -98,7 +97,7 @@ if TYPE_CHECKING:
         """What :func:`cyclic` makes, to a type checker, which has no type for "a Scheduled and a ``cls``"."""
 
         # The arguments of ``cls`` cannot be named beside the keyword ``policy``.
-        def __init__(self, params: ParamsT, *args: Any, policy: Policy | None = None, **options: Any) -> None: ...
+        def __init__(self, params: Params, *args: Any, policy: Policy | None = None, **options: Any) -> None: ...
         def __getattr__(self, name: str) -> Any: ...  # what only ``cls`` has
 
 
