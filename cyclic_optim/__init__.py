@@ -10,7 +10,8 @@ their methods are those of :class:`Scheduled`. A :class:`Policy` defines learnin
 from typing import TYPE_CHECKING, Any
 
 from .policies import POLICIES as _POLICIES
-from .policies import Policy, Values
+from .policies import Policy as Policy
+from .policies import Values as Values
 
 if TYPE_CHECKING:
     from .plotting import plot_policy as plot_policy
@@ -54,11 +55,13 @@ __version__ = "0.1.0"
 
 _OPTIMIZERS = ("CyclicSGD", "CyclicAdamW", "cyclic", "Scheduled")
 _RANGE_TEST = ("lr_range_test", "supervised_step", "TrainStep", "LRRangeTest", "NoSuggestionError", "RestoreError")
-# In the order of the reference.
-__all__ = [*_OPTIMIZERS, "Policy", "Values", *_POLICIES]
-__all__ += [*_RANGE_TEST, "plot_policy"]
 
-if not TYPE_CHECKING:  # a type checker would take any name for one of these
+if not TYPE_CHECKING:
+    # A type checker can read none of these: to it, what is imported "as" itself above is public, and nothing else.
+
+    # In the order of the reference.
+    __all__ = [*_OPTIMIZERS, "Policy", "Values", *_POLICIES]
+    __all__ += [*_RANGE_TEST, "plot_policy"]
 
     def __getattr__(name: str) -> Any:
         """Import on first use: what needs torch, as the command line needs none, and what takes long to import."""
@@ -81,9 +84,8 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
         globals()[name] = value
         return value
 
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__} - _NOT_OFFERED)
+
 
 _NOT_OFFERED = {"Any", "TYPE_CHECKING", "__dir__", "__getattr__"}  # help() would document the last two
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__} - _NOT_OFFERED)

@@ -6,7 +6,7 @@ import math
 import numbers
 import sys
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from .policies import Policy
 from .policies.base import class_hint
 from .rules import finite, shown
 from .slots import OWN_DECAY, Group
+
+#: torch's ParamsT as one Iterable: mypy takes a list of param groups with different keys for this, and not for ParamsT.
+Params: TypeAlias = Iterable[Tensor | dict[str, Any] | tuple[str, Tensor]]
 
 #: The keys of a schedule in a param group.
 SCHEDULE_KEYS = ("policy", "schedule_step", "max_lr", "policy_state", OWN_DECAY)

@@ -7,7 +7,7 @@ import numbers
 import operator
 import reprlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 #: Steps, and lengths in steps, must be below this: an int64 holds them, and every formula is defined for them.
 MOST_STEPS = 2**63
@@ -127,13 +127,14 @@ def real(text: str, holds: Callable[[float], bool]) -> dict[str, Rule]:
     return {"rule": Rule(float, text, holds)}
 
 
-def one_of(*words: str) -> dict[str, Rule]:
-    """Field metadata: one of these strings."""
+def one_of(literal: Any) -> dict[str, Rule]:
+    """Field metadata: one of the words of this ``Literal``, with which the field is annotated."""
+    words: tuple[str, ...] = get_args(literal)
     return {"rule": Rule(str, "{} to be one of " + ", ".join(map(repr, words)), lambda value: value in words)}
 
 
 def ascending(minimum: int, *, repeats: bool) -> dict[str, Rule]:
-    """Field metadata: a sequence of ints in ascending order, the first at least ``minimum``."""
+    """Field metadata: a sequence of ints in ascending order, the first at least ``minimum``; kept as a tuple."""
     order = operator.le if repeats else operator.lt
     sign = "<=" if repeats else "<"
     return {

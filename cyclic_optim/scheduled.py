@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, SupportsFloat, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -28,11 +28,17 @@ from .torch_private import (
 from .unscheduled import Unscheduled
 
 if TYPE_CHECKING:
+    from collections import defaultdict
+
+    from torch.optim.lr_scheduler import LRScheduler
     from typing_extensions import Self
 
     from .device import BaseUpdate
     from .passive import PassiveScheduler
     from .schedules import Closure, Schedules
+
+
+Loss = TypeVar("Loss")
 
 
 # What only loading, pickling or a framework needs is imported where it is used: importing the package is quick.
@@ -66,6 +72,10 @@ class Scheduled(Optimizer):
 
     # A mixin, before a torch optimizer: ``class CyclicAdamW(Scheduled, AdamW)``. A subclass calls `_begin` before the
     # base's ``__init__`` and `_ready` after it.
+
+    if TYPE_CHECKING:  # torch's own; from the assignments below, a type checker might infer others
+        param_groups: list[Group]
+        state: defaultdict[Tensor, Any]
 
     _kinds: ClassVar[Kinds] = Kinds()
     _policy: Policy | None
@@ -118,7 +128,7 @@ class Scheduled(Optimizer):
     def from_torch(
         cls,
         optimizer: Optimizer,
-        scheduler: Any = None,
+        scheduler: LRScheduler | None = None,
         *,
         steps_per_epoch: int | None = None,
         steps_into_epoch: int = 0,
@@ -181,7 +191,7 @@ class Scheduled(Optimizer):
         return self._policy
 
     @policy.setter
-    def policy(self, policy: object) -> NoReturn:
+    def policy(self, policy: NoReturn) -> NoReturn:  # for a type checker, an error at the assignment
         raise AttributeError(f"need reschedule(policy=...) to change the policy, got policy={shown(policy)} assigned")
 
     @property
@@ -255,7 +265,7 @@ class Scheduled(Optimizer):
         policy: Policy | None = named
         return policy
 
-    def report(self, metric: float | Tensor) -> None:
+    def report(self, metric: SupportsFloat) -> None:
         """Tell every policy that listens a metric, commonly the validation loss once per epoch.
 
         For :class:`Plateau`. Where it lowers the rate, the next step uses the new one. NaN counts as no improvement.
@@ -281,7 +291,7 @@ class Scheduled(Optimizer):
     def reschedule(
         self,
         policy: Policy | None = None,
-        lr: float | Tensor | Sequence[float] | None = None,
+        lr: float | Tensor | Sequence[float | Tensor] | None = None,
         step: int | None = None,
         group: int | Sequence[int] | None = None,
     ) -> None:
@@ -340,6 +350,10 @@ class Scheduled(Optimizer):
 
     # -- the step ---------------------------------------------------------------------------------------------------
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
     def step(self, closure: Closure | None = None) -> Any:
         """Make one update with the current values, then write the next step's.
 

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.optim import SGD
-from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
 from . import native
 from .grad_mode import with_grad
-from .groups import Kinds, check_named, check_numbers, check_one_lr, check_policy
+from .groups import Kinds, Params, check_named, check_numbers, check_one_lr, check_policy
 from .host.fused import HYPERPARAMETERS, Rows, dense_beside, fused_update, read_rows, takes_fused, unscale
 from .host.ordinary import update_ordinary
 from .policies import Policy
@@ -110,7 +109,7 @@ class CyclicSGD(Scheduled, SGD):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: Params,
         lr: float | Tensor = 1e-3,
         momentum: float = 0,
         dampening: float = 0,
@@ -135,7 +134,7 @@ class CyclicSGD(Scheduled, SGD):
         # A policy that cycles momentum is one for Nesterov; SGD's check looks at the argument.
         stand_in = float(momentum) or 1.0 if _cycles_momentum(policy) else momentum
         super().__init__(
-            params,
+            params,  # type: ignore[arg-type]
             lr,
             stand_in,
             dampening,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from torch.optim.optimizer import (
 )
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
+
+if TYPE_CHECKING:
+    from .policies.onecycle import AnnealStrategy
 
 # -- operations ---------------------------------------------------------------------------------------------------
 
@@ -225,7 +228,7 @@ def sequence_of(scheduler: Any) -> tuple[list[Any], list[int]]:
     return scheduler._schedulers, scheduler._milestones
 
 
-def phases_of(scheduler: Any) -> tuple[list[dict[str, Any]], str]:
+def phases_of(scheduler: Any) -> tuple[list[dict[str, Any]], AnnealStrategy]:
     """The phases and the annealing of a OneCycleLR."""
     return scheduler._schedule_phases, scheduler._anneal_func_type
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copyreg
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.optimizer import ParamsT
 
-from .groups import check_named, check_one_lr
+from .groups import Params, check_named, check_one_lr
 from .policies import Policy
 from .rules import shown
 from .scheduled import Scheduled
@@ -59,7 +58,7 @@ class CyclicAdamW(Scheduled, AdamW):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: Params,
         lr: float | Tensor = 1e-3,
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -77,7 +76,7 @@ class CyclicAdamW(Scheduled, AdamW):
         check_one_lr(lr)
         self._begin(policy)
         super().__init__(
-            params,
+            params,  # type: ignore[arg-type]
             lr,
             betas,
             eps,
@@ -92,10 +91,20 @@ class CyclicAdamW(Scheduled, AdamW):
         self._ready(capturable)
 
 
-_CLASSES: dict[type[Optimizer], type[Scheduled]] = {SGD: CyclicSGD, AdamW: CyclicAdamW}
+if TYPE_CHECKING:
+
+    class CyclicOptimizer(Scheduled):
+        """What :func:`cyclic` makes, to a type checker, which has no type for "a Scheduled and a ``cls``"."""
+
+        # The arguments of ``cls`` cannot be named beside the keyword ``policy``.
+        def __init__(self, params: Params, *args: Any, policy: Policy | None = None, **options: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...  # what only ``cls`` has
 
 
-def cyclic(cls: type[Optimizer]) -> type[Any]:
+_CLASSES: dict[type[Optimizer], type[Any]] = {SGD: CyclicSGD, AdamW: CyclicAdamW}
+
+
+def cyclic(cls: type[Optimizer]) -> type[CyclicOptimizer]:
     """The class that owns its schedule: ``cls`` with the keyword ``policy``.
 
     Its instances are instances of ``cls``; they are built, printed, saved and stepped like those of ``cls``, and moved

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -10,12 +11,26 @@ PAGES = {"README.md": README} | {f"docs/{page.name}": page.read_text() for page 
 
 _BLOCK = re.compile(r"^(?:<!-- run by (?P<test>\S+) -->\n)?```python\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
 
-_FOUND = [(page, block["test"], block["code"]) for page, text in PAGES.items() for block in _BLOCK.finditer(text)]
+
+class Block(NamedTuple):
+    """A Python block: where it is, the test that runs it if it has one of its own, and the code."""
+
+    page: str
+    line: int
+    test: str | None
+    code: str
+
+
+FOUND = [
+    Block(page, text.count("\n", 0, block.start("code")) + 1, block["test"], block["code"])
+    for page, text in PAGES.items()
+    for block in _BLOCK.finditer(text)
+]
 
 #: The blocks that run by themselves.
-BLOCKS = [code for _, test, code in _FOUND if not test]
+BLOCKS = [block.code for block in FOUND if not block.test]
 #: The blocks that a test of their own runs, with their pages, by that test: its file, or ``file::function``.
-SNIPPETS = {test: (page, code) for page, test, code in _FOUND if test}
+SNIPPETS = {block.test: (block.page, block.code) for block in FOUND if block.test}
 
 (_DIFF,) = re.findall(r"^```diff\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 

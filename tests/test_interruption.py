@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from readme import run_snippet
+from readme import ROOT, run_snippet
 
 from cyclic_optim import (
     Constant,
@@ -710,6 +711,17 @@ def test_a_handler_of_ones_own_is_left_in_place(handler):
     finally:
         signal.signal(signal.SIGINT, usual)
     assert len(result.losses) == 3
+
+
+def test_tests_of_ctrl_c_pass_where_it_is_ignored():
+    """A process that a script starts with ``&`` ignores SIGINT; these tests raise it there as elsewhere."""
+    test = f"{__file__}::{test_a_late_interrupt_is_raised_once_all_is_put_back.__name__}"
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the process inherits
+    try:
+        run = subprocess.Popen([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test], cwd=ROOT)
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    assert run.wait() == 0
 
 
 # -- at real moments

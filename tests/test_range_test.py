@@ -5,6 +5,7 @@ import functools
 import io
 import math
 import random
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from cyclic_optim import (
     lr_range_test,
     supervised_step,
 )
-from cyclic_optim.range_test.put_back import PLACES
+from cyclic_optim.range_test.contents import Place
 from cyclic_optim.range_test.rates import RULES
 
 OPTIMIZERS = {
@@ -94,7 +95,7 @@ def run(setting, train_step=None, **options):
     return lr_range_test(setting.model, setting.optimizer, train_step or setting.step, **options)
 
 
-@pytest.mark.parametrize("keep", PLACES)
+@pytest.mark.parametrize("keep", get_args(Place))
 @pytest.mark.parametrize("trained", [0, 2])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_nothing_is_left_behind(optimizer, trained, keep):

@@ -5,6 +5,7 @@ import copy
 import functools
 import random
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from cyclic_optim import CyclicSGD, LRRangeTest, OneCycle, RestoreError, lr_range_test, supervised_step
-from cyclic_optim.range_test.contents import PLACES, clone_contents
+from cyclic_optim.range_test.contents import Place, clone_contents
 from cyclic_optim.range_test.put_back import save_all
 from cyclic_optim.range_test.undo import MOST_NAMES, put_back
 
@@ -172,7 +173,7 @@ def test_a_parameter_shares_its_memory_again():
     assert flat.tolist() == [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("keep", PLACES)
+@pytest.mark.parametrize("keep", get_args(Place))
 @pytest.mark.parametrize(
     "view",
     [

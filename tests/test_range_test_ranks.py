@@ -8,6 +8,7 @@ import copy
 import datetime
 import pickle
 import re
+from typing import get_args
 
 import pytest
 import torch
@@ -18,12 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from cyclic_optim import CyclicSGD, lr_range_test, supervised_step
-from cyclic_optim.range_test.contents import PLACES
+from cyclic_optim.range_test.contents import Place
 
 LOSS = torch.nn.functional.cross_entropy
 #: With two processes all is tested that may differ; with four, that it holds for more of them.
 SEEDS = {2: range(4), 4: range(1)}
-KEEP = {2: PLACES, 4: ("device",)}
+KEEP = {2: get_args(Place), 4: ("device",)}
 
 
 # -- what is trained

@@ -32,7 +32,7 @@ class Policy(ABC):
         class Sawtooth(Policy):
             length: int
 
-            def at(self, step):
+            def at(self, step: int) -> Values:
                 return Values(lr_factor=1 - (step % self.length) / self.length)
 
     Define ``period`` or ``end`` where it has one. The other methods are for policies that also depend on a reported

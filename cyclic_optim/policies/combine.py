@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import lcm, prod
@@ -125,7 +125,7 @@ class Product(OfPolicies):
     Source: ``torch.optim.lr_scheduler.ChainedScheduler``, where its parts multiply the rate.
     """
 
-    policies: tuple[Policy, ...]
+    policies: Sequence[Policy]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
@@ -84,9 +84,9 @@ def _listens(name: str, part: object) -> bool:
 
 
 class OfPolicies(Composite):
-    """What is made of a sequence of policies, the field ``policies``."""
+    """What is made of a sequence of policies, the field ``policies``, which is kept as a tuple."""
 
-    policies: tuple[Policy, ...]
+    policies: Sequence[Policy]
 
     def __post_init__(self) -> None:
         try:
@@ -132,8 +132,8 @@ class Sequential(OfPolicies):
     Source: ``torch.optim.lr_scheduler.SequentialLR``; ``restart=False`` is timm's ``warmup_prefix=False``.
     """
 
-    policies: tuple[Policy, ...]
-    milestones: tuple[int, ...] = field(metadata=ascending(0, repeats=True))
+    policies: Sequence[Policy]
+    milestones: Sequence[int] = field(metadata=ascending(0, repeats=True))
     restart: bool = field(default=True, metadata=FLAG)
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from ..rules import (
     AT_LEAST_ONE,
@@ -22,6 +22,8 @@ from ..rules import (
     whole,
 )
 from .base import FallsToMinFactor, Policy, Span, Values, blend, rise
+
+ScaleMode: TypeAlias = Literal["cycle", "iterations"]
 
 
 class Cycle(NamedTuple):
@@ -164,7 +166,7 @@ class Triangular(_Triangles):
     """
 
     scale_fn: Callable[[int], float] | None = field(default=None, metadata=OPTIONAL_FUNCTION)
-    scale_mode: str = field(default="cycle", metadata=one_of("cycle", "iterations"))
+    scale_mode: ScaleMode = field(default="cycle", metadata=one_of(ScaleMode))
 
     def _scaled(self, height: float, depth: float | None, cycle: int, step: int) -> tuple[float, float | None]:
         if self.scale_fn is None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import sys
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal, TypeAlias
 
 from ..rules import POSITIVE, POSITIVE_UNIT, UNIT, ascending, one_of, step_index, whole
 from .base import FallsToMinFactor, Policy, Span, Values, blend, rise
@@ -254,7 +255,7 @@ class MultiStepDecay(Policy):
     Source: ``torch.optim.lr_scheduler.MultiStepLR``.
     """
 
-    milestones: tuple[int, ...] = field(metadata=ascending(0, repeats=True))
+    milestones: Sequence[int] = field(metadata=ascending(0, repeats=True))
     gamma: float = field(default=0.1, metadata=POSITIVE_UNIT)
 
     def at(self, step: int) -> Values:
@@ -342,8 +343,10 @@ class LinearDecay(FallsToMinFactor):
         return self.total_steps
 
 
+Shape: TypeAlias = Literal["linear", "cosine", "sqrt"]
+
 # Functions of the fraction of the cool-down that is left and of the fraction that is done: each is exact near 0.
-_COOLDOWNS: dict[str, Callable[[float, float], float]] = {
+_COOLDOWNS: dict[Shape, Callable[[float, float], float]] = {
     "linear": lambda left, done: left,
     "cosine": lambda left, done: rise(left),
     "sqrt": lambda left, done: left / (1 + math.sqrt(done)),  # = 1 - sqrt(done)
@@ -379,7 +382,7 @@ class WarmupStableDecay(FallsToMinFactor):
     total_steps: int = field(metadata=whole(0))
     warmup: int = field(metadata=whole(0))
     decay: int = field(metadata=whole(0))
-    shape: str = field(default="linear", metadata=one_of(*_COOLDOWNS))
+    shape: Shape = field(default="linear", metadata=one_of(Shape))
     min_factor: float = field(default=0.0, metadata=UNIT)
 
     def __post_init__(self) -> None:

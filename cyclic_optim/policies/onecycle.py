@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from ..rules import FLAG, POSITIVE, UNIT, check_momenta, one_of, step_index, whole
 from .base import Policy, Span, Values, blend, rise
+
+AnnealStrategy: TypeAlias = Literal["cos", "linear"]
 
 
 class _Ramp(NamedTuple):
@@ -68,7 +70,7 @@ class OneCycle(Policy):
 
     total_steps: int = field(metadata=whole(1))
     pct_start: float = field(default=0.3, metadata=UNIT)
-    anneal_strategy: str = field(default="cos", metadata=one_of("cos", "linear"))
+    anneal_strategy: AnnealStrategy = field(default="cos", metadata=one_of(AnnealStrategy))
     cycle_momentum: bool = field(default=True, metadata=FLAG)
     base_momentum: float = field(default=0.85, metadata=UNIT)
     max_momentum: float = field(default=0.95, metadata=UNIT)

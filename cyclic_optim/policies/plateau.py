@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from ..rules import MOST_STEPS, UNIT, one_of, real, shown, step_index, whole
 from .base import Policy, Values
+
+Mode: TypeAlias = Literal["min", "max"]
+ThresholdMode: TypeAlias = Literal["rel", "abs"]
 
 _NOT_NEGATIVE = real("0 <= {}", lambda value: value >= 0)
 
@@ -41,11 +44,11 @@ class Plateau(Policy):
     Source: ``torch.optim.lr_scheduler.ReduceLROnPlateau``.
     """
 
-    mode: str = field(default="min", metadata=one_of("min", "max"))
+    mode: Mode = field(default="min", metadata=one_of(Mode))
     factor: float = field(default=0.1, metadata=real("0 < {} < 1", lambda value: 0 < value < 1))
     patience: int = field(default=10, metadata=whole(0))
     threshold: float = field(default=1e-4, metadata=_NOT_NEGATIVE)
-    threshold_mode: str = field(default="rel", metadata=one_of("rel", "abs"))
+    threshold_mode: ThresholdMode = field(default="rel", metadata=one_of(ThresholdMode))
     cooldown: int = field(default=0, metadata=whole(0))
     min_factor: float = field(default=0.0, metadata=UNIT)
     eps: float = field(default=1e-8, metadata=_NOT_NEGATIVE)

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,10 +14,10 @@ from torch import Tensor
 from .undo import Undo
 
 #: Where the clones of tensors are kept during the test.
-PLACES = ("device", "cpu", "disk")
+Place: TypeAlias = Literal["device", "cpu", "disk"]
 
 
-def clone_contents(tensors: Iterable[tuple[str, Tensor]], keep: str) -> list[Undo]:
+def clone_contents(tensors: Iterable[tuple[str, Tensor]], keep: Place) -> list[Undo]:
     """Clone the tensors, each with its name; each Undo copies one back into the memory that it had."""
     named = [(name, tensor, _local(tensor)) for name, tensor in tensors]
     clones = _on_disk([(name, memory) for name, _, memory in named]) if keep == "disk" else None
@@ -76,7 +77,7 @@ def _overlaps(tensor: Tensor) -> bool:
     return False
 
 
-def _in_memory(name: str, memory: Tensor, keep: str) -> Callable[[], Tensor]:
+def _in_memory(name: str, memory: Tensor, keep: Place) -> Callable[[], Tensor]:
     # clone() keeps the layout, and also bits that arithmetic does not distinguish (the payload of a NaN).
     with _naming(name, memory):
         elements = _each_element_once(memory)

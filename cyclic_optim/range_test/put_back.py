@@ -11,8 +11,9 @@ import torch
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from ..rules import one_of
 from .containers import Found
-from .contents import PLACES, clone_contents
+from .contents import Place, clone_contents
 from .random_states import random_states
 from .things import check, save
 from .undo import Undo, put_back
@@ -22,9 +23,9 @@ def save_all(
     model: torch.nn.Module,
     optimizer: Optimizer,
     *,
-    scaler: Any = None,
+    scaler: GradScaler | None = None,
     also: Sequence[Any] = (),
-    keep: str = "device",
+    keep: Place = "device",
     restart: Callable[[], object] = lambda: None,
 ) -> list[Undo]:
     """Save all that training may write to; returns what puts it back, bit for bit, in the order to do it in.
@@ -42,8 +43,7 @@ def save_all(
     Raises:
         ValueError, TypeError: something cannot be saved; nothing was changed.
     """
-    if keep not in PLACES:
-        raise ValueError(f"need keep to be one of {', '.join(map(repr, PLACES))}, got {keep=}")
+    keep = one_of(Place)["rule"]("keep", keep)
     things = [(f"also[{i}] ({type(thing).__name__})", thing) for i, thing in enumerate(also)]
     check(things)
     undos = [Undo("train_step.restart()", restart)]
@@ -57,7 +57,7 @@ def save_all(
 
 
 def _save(
-    model: torch.nn.Module, optimizer: Optimizer, scaler: Any, things: list[tuple[str, Any]], keep: str
+    model: torch.nn.Module, optimizer: Optimizer, scaler: GradScaler | None, things: list[tuple[str, Any]], keep: Place
 ) -> Iterator[Undo]:
     found = Found()
     found.add("model", model)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+SuggestionRule: TypeAlias = Literal["steepest", "valley", "minimum", "slide", "torch_lr_finder", "lightning"]
 
 
 def _steepest(lrs: list[float], losses: list[float]) -> float:
@@ -63,7 +66,7 @@ def _gradient(values: list[float], places: list[float]) -> list[float]:
 
 
 #: The rules that ``LRRangeTest.suggest_lr`` takes: from the rates and the smoothed losses to one rate.
-RULES: dict[str, Callable[[list[float], list[float]], float]] = {
+RULES: dict[SuggestionRule, Callable[[list[float], list[float]], float]] = {
     "steepest": _steepest,
     "valley": _valley,
     "minimum": _tenth_of_minimum,

@@ -10,13 +10,20 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from ..policies import Policy
 from ..policies.cyclic import Triangular
 from ..policies.decay import LinearDecay
 from ..policies.onecycle import OneCycle
-from .rates import RULES
+from ..rules import one_of
+from .rates import RULES, SuggestionRule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: How the rate climbs.
+RampMode: TypeAlias = Literal["exponential", "linear"]
 
 #: A range needs at least this many losses.
 FEWEST = 10
@@ -68,7 +75,7 @@ class LRRangeTest:
 
     lrs: list[float]
     losses: list[float]
-    mode: str
+    mode: RampMode
     stopped: str
     smoothing: float
     ceiling: float = math.inf
@@ -212,7 +219,7 @@ class LRRangeTest:
         noisy = max(1.0, fall.single / (QUIET * fall.height))
         return math.exp((centre + logs[-1]) / 2) / MARGIN * math.pow(noisy, -1 / ROOT)
 
-    def suggest_lr(self, rule: str) -> float:
+    def suggest_lr(self, rule: SuggestionRule) -> float:
         """One rate, read off the smoothed losses by a rule of another package.
 
         - ``"steepest"``: steepest descent of the loss against log lr (fastai's ``steep``)
@@ -233,11 +240,10 @@ class LRRangeTest:
             rule: the name of one of these.
 
         Raises:
-            ValueError: an unknown rule.
+            ValueError, TypeError: an unknown rule.
             NoSuggestionError: too few finite losses.
         """
-        if rule not in RULES:
-            raise ValueError(f"need rule to be one of {', '.join(map(repr, RULES))}, got {rule=}")
+        rule = one_of(SuggestionRule)["rule"]("rule", rule)
         self._enough_losses(FEWEST + 17)  # what the rules skip, and enough for the rest
         return RULES[rule](self.lrs, self._averaged(self.ceiling))
 
@@ -297,7 +303,7 @@ class LRRangeTest:
 
         return range_test_png(self)
 
-    def plot(self, ax: Any = None) -> Any:
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the losses over the rate; returns the Axes. Needs matplotlib.
 
         Marked are the suggested range, the lowest loss of a single step, and the rate at which the test stopped. A

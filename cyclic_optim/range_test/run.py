@@ -6,12 +6,15 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
 
 import torch
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from ..policies.decay import ExponentialRamp, LinearRamp
+from ..rules import one_of
+from .contents import Place
 from .param_groups import (
     check_trainable,
     have_rates_of_their_own,
@@ -25,31 +28,34 @@ from .param_groups import (
 from .progress import Progress
 from .put_back import save_all
 from .ranks import ranks_of
-from .result import LRRangeTest
+from .result import LRRangeTest, RampMode
 from .train_step import declaring_steps, is_train_step, known
 from .training import Training
 from .undo import Undo, put_back, run_and_put_back
 from .watch import Watch
 
-RAMPS: dict[str, type[ExponentialRamp] | type[LinearRamp]] = {"exponential": ExponentialRamp, "linear": LinearRamp}
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup  # which not every build of torch has
+
+RAMPS: dict[RampMode, type[ExponentialRamp] | type[LinearRamp]] = {"exponential": ExponentialRamp, "linear": LinearRamp}
 
 
 def lr_range_test(
     model: torch.nn.Module,
     optimizer: Optimizer,
-    train_step: Callable[[], Any],
+    train_step: Callable[[], SupportsFloat],
     *,
     start_lr: float = 1e-7,
     end_lr: float = 10.0,
     num_steps: int = 100,
-    mode: str = "exponential",
+    mode: RampMode = "exponential",
     smoothing: float = 0.8,
     divergence_factor: float = 2.0,
-    validation: Callable[[], Any] | None = None,
-    scaler: Any = None,
-    also: Sequence[Any] = (),
-    process_group: Any = None,
-    keep: str = "device",
+    validation: Callable[[], SupportsFloat] | None = None,
+    scaler: GradScaler | None = None,
+    also: tuple[Any, ...] | list[Any] = (),
+    process_group: ProcessGroup | Literal[False] | None = None,
+    keep: Place = "device",
     progress: bool = True,
 ) -> LRRangeTest:
     """Train for some steps while the learning rate climbs from far too low to far too high; then undo everything.
@@ -197,7 +203,7 @@ def _check_kinds(model: Any, optimizer: Any, train_step: Any, validation: Any, a
         raise ValueError("need gradients, got torch.is_grad_enabled() == False: call this outside of torch.no_grad()")
 
 
-def _ramp(start_lr: float, end_lr: float, num_steps: int, mode: str) -> ExponentialRamp | LinearRamp:
+def _ramp(start_lr: float, end_lr: float, num_steps: int, mode: RampMode) -> ExponentialRamp | LinearRamp:
     """The policy that the rates follow, from the first step to the last."""
     _check_numbers(start_lr=start_lr, end_lr=end_lr)
     if not 0 < start_lr < end_lr < math.inf:
@@ -206,9 +212,7 @@ def _ramp(start_lr: float, end_lr: float, num_steps: int, mode: str) -> Exponent
         raise TypeError(f"need num_steps to be an int, got {num_steps=}")
     if num_steps < 2:
         raise ValueError(f"need 2 <= num_steps, got {num_steps=}")
-    if mode not in RAMPS:
-        raise ValueError(f"need mode to be one of {', '.join(map(repr, RAMPS))}, got {mode=}")
-    return RAMPS[mode](num_steps - 1, start_factor=start_lr / end_lr)
+    return RAMPS[one_of(RampMode)["rule"]("mode", mode)](num_steps - 1, start_factor=start_lr / end_lr)
 
 
 def _check(smoothing: float, divergence_factor: float) -> None:

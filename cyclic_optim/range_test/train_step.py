@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat, TypeVar
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 
 from .things import saver_of
+
+Model = TypeVar("Model", bound=torch.nn.Module)
 
 #: The steps that the range test now running knows of; None while there is none.
 _KNOWN: ContextVar[list[Any] | None] = ContextVar("_KNOWN", default=None)
@@ -38,10 +42,10 @@ class TrainStep(Protocol):
             return loss
     """
 
-    scaler: Any
+    scaler: GradScaler | None
     also: Sequence[Any]
 
-    def __call__(self) -> Any:
+    def __call__(self) -> SupportsFloat:
         """Do forward and backward; returns the loss: a number, or a tensor of one element.
 
         ``StopIteration`` says that there are no more data: the test ends with the losses it has.
@@ -81,15 +85,15 @@ def known(steps: list[Any]) -> Iterator[None]:
 
 
 def supervised_step(
-    model: torch.nn.Module,
+    model: Model,
     criterion: Callable[[Any, Any], Tensor] | None,
     loader: Iterable[Any],
     device: torch.device | str | None = None,
     autocast: torch.dtype | None = None,
     accumulation_steps: int = 1,
-    scaler: Any = None,
+    scaler: GradScaler | None = None,
     *,
-    forward: Callable[[torch.nn.Module, Any], Tensor] | None = None,
+    forward: Callable[[Model, Any], Tensor] | None = None,
 ) -> SupervisedStep:
     """A ``train_step`` for :func:`lr_range_test` from a loader.
 
@@ -121,30 +125,25 @@ def supervised_step(
         raise ValueError(f"need accumulation_steps to be an int >= 1, got {accumulation_steps=}")
     if (criterion is None) == (forward is None):
         raise ValueError(f"need either a criterion or forward, got {criterion=}, {forward=}")
-    return SupervisedStep(model, criterion, loader, device, autocast, accumulation_steps, scaler, forward)
+    where = device_of(model) if device is None else torch.device(device)
+    return SupervisedStep(model, criterion, loader, where, autocast, accumulation_steps, scaler, forward)
 
 
+@dataclass(eq=False, repr=False)
 class SupervisedStep:
     """Forward and backward over the next batch of a loader; see :func:`supervised_step` and :class:`TrainStep`."""
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        criterion: Callable[[Any, Any], Tensor] | None,
-        loader: Iterable[Any],
-        device: torch.device | str | None,
-        autocast: torch.dtype | None,
-        accumulation_steps: int,
-        scaler: Any,
-        forward: Callable[[torch.nn.Module, Any], Tensor] | None,
-    ) -> None:
-        self.model, self.loader = model, loader
-        self.criterion, self.forward = criterion, forward
-        self.device = torch.device(device) if device is not None else device_of(model)
-        self.autocast, self.accumulation_steps, self.scaler = autocast, accumulation_steps, scaler
-        self._batches: Iterator[Any] | None = None
-        self._next: list[Any] = []  # taken by ready() for the next call
-        self._taken = 0
+    model: torch.nn.Module
+    criterion: Callable[[Any, Any], Tensor] | None
+    loader: Iterable[Any]
+    device: torch.device
+    autocast: torch.dtype | None
+    accumulation_steps: int
+    scaler: GradScaler | None
+    forward: Callable[[Any, Any], Tensor] | None
+    _batches: Iterator[Any] | None = None
+    _next: list[Any] = field(default_factory=list)  # taken by ready() for the next call
+    _taken: int = 0
 
     @property
     def also(self) -> list[Any]:
@@ -184,7 +183,7 @@ class SupervisedStep:
         batch = _moved(self._next_batch(), self.device)
         with self._precision():
             loss = self._loss(batch) / self.accumulation_steps
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
         return loss.item()
 
     def _loss(self, batch: Any) -> Tensor:

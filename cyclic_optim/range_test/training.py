@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from .ranks import Ranks
@@ -20,10 +21,10 @@ class Training:
 
     model: torch.nn.Module
     optimizer: Optimizer
-    train_step: Callable[[], Any]
+    train_step: Callable[[], SupportsFloat]
     steps: list[Any]
-    validation: Callable[[], Any] | None
-    scaler: Any
+    validation: Callable[[], SupportsFloat] | None
+    scaler: GradScaler | None
     ranks: Ranks
     _modes: list[tuple[torch.nn.Module, bool]] = field(default_factory=list)
 

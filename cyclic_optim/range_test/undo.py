@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .interrupts import Interrupts
+
+if TYPE_CHECKING:
+    from .result import LRRangeTest
 
 T = TypeVar("T")
 
@@ -28,6 +31,9 @@ class RestoreError(RuntimeError):
         result: the :class:`LRRangeTest`, or None if the test itself failed (the exception's ``__cause__`` is why).
         failures: what stays changed: pairs of a name and the exception that its restoring raised.
     """
+
+    failures: list[tuple[str, Exception]]
+    result: LRRangeTest | None
 
     def __init__(self, failures: list[tuple[str, Exception]], result: Any) -> None:
         self.failures, self.result = failures, result
