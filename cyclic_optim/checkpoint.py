@@ -33,6 +33,7 @@ from .schedule import (
     policy_values,
     values_of,
     warn,
+    with_own_tensors,
     writing,
 )
 from .slots import OWN_DECAY, Group, Slots
@@ -227,6 +228,8 @@ def adopt(groups: list[Group], previous: list[Group], known: Known, slots: Slots
     messages: dict[str, None] = {}  # each once
     differences: dict[int, Difference | None] = {}
     for i, (group, old) in enumerate(zip(groups, previous, strict=True)):
+        if i in by_hand or old["policy"] is not None:
+            group.update(with_own_tensors(group, {}))  # a tensor may be in several groups of the checkpoint
         if i in by_hand:
             message, differences[i] = _adopt_group(group, old, slots, kinds, by_hand[i])
             if message is not None:
