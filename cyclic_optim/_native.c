@@ -277,6 +277,7 @@ typedef struct {
     Call *calls;
     Py_ssize_t n_calls, room_for_calls;
     PyObject *done, *rest;
+    int is_unusual; /* some group's numbers or flags are */
 } Step;
 
 static int make_room(void **array, Py_ssize_t n, Py_ssize_t *room, size_t size)
@@ -392,17 +393,19 @@ static int add_to_rest(Step *step, Py_ssize_t group, PyObject *params)
     return failed ? -1 : 0;
 }
 
+/* float16's largest number: larger ones may be more than some parameter can hold, which Python checks. */
+static const double HELD_BY_ALL = 65504;
+
 static int read_number(PyObject *group, PyObject *key, double *number)
 {
     PyObject *value = PyDict_GetItemWithError(group, key);
-    if (value != NULL && PyFloat_CheckExact(value)) {
+    if (value != NULL && PyFloat_CheckExact(value))
         *number = PyFloat_AS_DOUBLE(value);
-        return 1;
-    }
-    if (value == NULL || !PyLong_CheckExact(value))
+    else if (value != NULL && PyLong_CheckExact(value))
+        *number = PyLong_AsDouble(value); /* -1 for an int that no float can hold */
+    else
         return 0;
-    *number = PyLong_AsDouble(value);
-    return *number != -1 || !PyErr_Occurred();
+    return -HELD_BY_ALL <= *number && *number <= HELD_BY_ALL && !PyErr_Occurred();
 }
 
 static int read_flag(PyObject *group, PyObject *key, int *flag)
@@ -418,19 +421,26 @@ static int is_at_default(PyObject *group, PyObject *key, PyObject *one, PyObject
     return value == one || value == other;
 }
 
-/* Whether the group's numbers are floats and ints (no tensors) and its flags select no other implementation. */
+/* Whether the group's numbers are floats and ints of usual size (no tensors), and its flags are bools. */
 static int read_hyper(PyObject *group, Hyper *hyper)
 {
     const int usual =
         read_number(group, name.lr, &hyper->lr) && read_number(group, name.momentum, &hyper->momentum) &&
         read_number(group, name.dampening, &hyper->dampening) &&
         read_number(group, name.weight_decay, &hyper->weight_decay) &&
-        read_flag(group, name.nesterov, &hyper->nesterov) && read_flag(group, name.maximize, &hyper->maximize) &&
-        is_at_default(group, name.foreach, Py_None, Py_None) &&
-        is_at_default(group, name.differentiable, Py_False, Py_False) &&
-        is_at_default(group, name.fused, Py_None, Py_True);
-    PyErr_Clear(); /* an int that no float can hold */
+        read_flag(group, name.nesterov, &hyper->nesterov) && read_flag(group, name.maximize, &hyper->maximize);
+    PyErr_Clear();
     return usual;
+}
+
+/* Whether the group's flags select no other implementation. */
+static int takes_fused(PyObject *group)
+{
+    const int fused = is_at_default(group, name.foreach, Py_None, Py_None) &&
+                      is_at_default(group, name.differentiable, Py_False, Py_False) &&
+                      is_at_default(group, name.fused, Py_None, Py_True);
+    PyErr_Clear();
+    return fused;
 }
 
 /* Reading a parameter's gradient may run Python code, which may do anything to the groups: so own the references. */
@@ -462,7 +472,9 @@ static int visit_group(Step *step, Py_ssize_t index, PyObject *group)
     PyObject *params =
         given == NULL ? NULL : PySequence_Fast(given, "need param groups that are dicts with a list 'params'");
     int status = -1;
-    if (params != NULL && PyDict_Check(group) && PyDict_Check(step->state) && read_hyper(group, &hyper))
+    const int is_dict = params != NULL && PyDict_Check(group), is_usual = is_dict && read_hyper(group, &hyper);
+    step->is_unusual |= is_dict && !is_usual;
+    if (is_usual && PyDict_Check(step->state) && takes_fused(group))
         status = visit_params(step, index, &hyper, params);
     else if (params != NULL)
         status = PySequence_Fast_GET_SIZE(params) == 0 ? 0 : add_to_rest(step, index, params);
@@ -509,12 +521,13 @@ static void release(Step *step)
 
 PyDoc_STRVAR(
     update_doc,
-    "update(param_groups, state, small, by_op) -> (done, calls, rest)\n\n"
+    "update(param_groups, state, small, by_op) -> (done, calls, rest), or None\n\n"
     "Update every ordinary parameter on the CPU that has a gradient and fewer than ``small`` elements, unless\n"
     "``by_op``. Return these parameters; rows (group, is_small, params, grads, buffers), each for one call of torch's\n"
     "fused op; and rows (group, params) of everything that is left to Python: no plain strided memory, no momentum\n"
     "buffer yet, layouts that differ, a group with unusual flags, groups or state of other types than torch's.\n"
-    "Nothing is updated if anything raises.");
+    "None, and nothing is updated, where some group has a number or a flag that is unusual: a tensor, a number beyond\n"
+    "float16's largest, a flag that is no bool. Nothing is updated if anything raises, either.");
 
 static PyObject *update(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
 {
@@ -534,7 +547,9 @@ static PyObject *update(PyObject *Py_UNUSED(module), PyObject *const *args, Py_s
         status = visit_group(&step, i, group);
         Py_DECREF(group);
     }
-    PyObject *calls = status == 0 ? calls_of(&step) : NULL;
+    PyObject *calls = status == 0 && !step.is_unusual ? calls_of(&step) : NULL;
+    if (status == 0 && step.is_unusual)
+        found = Py_NewRef(Py_None);
     if (calls != NULL && (found = PyTuple_Pack(3, step.done, calls, step.rest)) != NULL) {
         /* Last, when nothing can fail any more. */
         int64_t elements = 0;

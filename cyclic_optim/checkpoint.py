@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .groups import MARKS, Kinds
+from .groups import MARKS, Kinds, check_has_string_keys
 from .policies import Policy
 from .policies.spec import check_description, rebuild
 from .rules import finite, shown
@@ -64,6 +64,7 @@ def check_state_dict(state_dict: Any, groups: list[Group], kinds: Kinds) -> None
     for group in saved:
         if not isinstance(group, dict) or not isinstance(group.get("params"), list):
             raise ValueError(f"need param groups that are dicts with a list 'params', got {shown(group)}")
+        check_has_string_keys(group)
     _check_copies(saved)
     _check_state(state, _numbered(saved, groups), kinds)
 

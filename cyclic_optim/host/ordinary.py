@@ -8,24 +8,33 @@ from torch import Tensor
 
 from .. import native
 from ..grad_mode import with_grad
-from ..torch_private import dispatch_modes, function_modes, increment_version, modes_active
+from ..torch_private import dispatch_modes, function_modes, increment_version, modes_active, tangents_active
 from .fused import SMALL, Group, Rows, State, by_op
 
 
 def update_ordinary(groups: list[Group], state: State, grad_scale: Tensor | None) -> Rows:
     """Update all ordinary tensors (``_native.c`` says which); returns the others, for :func:`.fused.fused_update`.
 
-    With a loss scale all of them go through torch's op, which divides the gradients by it. Under a dispatch mode, which
-    has to see the operations, this is a no-op.
+    With a loss scale all of them go through torch's op, which divides the gradients by it. This is a no-op under a
+    dispatch mode, which has to see the operations, in forward-mode AD, and where a group holds an unusual number or
+    flag, which is to be checked before anything moves.
     """
-    if native.compiled is None or ((dispatch_modes() or function_modes()) and modes_active()):
+    found = None
+    if native.compiled is not None and not _is_watched():
+        found = native.compiled.update(groups, state, SMALL, grad_scale is not None)
+    if found is None:
         return [(group, group["params"]) for group in groups]
-    done, calls, rest = native.compiled.update(groups, state, SMALL, grad_scale is not None)
+    done, calls, rest = found
     if done:
         increment_version(done)  # as torch's op does not, either
     if calls:
         with_grad(False, lambda: _call(groups, calls, grad_scale))
     return [(groups[group], params) for group, params in rest]
+
+
+def _is_watched() -> bool:
+    """Whether the update is more than what happens to the numbers in memory."""
+    return ((dispatch_modes() or function_modes()) and modes_active()) or tangents_active()
 
 
 def _call(groups: list[Group], calls: list[Any], grad_scale: Tensor | None) -> None:
