@@ -2,9 +2,9 @@
 
 The op goes through memory in order and has one flag for all its tensors. So it is correct only for plain, dense,
 floating-point tensors of one dtype and device whose parameter, gradient and buffer have the same layout, and of which
-all have a momentum buffer or none. On the CPU it is wrong for half precision. On every step tensors are therefore
-sorted into calls, because users may change them between steps: calls of the op, and of torch's loop for the rest.
-:mod:`.ordinary` handles most tensors before.
+all have a momentum buffer or none. On the CPU it is wrong for half precision up to torch 2.13. On every step tensors
+are therefore sorted into calls, because users may change them between steps: calls of the op, and of torch's loop for
+the rest. :mod:`.ordinary` handles most tensors before.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ HYPERPARAMETERS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "m
 SMALL = 2**14
 
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-# torch 2.13's op on the CPU does not update most parameters of half precision.
+# On the CPU the op of torch 2.13 and older does not update most parameters of half precision.
 _DTYPES_ON_CPU = {torch.float32, torch.float64}
 _PLAIN = {Tensor, Parameter}
 
