@@ -217,7 +217,7 @@ def check_held(group: Group, keys: Iterable[str]) -> None:
     """Refuse what is no number, and numbers that the parameters to be updated cannot hold; inf can be held."""
     highest = HELD_BY_ALL
     for key in keys:
-        number = magnitude(group, key)
+        number = _magnitude(group, key)
         if number > HELD_BY_ALL:
             highest = _highest_taken(group)
         # torch takes a momentum of any size, but for Nesterov's.
@@ -228,7 +228,7 @@ def check_held(group: Group, keys: Iterable[str]) -> None:
             )
 
 
-def magnitude(group: Group, key: str) -> Any:
+def _magnitude(group: Group, key: str) -> Any:
     """The size of a number; of a tensor on a device 0, as reading it would synchronize."""
     value = group[key]
     if isinstance(value, Tensor):

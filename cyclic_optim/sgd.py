@@ -206,8 +206,6 @@ class CyclicSGD(Scheduled, SGD):
         scale = {name: self.__dict__.get(name) for name in ("grad_scale", "found_inf")}
         self._check_fused_params()
         fused = [(group, group["params"]) for group in self.param_groups if takes_fused(group, False)]
-        for group, _ in fused:
-            check_before_update(group)
         if fused:
             fused_update(fused, self.state, **scale)
         for group in self.param_groups:

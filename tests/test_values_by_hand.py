@@ -23,11 +23,10 @@ WAYS = {
     "policy, capturable": {"policy": Constant(), "capturable": True},
     "no policy, fused": {"fused": True},
 }
-#: capturable=True has its rates in float32 tensors, which refuse others on their own.
+#: Without a policy, SGD's own errors come in the middle of a step. On the device numbers are checked on their own.
+ON_HOST = {name: way for name, way in WAYS.items() if "policy" in way and "capturable" not in way}
 all_ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
-host_ways = pytest.mark.parametrize(
-    "way", [way for way in WAYS.values() if "capturable" not in way], ids=[name for name in WAYS if "cap" not in name]
-)
+host_ways = pytest.mark.parametrize("way", ON_HOST.values(), ids=ON_HOST.keys())
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -181,7 +180,7 @@ def test_what_is_no_number_is_refused_before_anything_moves(key, value, way):
     key=st.sampled_from(HANDS),
     number=st.floats(allow_nan=False, width=64) | st.integers(-(10**400), 10**400),
     dtype=st.sampled_from(DTYPES),
-    way=st.sampled_from([way for way in WAYS.values() if "capturable" not in way]),
+    way=st.sampled_from([*ON_HOST.values()]),
 )
 def test_any_number_by_hand_is_sgds_or_refused(key, number, dtype, way):
     """A step with any number never leaves some groups before it and others after it, nor weights that SGD's are not."""

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.sgd import sgd
 
-from ..groups import HELD_BY_ALL, NUMBERS, magnitude
 from ..torch_private import (
     fused_devices,
     fused_sgd,
@@ -98,7 +97,7 @@ def _sort(rows: Rows, state: State) -> tuple[list[Call], Tensors]:
     devices = {*fused_devices()}
     is_transformed = transforms_active()
     for index, (group, given) in enumerate(rows):
-        with_buffers, largest = group["momentum"] != 0, max(magnitude(group, key) for key in NUMBERS)
+        with_buffers = group["momentum"] != 0
         params, grads = [], []
         for param in given:
             grad = param.grad
@@ -110,7 +109,6 @@ def _sort(rows: Rows, state: State) -> tuple[list[Call], Tensors]:
         for tensors, (param, grad, buffer) in zip(zip(params, grads, buffers, strict=True), local, strict=True):
             device, first = param.device, with_buffers and buffer is None
             exact = is_transformed or device.type not in devices or not _op_is_correct(param, grad, buffer)
-            exact = exact or (largest > HELD_BY_ALL and largest > torch.finfo(param.dtype).max)
             serial = not exact and device.type == "cpu" and param.numel() < SMALL
             kinds.setdefault(Kind(index, exact, serial, first, param.dtype, device), []).append(tensors)
     in_order = sorted(kinds, key=lambda kind: (kind.exact, not kind.serial, kind.row))
