@@ -50,7 +50,7 @@ typedef struct {
 typedef struct {
     double lr, momentum, dampening, weight_decay;
     int nesterov, maximize;
-    int usual; /* plain numbers, and no flag that selects another implementation */
+    int usual; /* and no flag selects another implementation */
 } Hyper;
 
 typedef struct {
@@ -265,6 +265,7 @@ typedef struct {
     Hyper *hypers; /* one for each group */
     Row *rows;
     Py_ssize_t n, room, room_for_hypers;
+    int is_unusual; /* some group's numbers or flags are */
 } Gathered;
 
 static int make_room(void **array, Py_ssize_t n, Py_ssize_t *room, size_t size)
@@ -347,17 +348,19 @@ static int gather_params(Gathered *all, Py_ssize_t group, PyObject *params)
     return status;
 }
 
+/* float16's largest number: larger ones may be more than some parameter can hold, which Python checks. */
+static const double HELD_BY_ALL = 65504;
+
 static int read_number(PyObject *group, PyObject *key, double *number)
 {
     PyObject *value = PyDict_GetItemWithError(group, key);
-    if (value != NULL && PyFloat_CheckExact(value)) {
+    if (value != NULL && PyFloat_CheckExact(value))
         *number = PyFloat_AS_DOUBLE(value);
-        return 1;
-    }
-    if (value == NULL || !PyLong_CheckExact(value))
+    else if (value != NULL && PyLong_CheckExact(value))
+        *number = PyLong_AsDouble(value); /* -1 for an int that no float can hold */
+    else
         return 0;
-    *number = PyLong_AsDouble(value);
-    return *number != -1 || !PyErr_Occurred();
+    return -HELD_BY_ALL <= *number && *number <= HELD_BY_ALL && !PyErr_Occurred();
 }
 
 static int read_flag(PyObject *group, PyObject *key, int *flag)
@@ -373,19 +376,26 @@ static int is_at_default(PyObject *group, PyObject *key, PyObject *one, PyObject
     return value == one || value == other;
 }
 
-/* Whether the group's numbers are floats and ints (no tensors) and its flags select no other implementation. */
+/* Whether the group's numbers are floats and ints of usual size (no tensors), and its flags are bools. */
 static int read_hyper(PyObject *group, Hyper *hyper)
 {
     const int usual =
         read_number(group, name.lr, &hyper->lr) && read_number(group, name.momentum, &hyper->momentum) &&
         read_number(group, name.dampening, &hyper->dampening) &&
         read_number(group, name.weight_decay, &hyper->weight_decay) &&
-        read_flag(group, name.nesterov, &hyper->nesterov) && read_flag(group, name.maximize, &hyper->maximize) &&
-        is_at_default(group, name.foreach, Py_None, Py_None) &&
-        is_at_default(group, name.differentiable, Py_False, Py_False) &&
-        is_at_default(group, name.fused, Py_None, Py_True);
-    PyErr_Clear(); /* an int that no float can hold */
+        read_flag(group, name.nesterov, &hyper->nesterov) && read_flag(group, name.maximize, &hyper->maximize);
+    PyErr_Clear();
     return usual;
+}
+
+/* Whether the group's flags select no other implementation. */
+static int takes_fused(PyObject *group)
+{
+    const int fused = is_at_default(group, name.foreach, Py_None, Py_None) &&
+                      is_at_default(group, name.differentiable, Py_False, Py_False) &&
+                      is_at_default(group, name.fused, Py_None, Py_True);
+    PyErr_Clear();
+    return fused;
 }
 
 static int gather_group(Gathered *all, Py_ssize_t index, PyObject *group, int with_hyper)
@@ -397,8 +407,9 @@ static int gather_group(Gathered *all, Py_ssize_t index, PyObject *group, int wi
     if (status == 0) {
         Hyper *hyper = &all->hypers[index];
         *hyper = (Hyper){0};
-        hyper->usual =
-            PyDict_Check(group) && PyDict_Check(all->state) && (!with_hyper || read_hyper(group, hyper));
+        const int is_usual = PyDict_Check(group) && (!with_hyper || read_hyper(group, hyper));
+        all->is_unusual |= PyDict_Check(group) && !is_usual;
+        hyper->usual = is_usual && PyDict_Check(all->state) && (!with_hyper || takes_fused(group));
         status = gather_params(all, index, params);
     }
     Py_XDECREF(params);
@@ -422,7 +433,7 @@ static int gather(Gathered *all, PyObject *given, int with_hyper)
         Row *row = &all->rows[i];
         for (int k = 0; k < 2; k++)
             row->left |= may_be_negated(row->state[k]);
-        row->left |= may_be_negated(row->param) || may_be_negated(row->grad);
+        row->left |= all->is_unusual || may_be_negated(row->param) || may_be_negated(row->grad);
     }
     return 0;
 }
@@ -606,8 +617,10 @@ PyDoc_STRVAR(
     "Update every ordinary parameter on the CPU that has a gradient and fewer than ``small`` elements, unless\n"
     "``by_op``. Return these parameters; rows (group, is_small, params, grads, buffers), each for one call of torch's\n"
     "fused op; and rows (group, params, grads) of everything that is left to Python: no plain strided memory, no\n"
-    "momentum buffer yet, layouts that differ, a group with unusual flags, groups or state of other types than\n"
-    "torch's. Nothing is updated if anything raises. Gradients are read once, all before anything is updated.");
+    "momentum buffer yet, layouts that differ, flags that select another implementation, groups or state of other\n"
+    "types than torch's. All are left where some group has a number or a flag that is unusual: a tensor, a number\n"
+    "beyond float16's largest, a flag that is no bool. Nothing is updated if anything raises. Gradients are read\n"
+    "once, all before anything is updated.");
 
 static PyObject *update(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n_args)
 {

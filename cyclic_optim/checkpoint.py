@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .groups import MARKS, Kinds
+from .groups import MARKS, Kinds, check_has_string_keys
 from .policies import Policy
 from .policies.spec import check_description, rebuild
 from .rules import finite, shown
@@ -33,6 +33,7 @@ from .schedule import (
     policy_values,
     values_of,
     warn,
+    with_own_tensors,
     writing,
 )
 from .slots import OWN_DECAY, Group, Slots
@@ -63,6 +64,7 @@ def check_state_dict(state_dict: Any, groups: list[Group], kinds: Kinds) -> None
     for group in saved:
         if not isinstance(group, dict) or not isinstance(group.get("params"), list):
             raise ValueError(f"need param groups that are dicts with a list 'params', got {shown(group)}")
+        check_has_string_keys(group)
     _check_copies(saved)
     _check_state(state, _numbered(saved, groups), kinds)
 
@@ -227,6 +229,8 @@ def adopt(groups: list[Group], previous: list[Group], known: Known, slots: Slots
     messages: dict[str, None] = {}  # each once
     differences: dict[int, Difference | None] = {}
     for i, (group, old) in enumerate(zip(groups, previous, strict=True)):
+        if i in by_hand or old["policy"] is not None:
+            group.update(with_own_tensors(group, {}))  # a tensor may be in several groups of the checkpoint
         if i in by_hand:
             message, differences[i] = _adopt_group(group, old, slots, kinds, by_hand[i])
             if message is not None:

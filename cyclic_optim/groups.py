@@ -16,6 +16,7 @@ from .policies import Policy
 from .policies.base import class_hint
 from .rules import finite, shown
 from .slots import OWN_DECAY, Group
+from .torch_private import is_readable
 
 #: torch's ParamsT as one Iterable: mypy takes a list of param groups with different keys for this, and not for ParamsT.
 Params: TypeAlias = Iterable[Tensor | dict[str, Any] | tuple[str, Tensor]]
@@ -55,6 +56,7 @@ class Kinds(NamedTuple):
 
     def check_scheduled(self, group: Group) -> None:
         """Refuse wrong types and values in a group with a policy."""
+        check_has_string_keys(group)
         check_has_rate(group)
         check_rate(group["lr"])
         given = {key: group[key] for key in (*self.numbers, "max_lr", OWN_DECAY) if key in group}
@@ -74,16 +76,19 @@ def _check_value(name: str, value: Any, highest: float, *, learned: bool) -> Non
         if name != "lr" and (value.dim() > 0 or (value.requires_grad and not learned)):
             raise ValueError(f"need {name} to be a number, or a tensor that holds one, got {name}={shown(value)}")
     elif not _is_taken_by_torch(value):
-        raise TypeError(f"need {name} to be a float, or an int of 64 bits, got {name}={shown(value)}")
+        raise TypeError(_NO_NUMBER.format(name, shown(value)))
     if abs(value) > highest:
         raise ValueError(f"need {name} to be a number that the parameters can hold (up to {highest}), got {value}")
 
 
+_NO_NUMBER = "need {0} to be a float, or an int of 64 bits, got {0}={1}"
+
+
 def _is_taken_by_torch(number: Any) -> bool:
-    """Whether torch's operations take this real number: no fraction, and no int of more than 64 bits."""
+    """Whether torch's operations take this number: no fraction, and no int of more than 64 bits."""
     if isinstance(number, numbers.Integral):
         return -(2**63) <= int(number) < 2**63
-    return not isinstance(number, numbers.Rational)
+    return isinstance(number, numbers.Real) and not isinstance(number, numbers.Rational)
 
 
 def check_numbers(**given: Any) -> None:
@@ -162,6 +167,13 @@ def check_has_rate(group: Group) -> None:
         )
 
 
+def check_has_string_keys(group: Group) -> None:
+    """Refuse other keys, which cannot be sorted with the others, as for ``repr``."""
+    for key in group:
+        if not isinstance(key, str):
+            raise TypeError(f"need the keys of a param group to be strings, got {shown(key)}")
+
+
 def check_rate(lr: Any, name: str = "lr") -> None:
     """Refuse a tensor that a policy cannot write values into; a number is checked where it is used."""
     if type(lr) is float or not isinstance(lr, Tensor):
@@ -188,6 +200,57 @@ def highest_held(group: Group, key: str = "lr") -> float:
     dtypes = {tensor.dtype for tensor in (group[key], *group.get("params", ())) if isinstance(tensor, Tensor)}
     floating = (torch.finfo(dtype).max for dtype in dtypes if dtype.is_floating_point or dtype.is_complex)
     return min(floating, default=sys.float_info.max)
+
+
+#: The hyperparameters of SGD that are numbers.
+NUMBERS = ("momentum", "lr", "dampening", "weight_decay")
+
+
+def check_before_update(group: Group) -> None:
+    """Refuse values set by hand that torch's ``sgd`` would refuse in the middle of an update."""
+    for key in ("nesterov", "maximize"):
+        try:
+            bool(group[key])
+        except Exception as error:  # noqa: PERF203 (any error; the message says which key)
+            raise TypeError(f"need {key} to be True or False, got {key}={shown(group[key])}") from error
+    check_held(group, NUMBERS)
+
+
+def check_held(group: Group, keys: Iterable[str]) -> None:
+    """Refuse what is no number, and numbers that the parameters to be updated cannot hold; inf can be held."""
+    highest = HELD_BY_ALL
+    for key in keys:
+        number = _magnitude(group, key)
+        if number > HELD_BY_ALL:
+            highest = _highest_taken(group)
+        # torch takes a momentum of any size, but for Nesterov's.
+        if highest < number < math.inf and (key != "momentum" or group["nesterov"]):
+            raise ValueError(
+                f"need {key} to be a number that the parameters can hold (up to {highest}), "
+                f"got {key}={shown(group[key])}"
+            )
+
+
+def _magnitude(group: Group, key: str) -> Any:
+    """The size of a number; of a tensor on a device 0, as reading it would synchronize."""
+    value = group[key]
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or (key != "lr" and value.dim() > 0):
+            raise ValueError(f"need {key} to be a number, or a tensor that holds one, got {key}={shown(value)}")
+        return abs(value.item()) if is_readable(value) else 0.0
+    if type(value) is not float and not _is_taken_by_torch(value):
+        raise TypeError(_NO_NUMBER.format(key, shown(value)))
+    return abs(value)
+
+
+def _highest_taken(group: Group) -> float:
+    """The largest number that torch takes beside these parameters."""
+    limits = []
+    for param in group["params"]:
+        if param.grad is not None:  # on a device, half precision is computed in float32
+            is_half_on_device = param.dtype.itemsize == 2 and param.device.type != "cpu"
+            limits.append(torch.finfo(torch.float32 if is_half_on_device else param.dtype).max)
+    return min(limits, default=math.inf)
 
 
 def check_groups(groups: list[Group]) -> None:

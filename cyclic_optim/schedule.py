@@ -39,7 +39,7 @@ from .slots import OWN_DECAY, Group, Slots, check_decay, check_momentum
 #: Clocks are set and loaded below this: half of their range, so that there is room to go on.
 MOST_SET_STEPS = MOST_STEPS // 2
 
-#: What may be a tensor in a group, and is then written in place.
+#: What may be a tensor in a group. It is written in place, so each group has one of its own.
 TENSOR_KEYS = ("lr", "weight_decay")
 
 _check_whole = whole(0)["rule"]
@@ -223,6 +223,8 @@ def writing(group: Group, values: Group) -> list[partial[Any]]:
     """
     values, calls = dict(values), []
     for key in [key for key in TENSOR_KEYS if key in values and isinstance(group.get(key), torch.Tensor)]:
+        if isinstance(values[key], torch.Tensor):  # the group's from now on
+            continue
         if key == "lr" or OWN_DECAY in group:
             calls.append(partial(group[key].fill_, values.pop(key)))
         else:
@@ -231,6 +233,25 @@ def writing(group: Group, values: Group) -> list[partial[Any]]:
         del values[key]
         calls.append(partial(group.pop, key, None))
     return [*calls, partial(group.update, values)]
+
+
+def stored_as(held: Any, value: float) -> Any:
+    """The value for a group that holds this: a number, or another tensor."""
+    return torch.full_like(held, value, requires_grad=False) if isinstance(held, torch.Tensor) else value
+
+
+def with_own_tensors(group: Group, values: Group, own: Callable[[str], Any] = lambda key: None) -> Group:
+    """The values to store, with tensors in place of those that are not the group's own.
+
+    The schedule writes into a group's tensors. One that was assigned to a group, or loaded into it, may be in several
+    groups, and belongs to the user.
+    """
+    values = dict(values)
+    for key in ("lr", "weight_decay") if OWN_DECAY in group else ("lr",):
+        held = group[key]
+        if isinstance(held, torch.Tensor) and held is not own(key):
+            values[key] = stored_as(held, values[key]) if key in values else held.detach().clone()
+    return values
 
 
 def undoing(groups: list[Group]) -> Callable[[], None]:

@@ -12,8 +12,8 @@ from torch.optim.sgd import sgd
 
 from . import native
 from .grad_mode import with_grad
-from .groups import Kinds, Params, check_named, check_numbers, check_one_lr, check_policy
-from .host.fused import HYPERPARAMETERS, Rows, dense_beside, fused_update, read_rows, takes_fused, unscale
+from .groups import Kinds, Params, check_before_update, check_named, check_numbers, check_one_lr, check_policy
+from .host.fused import HYPERPARAMETERS, Rows, fused_update, read_rows, sgd_beside_sparse, takes_fused, unscale
 from .host.ordinary import update_ordinary
 from .policies import Policy
 from .policies.asked import values_at
@@ -191,12 +191,15 @@ class CyclicSGD(Scheduled, SGD):
     def _update_rest(self, rest: Rows, grad_scale: Tensor | None) -> None:
         """Update what is out of the ordinary."""
         self._check_fused_params()
+        rest = [row for row in rest if row[1]]
+        for group, *_ in rest:  # all of them, before anything moves
+            check_before_update(group)
         fused = [row for row in rest if takes_fused(row[0], True)]
         if fused:
             fused_update(fused, self.state, grad_scale, None)
         for group, _, grads in (row for row in rest if not takes_fused(row[0], True)):
             unscale(grads, grad_scale)
-            self._by_torch(group, {}, beside_sparse=True)
+            self._by_torch(group, sgd_beside_sparse, {})
 
     def _plain_update(self) -> None:
         """Update every group as SGD.step does, with the bugs of torch's fused op avoided."""
@@ -207,7 +210,7 @@ class CyclicSGD(Scheduled, SGD):
             fused_update(fused, self.state, **scale)
         for group in self.param_groups:
             if not takes_fused(group, False):
-                self._by_torch(group, scale)
+                self._by_torch(group, sgd, scale)
 
     def _check_fused_params(self) -> None:
         """Once, with SGD's errors, where fused was asked for."""
@@ -219,13 +222,11 @@ class CyclicSGD(Scheduled, SGD):
                         setattr(self, NEEDS_FUSED_CHECK, False)
                         return
 
-    def _by_torch(self, group: Group, scale: dict[str, Any], *, beside_sparse: bool = False) -> None:
+    def _by_torch(self, group: Group, update: Callable[..., None], scale: dict[str, Any]) -> None:
         """Update a group by torch's own ``sgd``, which knows no loss scale unless it is fused."""
         params, grads, buffers, has_sparse_grad = sgd_tensors(self, group)
-        if beside_sparse and buffers:  # SGD itself raises
-            buffers = dense_beside(grads, buffers)
         options: dict[str, Any] = {key: group[key] for key in HYPERPARAMETERS}
-        sgd(params, grads, buffers, has_sparse_grad, group["foreach"], group["fused"], **scale, **options)
+        update(params, grads, buffers, has_sparse_grad, group["foreach"], group["fused"], **scale, **options)
         for param, buffer in zip(params, buffers, strict=False):  # there are none without momentum
             self.state[param]["momentum_buffer"] = buffer
 

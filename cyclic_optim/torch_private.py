@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
     _device_dtype_check_for_fused,
@@ -46,6 +47,17 @@ increment_version: Callable[[Any], None] = torch._C._increment_version
 def is_zero_tensor(tensor: Tensor) -> bool:
     """Whether it is torch's symbolic zero, which has no memory. Without it: a crash in the fused op."""
     return bool(tensor._is_zerotensor())
+
+
+def is_functional(tensor: Tensor) -> bool:
+    """Whether it is a functional tensor, which records operations. Without it: the fused op's error."""
+    return torch._is_functional_tensor(tensor)
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Whether its number can be read at no cost: a plain tensor on the CPU, while no mode or transform is active."""
+    is_plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
+    return is_plain and not (is_functional(tensor) or modes_active() or transforms_active())
 
 
 #: Operations on whole lists of tensors: few launches on a device, few nodes in a graph. Without them: loops.
@@ -98,6 +110,16 @@ def modes_active() -> bool:
     The default device is a mode, too, and watches nothing. make_fx before dispatch shows as a function mode alone.
     """
     return dispatch_modes() > 0 or (function_modes() > 0 and not _is_default_device_alone())
+
+
+def tangents_active() -> bool:
+    """Whether tensors may have a tangent: forward-mode AD, jvp. Without it: it is lost silently in an update."""
+    return bool(forward_ad._current_level >= 0)
+
+
+def transforms_active() -> bool:
+    """Whether a function is being transformed: by vmap, grad, jvp, functionalize. Without it: the fused op's error."""
+    return tangents_active() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _is_default_device_alone() -> bool:

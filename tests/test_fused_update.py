@@ -197,6 +197,64 @@ def test_sparse_gradients(way):
     compare(params, set_grads, way, momentum=0.0, weight_decay=0.0)
 
 
+SPARSE = {
+    "one sparse dimension": ((6,), 1),
+    "two sparse dimensions": ((4, 3), 2),
+    "sparse and dense dimensions": ((4, 3), 1),
+}
+SPARSE_WAYS = [*FUSED.values(), *({"policy": Constant(), "foreach": foreach} for foreach in (False, True))]
+
+
+@given(
+    kind=st.sampled_from([*SPARSE.values()]),
+    offset=st.integers(0, 20),
+    steps=st.lists(st.sampled_from(["coalesced", "repeated", "dense"]), min_size=1, max_size=5),
+    options=st.sampled_from([{}, {"momentum": 0.5}, {"momentum": 0.5, "dampening": 0.25}, {"maximize": True}]),
+    way=st.sampled_from(SPARSE_WAYS),
+    buffer_has_offset=st.booleans(),
+)
+def test_a_sparse_gradient_of_a_view(kind, offset, steps, options, way, buffer_has_offset):
+    """A parameter in the middle of some memory, or a buffer, gets the update in its own elements, and nothing else."""
+    shape, sparse_dim = kind
+    numel = torch.Size(shape).numel()
+    memory, twin = torch.ones(60, dtype=torch.float64), torch.nn.Parameter(torch.ones(shape, dtype=torch.float64))
+    param = memory[offset : offset + numel].view(shape).requires_grad_()
+    optimizer, buffers = CyclicSGD([param], lr=0.5, **options, **way), {}
+    held = None
+    for seed, step in enumerate(steps):
+        grad = grow(shape, seed=seed) * (grow(shape, seed=seed + 50) > 0)
+        grad[0] = 1.0
+        sparse = grad.to_sparse(sparse_dim).coalesce()
+        if step == "repeated":
+            twice = sparse.indices().repeat(1, 2), torch.cat([sparse.values() / 2] * 2)
+            sparse = torch.sparse_coo_tensor(*twice, shape, check_invariants=True)
+        param.grad, twin.grad = grad if step == "dense" else sparse, grad
+        reference_step([twin], buffers, lr=0.5, **options)
+        optimizer.step()
+        buffer = optimizer.state[param].get("momentum_buffer")
+        assert held is None or buffer is held
+        if buffer_has_offset and held is None and buffer is not None and buffer.layout is torch.strided:
+            held = torch.cat([buffer.new_ones(7), buffer.flatten(), buffer.new_ones(40)])[7 : 7 + numel].view(shape)
+            optimizer.state[param]["momentum_buffer"] = held
+        torch.testing.assert_close(param, twin)
+    expected = torch.ones_like(memory)
+    expected[offset : offset + numel] = twin.detach().flatten()
+    torch.testing.assert_close(memory, expected)
+    if held is not None:
+        torch.testing.assert_close(held._base[:7], torch.ones(7, dtype=torch.float64))
+        torch.testing.assert_close(held._base[7 + numel :], torch.ones(40, dtype=torch.float64))
+
+
+def test_autograd_notices_a_sparse_update_of_a_view():
+    """The parameter's version counter moves on, as with every other update."""
+    param = torch.ones(20)[3:8].requires_grad_()
+    param.grad = torch.ones(5).to_sparse()
+    before = param._version
+    CyclicSGD([param], lr=0.5, policy=Constant()).step()
+    assert param._version > before
+    assert param.tolist() == [0.5] * 5
+
+
 def test_complex_parameters_beside_a_policy():
     """Complex parameters are updated as SGD updates them."""
     weights = []

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..groups import check_held
 from ..native import holds, layout
 from ..slots import Group, Slot
 from .capture import is_capturing, refuse_in_capture
@@ -153,7 +154,8 @@ class SGDUpdate(BaseUpdate):
             values = schedules.clock.lr[i], schedules.clock.momentum[i]
             moves_decay = schedules.shown.moves_decay(i)
             decay = schedules.clock.weight_decay[i] if moves_decay else group["weight_decay"]
-            options = group["dampening"], decay, group["nesterov"], group["maximize"]
+            check_held(group, [key for key in ("dampening", "weight_decay") if not isinstance(group[key], Tensor)])
+            options = group["dampening"], decay, bool(group["nesterov"]), bool(group["maximize"])
             for param in group["params"]:
                 grad = param.grad
                 if grad is None:

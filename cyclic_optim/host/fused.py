@@ -2,9 +2,9 @@
 
 The op goes through memory in order and has one flag for all its tensors. So it is correct only for plain, dense,
 floating-point tensors of one dtype and device whose parameter, gradient and buffer have the same layout, and of which
-all have a momentum buffer or none. On the CPU it is wrong for half precision. On every step tensors are therefore
-sorted into calls, because users may change them between steps: calls of the op, and of torch's loop for the rest.
-:mod:`.ordinary` handles most tensors before.
+all have a momentum buffer or none. On the CPU it is wrong for half precision up to torch 2.13. On every step tensors
+are therefore sorted into calls, because users may change them between steps: calls of the op, and of torch's loop for
+the rest. :mod:`.ordinary` handles most tensors before.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.sgd import sgd
 
-from ..torch_private import fused_devices, fused_sgd, increment_version, is_zero_tensor
+from ..torch_private import (
+    fused_devices,
+    fused_sgd,
+    increment_version,
+    is_functional,
+    is_zero_tensor,
+    transforms_active,
+)
 from .threads import on_one_thread
 
 Group = dict[str, Any]
@@ -36,7 +43,7 @@ HYPERPARAMETERS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "m
 SMALL = 2**14
 
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-# torch 2.13's op on the CPU does not update most parameters of half precision.
+# On the CPU the op of torch 2.13 and older does not update most parameters of half precision.
 _DTYPES_ON_CPU = {torch.float32, torch.float64}
 _PLAIN = {Tensor, Parameter}
 
@@ -102,13 +109,14 @@ def _sort(rows: Rows, state: State) -> tuple[list[Call], Tensors]:
     """The calls that update every parameter, and the tensors in their order."""
     kinds: dict[Kind, list[tuple[Any, Any, Any]]] = {}
     devices = {*fused_devices()}
+    is_transformed = transforms_active()
     for index, (group, params, grads) in enumerate(rows):
         with_buffers = group["momentum"] != 0
         buffers = [state[param].get("momentum_buffer") if with_buffers else None for param in params]
         local = zip(*_local((params, grads, buffers)), strict=True)
         for tensors, (param, grad, buffer) in zip(zip(params, grads, buffers, strict=True), local, strict=True):
             device, first = param.device, with_buffers and buffer is None
-            exact = device.type not in devices or not _op_is_correct(param, grad, buffer)
+            exact = is_transformed or device.type not in devices or not _op_is_correct(param, grad, buffer)
             serial = not exact and device.type == "cpu" and param.numel() < SMALL
             kinds.setdefault(Kind(index, exact, serial, first, param.dtype, device), []).append(tensors)
     in_order = sorted(kinds, key=lambda kind: (kind.exact, not kind.serial, kind.row))
@@ -126,7 +134,9 @@ def _op_is_correct(param: Tensor, grad: Tensor, buffer: Tensor | None) -> bool:
     for t in tensors:
         if t.dtype is not dtype or t.device != device or t.shape != shape:
             return False
-        if type(t) not in _PLAIN or t.layout is not torch.strided or t.is_neg() or is_zero_tensor(t):
+        if type(t) not in _PLAIN or t.layout is not torch.strided or t.is_neg():
+            return False
+        if is_zero_tensor(t) or is_functional(t):
             return False
     # Strides of dimensions of size 1 do not matter; is_contiguous ignores them.
     if param.is_contiguous():
@@ -206,8 +216,8 @@ def by_op(
         momentum=momentum,
         lr=lr,
         dampening=dampening,
-        nesterov=nesterov,
-        maximize=maximize,
+        nesterov=bool(nesterov),
+        maximize=bool(maximize),
         is_first_step=first,
         grad_scale=None if grad_scale is None else grad_scale.to(device),
         found_inf=None if found_inf is None else found_inf.to(device),
@@ -223,26 +233,42 @@ def by_op(
 def _by_loop(group: Group, tensors: Tensors, part: slice, grad_scale: Tensor | None) -> None:
     params, grads, buffers = (column[part] for column in tensors)
     unscale(grads, grad_scale)
-    buffers = dense_beside(grads, buffers)
-    sgd(
-        params,
-        grads,
-        buffers if group["momentum"] != 0 else [],
-        foreach=False,
-        fused=False,
-        **{key: group[key] for key in HYPERPARAMETERS},
-    )
+    flags: dict[str, Any] = {"foreach": False, "fused": False}
+    options = {key: group[key] for key in HYPERPARAMETERS}
+    sgd_beside_sparse(params, grads, buffers if group["momentum"] != 0 else [], **flags, **options)
     tensors[2][part] = buffers  # new ones among them
 
 
-def dense_beside(grads: list[Tensor], buffers: list[Any]) -> list[Any]:
-    """The buffers, dense where the gradients are: torch cannot add a dense gradient to a sparse buffer."""
-    return [
-        buffer.to_dense()
-        if buffer is not None and buffer.layout is torch.sparse_coo and grad.layout is torch.strided
-        else buffer
-        for grad, buffer in zip(grads, buffers, strict=True)
-    ]
+def sgd_beside_sparse(params: list[Any], grads: list[Any], buffers: list[Any], *args: Any, **options: Any) -> None:
+    """torch's ``sgd``, with its bugs beside sparse gradients avoided.
+
+    It cannot add a dense gradient to a sparse buffer. On the CPU it adds a sparse gradient without dense dimensions in
+    the wrong place of a tensor with a storage offset, which it counts twice, be that beyond the end of the memory. So
+    such a tensor is replaced by a clone, which has no offset, and copied back.
+    """
+    buffers[:] = [_dense_beside(*pair) for pair in zip(grads, buffers, strict=False)]  # none without momentum
+    moved = [_at_offset_0(*pair) for pair in zip(params, grads, strict=True)]
+    updated = [_at_offset_0(*pair) for pair in zip(buffers, grads, strict=False)]
+    sgd(moved, grads, updated, *args, **options)
+    for i, (tensor, clone) in enumerate(zip(buffers, updated, strict=True)):
+        if tensor is None:
+            buffers[i] = clone
+    for tensor, clone in zip([*params, *buffers], [*moved, *updated], strict=True):
+        if clone is not tensor:
+            tensor.copy_(clone)
+
+
+def _dense_beside(grad: Any, buffer: Any) -> Any:
+    is_sparse = buffer is not None and buffer.layout is torch.sparse_coo
+    return buffer.to_dense() if is_sparse and grad.layout is torch.strided else buffer
+
+
+def _at_offset_0(tensor: Any, grad: Any) -> Any:
+    """The tensor, or a clone where torch would add this gradient in the wrong place."""
+    if not grad.is_sparse or tensor is None or tensor.layout is not torch.strided:
+        return tensor
+    is_misplaced = tensor.device.type == "cpu" and grad.dense_dim() == 0 and tensor.storage_offset() != 0
+    return tensor.clone() if is_misplaced else tensor
 
 
 def unscale(grads: list[Tensor], grad_scale: Tensor | None) -> None:

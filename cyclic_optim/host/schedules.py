@@ -32,8 +32,10 @@ from ..schedule import (
     policy_values,
     rate,
     reported,
+    stored_as,
     values_of,
     warn,
+    with_own_tensors,
     writing,
 )
 from ..slots import OWN_DECAY, Group, Slot, Slots, check_decay, check_momentum
@@ -107,13 +109,29 @@ class HostSchedules:
             for i, lr in zip(lane.indices, rates, strict=True):
                 steps[i], lrs[i], momenta[i] = step, lr, ABSENT if momentum is None else momentum
             if lane.tensors:
-                fills += _fills(groups, "lr", lane.tensors, lrs)
+                fills += self._fills(groups, "lr", lane.tensors, lrs)
             if moved is not None:
                 decays = decays or [ABSENT] * len(groups)
                 for i, value in zip(lane.indices, moved, strict=True):
                     decays[i] = value
-                fills += _fills(groups, "weight_decay", lane.decay_tensors, decays)
+                fills += self._fills(groups, "weight_decay", lane.decay_tensors, decays)
         return steps, lrs, None if self._slot is None else momenta, decays, fills
+
+    def _fills(self, groups: list[Group], key: str, indices: list[int], values: list[Any]) -> list[partial[Any]]:
+        """The calls that fill the tensors which these groups were left with; in ``values`` tensors replace numbers.
+
+        A tensor that was assigned since then is the user's, so another one replaces it.
+        """
+        calls = []
+        for i in indices:
+            held = groups[i][key]
+            check_rate(held, key)
+            if isinstance(held, Tensor) and held is self._written.own(key, i):
+                calls.append(partial(held.fill_, values[i]))
+                values[i] = held
+            else:
+                values[i] = stored_as(held, values[i])
+        return calls
 
     def _next(self, groups: list[Group], lane: Lane) -> tuple[int, list[float], float | None, list[float] | None]:
         """A lane's next step, rates, momentum and weight decays, checked."""
@@ -184,8 +202,13 @@ class HostSchedules:
     def _change(self, groups: list[Group], values: dict[int, Group], rewritten: Collection[int] = ()) -> None:
         """Store what follows from edits, and these values over it; in ``rewritten`` groups lr is the schedule's."""
         edits = [self._edited(i, group) for i, group in enumerate(groups)]
-        merged = [self._known.stored({**edited, **values.get(i, {})}) for i, (edited, _) in enumerate(edits)]
-        at_once(chain.from_iterable([writing(*pair) for pair in zip(groups, merged, strict=True)]))
+        stored = []
+        for i, (group, (edited, _)) in enumerate(zip(groups, edits, strict=True)):
+            changed = {**edited, **values.get(i, {})}
+            if changed.get("policy", group["policy"]) is not None:
+                changed = with_own_tensors(group, changed, partial(self._written.own, i=i))
+            stored.append(self._known.stored(changed))
+        at_once(chain.from_iterable([writing(*pair) for pair in zip(groups, stored, strict=True)]))
         self._remember_written(groups, {i for i, (_, by_hand) in enumerate(edits) if by_hand}.difference(rewritten))
 
     def _remember_written(self, groups: list[Group], by_hand: Collection[int] = ()) -> None:
@@ -280,7 +303,15 @@ class HostSchedules:
         optimizer._create_state()
         groups, written = optimizer.param_groups, self._written
         if written.n == len(groups):
-            at_once(_updates(groups, ("lr",), (written.rates,)))
+            rates = [self._rate_before(i, group) for i, group in enumerate(groups)]
+            at_once(_updates(groups, ("lr",), (rates,)))
+
+    def _rate_before(self, i: int, group: Group) -> Any:
+        """The lr that group i was left with; a tensor of the schedule's that was dropped since then is made anew."""
+        left = self._written.left("lr", i)
+        if left is not None or group["policy"] is None:
+            return group["lr"] if left is None else left
+        return stored_as(group["lr"], self._planned_before(i, group).lr)
 
     # -- between steps --------------------------------------------------------------------------------------------
 
@@ -368,6 +399,9 @@ class HostSchedules:
         if isinstance(data, Written):
             return
         groups = optimizer.param_groups
+        for group in groups:
+            if group["policy"] is not None:  # a tensor that was in several groups still is
+                group.update(with_own_tensors(group, {}))
         self._written = Written.from_data(data, groups, self._known.resolved(groups), self._slots)
 
 
@@ -398,16 +432,6 @@ def gradients_are_zero(groups: list[Group]) -> bool:
     grads = [param.grad for group in groups for param in group["params"] if param.grad is not None]
     grads = [grad for grad in grads if grad.numel() > 0]
     return bool(grads) and not any(grad.any() for grad in grads)
-
-
-def _fills(groups: list[Group], key: str, indices: list[int], values: list[Any]) -> list[partial[Any]]:
-    """The calls that fill the tensors of these groups; their values are then not to be written."""
-    calls = []
-    for i in indices:
-        check_rate(groups[i][key], key)
-        calls.append(partial(groups[i][key].fill_, values[i]))
-        values[i] = ABSENT
-    return calls
 
 
 def _updates(groups: list[Group], keys: tuple[str, ...], columns: tuple[Any, ...]) -> list[partial[Any]]:

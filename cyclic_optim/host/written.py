@@ -44,13 +44,14 @@ class Written:
     ================  =================================================================
     ``lanes``         the groups that have a schedule, by what they share
     ``single``        the lane of all groups, if there is one and it fills no tensors
+    ``fills``         whether any lane fills tensors
     ``momenta``       of each group, or of all, to tell an edited one
     ``decays``        weight decays, likewise
     ``by_hand``       the groups whose lr is the user's and not the schedule's
     ================  =================================================================
     """
 
-    __slots__ = ("by_hand", "columns", "decays", "keys", "lanes", "momenta", "n", "single")
+    __slots__ = ("by_hand", "columns", "decays", "fills", "keys", "lanes", "momenta", "n", "single")
 
     def __init__(self, groups: list[Group], resolved: list[Group], slots: Slots, by_hand: Collection[int] = ()) -> None:
         self.n = len(groups)
@@ -59,8 +60,9 @@ class Written:
             [_remembered(group.get(key, ABSENT)) for group in groups] for key in self.keys
         )
         self.lanes = [Lane(share, groups) for share in shares(resolved)]
+        self.fills = any(lane.tensors or lane.decay_tensors for lane in self.lanes)
         whole = [lane for lane in self.lanes if lane.indices == list(range(self.n))]
-        self.single = next((lane for lane in whole if not lane.tensors and not lane.decay_tensors), None)
+        self.single = whole[0] if whole and not self.fills else None
         self.momenta, self.decays = (
             [None if slot is None else _remembered(slot.read(group)) for group in groups] for slot in slots
         )
@@ -73,19 +75,18 @@ class Written:
         return {key: _recalled(item_of(column, i)) for key, column in zip(self.keys, self.columns, strict=True)}
 
     def left(self, name: str, i: int) -> Any:
-        """The momentum, or weight decay, that group i was left with; None for a group that is new."""
-        column = self.momenta if name == "momentum" else self.decays
+        """The lr, momentum or weight decay that group i was left with; None for a group that is new."""
+        column = {"lr": self.columns[3], "momentum": self.momenta, "weight_decay": self.decays}[name]
         return _recalled(item_of(column, i)) if i < self.n else None
+
+    def own(self, name: str, i: int) -> Any:
+        """What group i was left with, if a schedule wrote it: a tensor may be written in place; None otherwise."""
+        return self.left(name, i) if i < self.n and item_of(self.columns[0], i) is not None else None
 
     def forget(self, name: str, i: int) -> None:
         """The momentum, or weight decay, that group i has is an edit."""
         column = self.momenta if name == "momentum" else self.decays
         column[i] = None
-
-    @property
-    def rates(self) -> list[Any]:
-        """The lr of every group."""
-        return [_recalled(item_of(self.columns[3], i)) for i in range(self.n)]
 
     def moved(self, steps: Any, rates: list[Any], momenta: Any, decays: Any) -> None:
         """One step on: these values were written, in each group or one in all, where they are not ABSENT."""
@@ -99,6 +100,9 @@ class Written:
             rates = _updated(rates, columns[3])
             momenta = momenta and _updated(momenta, self.momenta)
             decays = decays and _updated(decays, self.decays)
+        if self.fills:
+            rates = list(map(_remembered, rates))
+            decays = decays and list(map(_remembered, decays))
         if momenta is not None:
             self.momenta = momenta
         if decays is not None:
