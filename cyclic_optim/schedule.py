@@ -122,11 +122,9 @@ def check_step(step: Any, name: str = "schedule_step") -> int:
     return int(step)
 
 
-def check_clock_is_there(group: Group, row: Group | None = None) -> None:
-    """Refuse a policy that was assigned to a group without a schedule, and a key of ours that was removed."""
-    if not {"schedule_step", "max_lr"} <= group.keys():
-        raise ValueError("need schedule_step and max_lr beside policy in a param group: use reschedule(policy=...)")
-    if OWN_DECAY not in group and row is not None and row.get(OWN_DECAY, ABSENT) is not ABSENT:
+def check_own_decay(group: Group, row: Group) -> None:
+    """Refuse a group, left as in ``row``, from which its own weight decay was removed."""
+    if OWN_DECAY not in group and row.get(OWN_DECAY, ABSENT) is not ABSENT:
         raise ValueError(
             f"need {OWN_DECAY} in a param group whose weight decay a policy moves, got a group without: "
             "use reschedule(policy=...) for a policy that leaves weight decay alone"

@@ -190,14 +190,15 @@ class Scheduled(Optimizer):
         return [group["policy"] for group in self._known.resolved(self.param_groups)]
 
     def __repr__(self) -> str:
-        if self.policies.count(None) == len(self.param_groups):
-            return super().__repr__()
-        lines = [f"{type(self).__name__} (", f"policy: {self.policy!r}"]
+        has_policy = self.policies.count(None) < len(self.param_groups)
+        if not has_policy and all(isinstance(key, str) for group in self.param_groups for key in group):
+            return super().__repr__()  # which sorts the keys: another kind than strings may not compare
+        lines = [f"{type(self).__name__} (", *([f"policy: {self.policy!r}"] if has_policy else [])]
         for i, (group, policy) in enumerate(zip(self.param_groups, self.policies, strict=True)):
             shown = {key: value for key, value in group.items() if key not in ("params", "policy")}
             if policy is not self._policy:
                 shown["policy"] = policy
-            lines += [f"Parameter Group {i}", *(f"    {key}: {shown[key]!s}" for key in sorted(shown))]
+            lines += [f"Parameter Group {i}", *(f"    {key}: {shown[key]!s}" for key in sorted(shown, key=str))]
         return "\n".join([*lines, ")"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

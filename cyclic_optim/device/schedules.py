@@ -14,7 +14,7 @@ import torch
 
 from ..checkpoint import fill
 from ..grad_mode import with_grad
-from ..groups import MARKS, SCHEDULE_KEYS, check_groups
+from ..groups import MARKS, SCHEDULE_KEYS, check_schedule_keys, check_schedules
 from ..host.schedules import gradients_are_zero, is_zero, warn_of_scheduler
 from ..native import ABSENT, holds
 from ..policies import Policy, Values
@@ -23,7 +23,6 @@ from ..schedule import (
     Changes,
     Known,
     at_once,
-    check_clock_is_there,
     merged,
     own_decay,
     plan,
@@ -118,11 +117,10 @@ class DeviceSchedules:
 
     def _plain(self, i: int, group: Group, held: Held) -> Group:
         """A group in numbers: the float64 originals of the policy and the user, where float32 has them rounded."""
+        check_schedule_keys(group)
         part, given = self.clock.parts[i], self.shown.given[i]
         assigned = {key: value for _, key, value in self.shown.assigned(i, group) if not _is_held(held, key, value)}
         (resolved,) = self._known.resolved([group])
-        if resolved["policy"] is not None and part.policy is None:
-            check_clock_is_there(resolved)
         lr_factor = cycled = decay_factor = None
         if part.policy is not None:
             lr_factor, cycled, decay_factor = values_at(part.policy, part.row_step(held.step), part.state)
@@ -230,7 +228,7 @@ class DeviceSchedules:
         if "step" in attributes and not torch.compiler.is_compiling():
             self._warned_of_scheduler = self._warned_of_scheduler or warn_of_scheduler(optimizer, False)
         if not holds(groups, self.shown.keys, self.shown.columns):
-            check_groups(groups)
+            check_schedules(groups)
             if self._is_dry_run(optimizer):
                 optimizer._create_state()
                 self.shown.show(groups)
@@ -277,7 +275,7 @@ class DeviceSchedules:
 
     def report(self, optimizer: Any, metric: float) -> None:
         groups = optimizer.param_groups
-        check_groups(groups)
+        check_schedules(groups)
         plain = self._known.resolved(self.plain(groups))
         new = reported(plain, metric)
         for i, state in new.items():
@@ -290,6 +288,7 @@ class DeviceSchedules:
 
     def reschedule(self, optimizer: Any, changes: Changes) -> None:
         groups = optimizer.param_groups
+        check_schedules(groups)
         plain = self._known.resolved(self.plain(groups))
         for i, values in changes.values(plain, self._slots).items():
             plain[i] = merged(plain[i], values)
@@ -313,7 +312,7 @@ class DeviceSchedules:
         return state_dict
 
     def for_loading(self, groups: list[Group]) -> list[Group]:
-        check_groups(groups)
+        check_schedules(groups)
         return self.plain(groups)
 
     def remember(self) -> Callable[[], None]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import native
 from ..grad_mode import with_grad
-from ..groups import HELD_BY_ALL, MARKS, check_groups, check_rate
+from ..groups import HELD_BY_ALL, MARKS, check_rate, check_schedule_keys, check_schedules
 from ..native import ABSENT
 from ..policies.asked import values_at
 from ..schedule import (
@@ -22,7 +22,7 @@ from ..schedule import (
     Plan,
     as_held,
     at_once,
-    check_clock_is_there,
+    check_own_decay,
     check_step,
     decay,
     decay_put_back,
@@ -76,7 +76,7 @@ class HostSchedules:
         groups, own, written = optimizer.param_groups, optimizer.__dict__, self._written
         part = native.compiled or native
         if "step" in own or not part.holds(groups, written.keys, written.columns):
-            check_groups(groups)
+            check_schedules(groups)
             if self._is_dry_run(optimizer):
                 return self._dry_run(optimizer)
             self._take_edits(optimizer)
@@ -194,9 +194,8 @@ class HostSchedules:
 
     def _edited(self, i: int, group: Group) -> tuple[Group, bool]:
         """What follows from a group's edits, to be stored; and whether its lr is the user's."""
+        check_schedule_keys(group)
         row = self._written.row(i)
-        if "policy" not in group:
-            raise ValueError("need 'policy' in every param group beside a schedule: add groups with add_param_group")
         if group["policy"] is None:  # by hand, where there are other keys of ours
             return policy_values(None, group), False
         watched = (*row, "policy_state", OWN_DECAY)
@@ -204,7 +203,7 @@ class HostSchedules:
         is_edited, was_by_hand = self._rate_is_edited(i, group), i in self._written.by_hand
         if not changed and not is_edited:
             return {}, was_by_hand
-        check_clock_is_there(group, row)
+        check_own_decay(group, row)
         (resolved,) = self._known.resolved([group])
         values = self._follow(changed, resolved)
         after = merged(resolved, values)
@@ -296,7 +295,7 @@ class HostSchedules:
 
     def report(self, optimizer: Any, metric: float) -> None:
         groups = optimizer.param_groups
-        check_groups(groups)
+        check_schedules(groups)
         resolved = self._known.resolved(groups)
         changed: dict[int, Group] = {}
         for i, state in reported(resolved, metric).items():
@@ -313,6 +312,7 @@ class HostSchedules:
 
     def reschedule(self, optimizer: Any, changes: Changes) -> None:
         groups = optimizer.param_groups
+        check_schedules(groups)
         values = changes.values(self._known.resolved(groups), self._slots)
         self._change(groups, values, values)
 
@@ -343,7 +343,7 @@ class HostSchedules:
         return state_dict
 
     def for_loading(self, groups: list[Group]) -> list[Group]:
-        check_groups(groups)
+        check_schedules(groups)
         return groups
 
     def remember(self) -> Callable[[], None]:
