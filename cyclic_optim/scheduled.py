@@ -447,11 +447,12 @@ class Scheduled(Optimizer):
         The policy in the code wins over the one in the checkpoint, with a warning where they differ; a group without
         a policy in the code takes the checkpoint's. The checkpoint's peak wins over the one in the code, with a
         warning where they differ. Each group's clock is the checkpoint's; a checkpoint of the base class starts the
-        schedules at step 0, with the code's peaks. Values that are not the schedule's at its step (another optimizer
-        trained on with our keys, or the clock was edited) are named in a warning, and the schedule's are used;
-        rates and momenta that were edited by hand when the checkpoint was made are kept for one step. Weight decay, and
-        the group's own where a policy moves it, are the checkpoint's, as in the base class. The given dict is left as
-        it is and shares no tensor with the optimizer afterwards.
+        schedules at step 0, with the code's peaks, and with a warning where its state shows that it has been training
+        (``reschedule(step=...)`` sets the clock, :meth:`from_torch` takes over a run with its scheduler). Values that
+        are not the schedule's at its step (another optimizer trained on with our keys, or the clock was edited) are
+        named in a warning, and the schedule's are used; rates and momenta that were edited by hand when the checkpoint
+        was made are kept for one step. Weight decay, and the group's own where a policy moves it, are the checkpoint's,
+        as in the base class. The given dict is left as it is and shares no tensor with the optimizer afterwards.
 
         Args:
             state_dict: what ``state_dict()`` returned, of either class.
@@ -503,7 +504,7 @@ class Scheduled(Optimizer):
 
     def _adopt(self, previous: list[Group]) -> None:
         """Take over state and groups that were just loaded in place of ``previous``."""
-        from .checkpoint import adopt, cloned_state, fill
+        from .checkpoint import adopt, cloned_state, fill, warn_of_starts
 
         groups = self.param_groups
         fill(groups, previous, self.defaults)
@@ -511,6 +512,8 @@ class Scheduled(Optimizer):
             self._kinds.check(group)
         self.state.update(cloned_state(self.state, groups))
         by_hand = adopt(groups, previous, self._known, self._slots, self._kinds)
+        starting = [i for i, group in enumerate(groups) if i not in by_hand and group.get("policy") is not None]
+        warn_of_starts(starting, groups, self.state)
         self._schedules = self._schedules.for_groups(self, groups)
         self._schedules.adopted(groups, by_hand)
         if self._policy is None and len(texts := {group.get("policy") for group in groups}) == 1:

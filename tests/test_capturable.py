@@ -573,7 +573,8 @@ def test_an_sgd_checkpoint_starts_the_schedule():
     sgd.step()
     mine, optimizer = one_param(lr=1.0)
     optimizer.step()
-    optimizer.load_state_dict(sgd.state_dict())
+    with pytest.warns(UserWarning, match=r"the schedule starts at step 0 .* reschedule\(step=\.\.\.\) .* from_torch"):
+        optimizer.load_state_dict(sgd.state_dict())
     group = optimizer.param_groups[0]
     assert (group["schedule_step"].item(), group["max_lr"].item()) == (0, 1.0)
     assert torch.equal(optimizer.state[mine]["momentum_buffer"], sgd.state[param]["momentum_buffer"])
