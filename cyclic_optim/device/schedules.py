@@ -36,7 +36,7 @@ from ..schedules import Closure, Schedules
 from ..slots import OWN_DECAY, Group, Slots, check_decay
 from .capture import is_capturing, refuse_in_capture
 from .clock import DeviceClock, Held, Part, Position
-from .shown import LARGEST, Shown, checked_edit, holds_traced, rounded, unrounded
+from .shown import LARGEST, Shown, checked_edit, holds_traced, rounded, rounded_momentum, unrounded
 from .update import BaseUpdate
 
 
@@ -126,7 +126,8 @@ class DeviceSchedules:
             lr_factor, cycled, decay_factor = values_at(part.policy, part.row_step(held.step), part.state)
         plain = dict(group)
         if self._slot is not None and self.shown.shows_momentum(i):
-            momentum = float(assigned.get("momentum", unrounded(held.momentum, cycled, given["momentum"])))
+            original = unrounded(held.momentum, cycled, given["momentum"], rounded=rounded_momentum)
+            momentum = float(assigned.get("momentum", original))
             plain[self._slot.key] = self.shown.stored_number(i, group, momentum)
         if self.shown.moves_decay(i):
             plain["weight_decay"] = float(
@@ -173,7 +174,7 @@ class DeviceSchedules:
 
     def _has_momentum(self, group: Group, momentum: float) -> bool:
         """Whether a group of numbers has this momentum, as far as float32 tells."""
-        return self._slot is None or rounded(self._slot.read(group)) == rounded(momentum)
+        return self._slot is None or rounded_momentum(self._slot.read(group)) == rounded_momentum(momentum)
 
     def _moved(self, group: Group, policy: Policy, is_new: bool, assigned: Group) -> Group:
         """What a group of numbers becomes with another clock or policy; a rate and a momentum assigned to it stay."""
@@ -348,7 +349,8 @@ class DeviceSchedules:
 
 def _is_held(held: Held, key: str, value: Any) -> bool:
     """Whether an assigned value is what the tensors hold: the same value put back is no edit."""
-    return key in ("lr", "momentum", "weight_decay") and rounded(float(value)) == getattr(held, key)
+    as_held = rounded_momentum if key == "momentum" else rounded
+    return key in ("lr", "momentum", "weight_decay") and as_held(float(value)) == getattr(held, key)
 
 
 def _position(group: Group, restarts: bool) -> Position:
