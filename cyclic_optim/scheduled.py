@@ -352,6 +352,11 @@ class Scheduled(Optimizer):
 
         Raises:
             ValueError: a policy has no valid values for the next step. No update was made.
+
+        Warns:
+            UserWarning: the first step past the end of a policy that holds a rate below 1e-4 of the peak. Once, and
+                again after ``reschedule``. With ``capturable``, ``state_dict()`` warns: a step does not know where it
+                is.
         """
         if compiler_is_near():
             return self._schedules.compiled_step(self, closure)

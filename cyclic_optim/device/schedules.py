@@ -30,6 +30,7 @@ from ..schedule import (
     reported,
     undoing,
     values_of,
+    warn_of_end,
     writing,
 )
 from ..schedules import Closure, Schedules
@@ -54,7 +55,7 @@ class DeviceSchedules:
         self._slot = self._slots.momentum
         self._known: Known = optimizer._known
         self.shown = Shown(self.clock, self.update, self._slot)
-        self._warned_of_scheduler = False
+        self._warned_of_scheduler = self._warned_of_end = False
         for group in groups:
             self.update.check(group, self.clock.device)
             self._make_room()
@@ -294,6 +295,7 @@ class DeviceSchedules:
         for i, values in changes.values(plain, self._slots).items():
             plain[i] = merged(plain[i], values)
         self._replace(groups, plain, changes.indices, restarts=True)
+        self._warned_of_end = False
 
     def _replace(self, groups: list[Group], plain: list[Group], indices: Iterable[int], restarts: bool = False) -> None:
         """Write plain numbers into these groups, or nothing where that fails."""
@@ -310,7 +312,16 @@ class DeviceSchedules:
 
     def saved(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         self.update.saved(state_dict["state"])
+        self._watch_for_end(state_dict["param_groups"])
         return state_dict
+
+    def _watch_for_end(self, groups: list[Group]) -> None:
+        """As on the host, of the last step that was made: no step knows where it is without a synchronization."""
+        for group in self._known.resolved(groups):
+            if group["policy"] is not None and MARKS["lr"] not in group and not self._warned_of_end:
+                step = group["schedule_step"]
+                lr_factor = values_at(group["policy"], step, group.get("policy_state")).lr_factor
+                self._warned_of_end = warn_of_end(group["policy"], step - 1, lr_factor)
 
     def for_loading(self, groups: list[Group]) -> list[Group]:
         check_schedules(groups)

@@ -16,6 +16,7 @@ from ..groups import HELD_BY_ALL, MARKS, check_rate, check_schedule_keys, check_
 from ..native import ABSENT
 from ..policies.asked import values_at
 from ..schedule import (
+    NEXT_TO_NOTHING,
     TENSOR_KEYS,
     Changes,
     Known,
@@ -34,6 +35,7 @@ from ..schedule import (
     reported,
     values_of,
     warn,
+    warn_of_end,
     writing,
 )
 from ..slots import OWN_DECAY, Group, Slot, Slots, check_decay, check_momentum
@@ -65,7 +67,7 @@ class HostSchedules:
         self._slot = slots.momentum
         self._keys = _CLOCK_AND_RATE if slots.momentum is None else (*_CLOCK_AND_RATE, slots.momentum.key)
         self._written = Written([], [], slots)
-        self._warned_of_scheduler = False
+        self._warned_of_scheduler = self._warned_of_end = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_written": self._written.as_data()}
@@ -124,6 +126,9 @@ class HostSchedules:
         if lane.highest * lr_factor > HELD_BY_ALL:
             for i in lane.indices:
                 rate(groups[i], lr_factor, step)
+        if lr_factor < NEXT_TO_NOTHING and not self._warned_of_end and self._written.by_hand.isdisjoint(lane.indices):
+            # Of the step at hand: past the end its factor is the next step's.
+            self._warned_of_end = warn_of_end(lane.policy, lane.step, lr_factor)
         decays = None if decay_factor is None else self._decays(groups, lane, decay_factor, step)
         return step, (native.compiled or native).scaled(lane.peaks, lr_factor), momentum, decays
 
@@ -315,6 +320,7 @@ class HostSchedules:
         check_schedules(groups)
         values = changes.values(self._known.resolved(groups), self._slots)
         self._change(groups, values, values)
+        self._warned_of_end = False
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
