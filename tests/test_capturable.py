@@ -472,9 +472,10 @@ def check_both_ways(problem, options, policy, ways):
         params, optimizer = make(capturable)
         for new, old in zip(flat(params), flat(before), strict=True):
             new.data.copy_(old.data)
+        saved = moved.state_dict()
         with warnings.catch_warnings():
             warnings.simplefilter("error" if "scale_fn" not in repr(policy) else "ignore")
-            optimizer.load_state_dict(moved.state_dict())
+            optimizer.load_state_dict(saved)
         assert all(
             not isinstance(group[key], torch.Tensor) for group in moved.state_dict()["param_groups"] for key in SHOWN
         )
