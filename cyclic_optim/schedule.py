@@ -23,8 +23,9 @@ import numbers
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -86,7 +87,11 @@ class Known:
 
     def resolved(self, groups: Iterable[Group]) -> list[Group]:
         """Copies of the groups with the policies themselves; a policy that was assigned to a group is left as it is."""
-        return [{**group, "policy": self._policy_or_text(group.get("policy"))} for group in groups]
+        return [*self.each_resolved(groups)]
+
+    def each_resolved(self, groups: Iterable[Group]) -> Iterator[Group]:
+        """The same, one after the other."""
+        return ({**group, "policy": self._policy_or_text(group.get("policy"))} for group in groups)
 
     def _policy_or_text(self, value: Any) -> Policy | None:
         return value if isinstance(value, Policy) else self.policy(value)
@@ -278,8 +283,10 @@ def at_once(changes: Iterable[partial[Any]]) -> None:
     deque(map(partial.__call__, changes), maxlen=0)
 
 
-def enrol(group: Group, policy: Policy, peers: list[Group], slots: Slots) -> None:
+def enrol(group: Group, policy: Policy, peers: Iterable[Group], slots: Slots) -> None:
     """Give a new, resolved group its schedule, from its ``schedule_step``, else from that of the first group with one.
+
+    Of its peers it looks at as many as it needs: mostly at one.
 
     A tensor lr is cloned, because rates are written in place; so is a tensor weight decay that the policy moves.
     """
@@ -289,11 +296,12 @@ def enrol(group: Group, policy: Policy, peers: list[Group], slots: Slots) -> Non
         group["lr"] = lr.detach().clone()
         lr = lr.item()
     group["max_lr"] = finite("max_lr", group.get("max_lr", lr), minimum=0)
-    started = [peer for peer in peers if peer.get("policy") is not None]
-    common = started[0]["schedule_step"] if started else 0
+    started = (peer for peer in peers if peer.get("policy") is not None)
+    first = [*islice(started, 1)]
+    common = first[0]["schedule_step"] if first else 0
     group["schedule_step"] = check_step(group.get("schedule_step", common))
     group["policy"] = policy
-    _join_reports(group, policy, started)
+    _join_reports(group, policy, chain(first, started))
     changed = decay_put_back(group)
     if changed and isinstance(group["weight_decay"], torch.Tensor):
         group["weight_decay"] = group["weight_decay"].detach().clone()
@@ -317,11 +325,13 @@ def _number(value: Any) -> Any:
     return value.item() if isinstance(value, torch.Tensor) else value
 
 
-def _join_reports(group: Group, policy: Policy, peers: list[Group]) -> None:
+def _join_reports(group: Group, policy: Policy, peers: Iterable[Group]) -> None:
     """Set the group's state of reports: its own, that of a peer under the same policy, or the initial one."""
-    shared = [peer.get("policy_state") for peer in peers if peer["policy"] == policy]
-    state = group.get("policy_state", shared[0] if shared else policy.initial_state())
-    group.pop("policy_state", None)
+    initial = policy.initial_state()
+    if "policy_state" in group or initial is None:
+        state = group.pop("policy_state", None)
+    else:
+        state = next((peer.get("policy_state") for peer in peers if peer["policy"] == policy), initial)
     if state is not None:
         policy.check_state(state)
         group["policy_state"] = dict(state)

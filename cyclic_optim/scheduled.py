@@ -91,8 +91,9 @@ class Scheduled(Optimizer):
 
     def _to_device(self) -> None:
         """Move schedules to the device, where the optimizer is capturable and they are not there yet."""
-        has_policy = any(policy is not None for policy in (self._policy, *self.policies))
-        if self._capturable and not self._schedules.is_traced and has_policy:
+        if not self._capturable or self._schedules.is_traced:
+            return
+        if any(policy is not None for policy in (self._policy, *self.policies)):
             from .device import DeviceSchedules  # a third of all there is to import, for the few that need it
 
             schedules = DeviceSchedules(self, self._horizon)
@@ -231,7 +232,7 @@ class Scheduled(Optimizer):
         if policy is not None:
             check_capturable(group, self.defaults)
             self._kinds.check_scheduled(group)
-            enrol(group, policy, self._known.resolved(self._schedules.plain(peers)), self._slots)
+            enrol(group, policy, self._known.each_resolved(self._schedules.each_plain(peers)), self._slots)
             group["policy"] = self._known.text(policy)
         else:
             check_unscheduled(group, is_told=names_policy)

@@ -7,7 +7,7 @@ checkpoint is made or loaded, a metric reported, or a group added or rescheduled
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -115,6 +115,9 @@ class DeviceSchedules:
         if not groups:
             return []
         return [self._plain(i, *pair) for i, pair in enumerate(zip(groups, self.clock.held(), strict=False))]
+
+    def each_plain(self, groups: list[Group]) -> Iterator[Group]:
+        return iter(self.plain(groups))  # one synchronization for all of them
 
     def _plain(self, i: int, group: Group, held: Held) -> Group:
         """A group in numbers: the float64 originals of the policy and the user, where float32 has them rounded."""

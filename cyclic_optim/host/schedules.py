@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -294,7 +294,11 @@ class HostSchedules:
         return self
 
     def join(self, optimizer: Any) -> None:
-        groups = optimizer.param_groups
+        groups, written = optimizer.param_groups, self._written
+        if (native.compiled or native).holds(groups[:-1], written.keys, written.columns):
+            (resolved,) = self._known.resolved(groups[-1:])
+            self._written = written.joined(groups, resolved, self._slots)
+            return
         self._change(groups[:-1], {})
         self._remember_written(groups, self._written.by_hand)
 
@@ -325,7 +329,9 @@ class HostSchedules:
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
     def plain(self, groups: list[Group]) -> list[Group]:
-        copies = []
+        return [*self.each_plain(groups)]
+
+    def each_plain(self, groups: list[Group]) -> Iterator[Group]:
         for i, group in enumerate(groups):
             values, by_hand = self._edited(i, group)
             values = self._known.stored(values)
@@ -334,8 +340,7 @@ class HostSchedules:
             after = merged(group, values)
             edited = [MARKS["lr"]] if by_hand else []
             edited += [MARKS[slot.name] for slot in self._slots.present if self._is_by_hand(slot, i, after)]
-            copies.append({**after, **dict.fromkeys(edited, True)})
-        return copies
+            yield {**after, **dict.fromkeys(edited, True)}
 
     def _is_by_hand(self, slot: Slot, i: int, group: Group) -> bool:
         """Whether a group's momentum, or weight decay, is the user's where the policy has another."""
