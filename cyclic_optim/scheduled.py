@@ -345,6 +345,9 @@ class Scheduled(Optimizer):
     def step(self, closure: Closure | None = None) -> Any:
         """Make one update with the current values, then write the next step's.
 
+        The first step past the end of a policy that holds a rate below 1e-4 of the peak gives a warning: once, and once
+        more after :meth:`reschedule`. With ``capturable`` no step knows where it is: :meth:`state_dict` warns.
+
         Args:
             closure: reevaluates the model and returns the loss, as the base class takes it.
 
@@ -353,11 +356,6 @@ class Scheduled(Optimizer):
 
         Raises:
             ValueError: a policy has no valid values for the next step. No update was made.
-
-        Warns:
-            UserWarning: the first step past the end of a policy that holds a rate below 1e-4 of the peak. Once, and
-                again after ``reschedule``. With ``capturable``, ``state_dict()`` warns: a step does not know where it
-                is.
         """
         if compiler_is_near():
             return self._schedules.compiled_step(self, closure)

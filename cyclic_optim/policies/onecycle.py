@@ -33,7 +33,7 @@ _EXACT = 2**53
 class OneCycle(Policy):
     """Up to the peak, down again, and at the end far below: one cycle of ``total_steps`` steps.
 
-    With ``s = pct_start * total_steps``, a float as in torch (from 2**53 steps on the exact product), it goes through
+    With ``s = pct_start * total_steps``, a float as in torch (exact in a run too long for floats), it goes through
 
         step               lr_factor                             momentum
         0                  1 / div_factor                        max_momentum
