@@ -448,6 +448,27 @@ def _warn_of_values(differing: dict[int, Difference]) -> None:
         )
 
 
+def warn_of_starts(starting: list[int], groups: list[Group], state: Any) -> None:
+    """Warn where schedules of these groups start at step 0, and the loaded state is that of a run under way."""
+    entries = [state[param] for i in starting for param in groups[i]["params"] if state.get(param)]
+    keys = sorted({str(key) for entry in entries for key, value in entry.items() if value is not None})
+    updates = max((_updates(entry["step"]) for entry in entries if "step" in entry), default=None)
+    if keys and updates != 0:  # Adagrad has its state, and a count of 0, from the start
+        counted = f"after {updates} updates" if updates else f"with the state {', '.join(keys)}"
+        warn(
+            f"the checkpoint is of a run without a schedule, {counted}: the schedule starts at step 0 in param groups "
+            f"{starting}. Call reschedule(step={updates or '...'}) to go on from there, or from_torch(optimizer, "
+            "scheduler), which takes over a run with its scheduler"
+        )
+
+
+def _updates(count: Any) -> int:
+    """The number of updates that a parameter's state counts; 0 where that is no number."""
+    if isinstance(count, Tensor):
+        count = count.item() if count.numel() == 1 and count.device.type != "meta" else 0
+    return int(count) if isinstance(count, (int, float)) and 0 < count < MOST_SET_STEPS else 0
+
+
 def _warn_of_peaks(groups: list[Group], previous: list[Group]) -> None:
     """Warn of peaks that are not the code's."""
     pairs = [

@@ -259,6 +259,36 @@ def check_groups(groups: list[Group]) -> None:
         raise ValueError("need at least one param group beside a policy, whose counter they keep, got none")
 
 
+def check_schedules(groups: list[Group]) -> None:
+    """Refuse what no schedule can go on from: no group, or one from which a key of its schedule was removed."""
+    check_groups(groups)
+    for group in groups:
+        check_schedule_keys(group)
+
+
+def check_schedule_keys(group: Group) -> None:
+    """Refuse a group, beside a schedule, in which a key of its own schedule is missing."""
+    if "policy" not in group:
+        raise ValueError("need 'policy' in every param group beside a schedule: add groups with add_param_group")
+    if group["policy"] is None:
+        return
+    missing = [key for key in _NEEDED if key not in group]
+    if missing == ["schedule_step", "max_lr"]:
+        raise ValueError(
+            "need schedule_step and max_lr beside policy in a param group: put group['policy'] back to None, and use "
+            "reschedule(policy=...)"
+        )
+    if missing:
+        raise ValueError(
+            f"need {' and '.join(missing)} beside policy in a param group, got a group without: "
+            f"put back what was removed, group[{missing[0]!r}] = ..."
+        )
+
+
+#: What every group with a policy has.
+_NEEDED = ("schedule_step", "max_lr", "lr")
+
+
 #: Keys that torch's schedulers leave in param groups beside ``initial_lr``.
 _LEFT_BY_SCHEDULERS = {"min_lr", "base_momentum", "max_momentum"}
 #: Arguments of the optimizer or of a policy, which have no effect in a group.

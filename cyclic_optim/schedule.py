@@ -23,8 +23,9 @@ import numbers
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -86,7 +87,11 @@ class Known:
 
     def resolved(self, groups: Iterable[Group]) -> list[Group]:
         """Copies of the groups with the policies themselves; a policy that was assigned to a group is left as it is."""
-        return [{**group, "policy": self._policy_or_text(group.get("policy"))} for group in groups]
+        return [*self.each_resolved(groups)]
+
+    def each_resolved(self, groups: Iterable[Group]) -> Iterator[Group]:
+        """The same, one after the other."""
+        return ({**group, "policy": self._policy_or_text(group.get("policy"))} for group in groups)
 
     def _policy_or_text(self, value: Any) -> Policy | None:
         return value if isinstance(value, Policy) else self.policy(value)
@@ -122,11 +127,9 @@ def check_step(step: Any, name: str = "schedule_step") -> int:
     return int(step)
 
 
-def check_clock_is_there(group: Group, row: Group | None = None) -> None:
-    """Refuse a policy that was assigned to a group without a schedule, and a key of ours that was removed."""
-    if not {"schedule_step", "max_lr"} <= group.keys():
-        raise ValueError("need schedule_step and max_lr beside policy in a param group: use reschedule(policy=...)")
-    if OWN_DECAY not in group and row is not None and row.get(OWN_DECAY, ABSENT) is not ABSENT:
+def check_own_decay(group: Group, row: Group) -> None:
+    """Refuse a group, left as in ``row``, from which its own weight decay was removed."""
+    if OWN_DECAY not in group and row.get(OWN_DECAY, ABSENT) is not ABSENT:
         raise ValueError(
             f"need {OWN_DECAY} in a param group whose weight decay a policy moves, got a group without: "
             "use reschedule(policy=...) for a policy that leaves weight decay alone"
@@ -254,6 +257,28 @@ def with_own_tensors(group: Group, values: Group, own: Callable[[str], Any] = la
     return values
 
 
+#: Below this fraction of the peak a held rate is next to nothing: ten thousand steps move the weights less than one at
+#: the peak. OneCycle (4e-6) and decays to 0 end below it; four drops to a tenth, which people train on with, do not.
+NEXT_TO_NOTHING = 1e-4
+
+
+def warn_of_end(policy: Policy, step: int, lr_factor: float) -> bool:
+    """Warn where ``step`` is past the end of its policy, which holds a rate of next to nothing; whether it did."""
+    end = policy.end
+    if end is None or not lr_factor < NEXT_TO_NOTHING:
+        return False
+    # A step at a rate of 0 is none of a run's: CosineDecay(8) reaches 0 at step 8, and is a policy of 8 steps.
+    length = end if lr_factor == 0 else end + 1
+    if step < length:
+        return False
+    warn(
+        f"step {step + 1} of a policy of {length} steps: lengths are in optimizer steps, epochs * len(loader). From "
+        f"here on lr is {lr_factor:.3g} * max_lr; reschedule(policy=...) goes on under another policy than "
+        f"{shown(policy)}"
+    )
+    return True
+
+
 def undoing(groups: list[Group]) -> Callable[[], None]:
     """Returns a function that undoes what is stored in these groups, and in their tensors, from now on."""
     before = list(map(dict, groups))
@@ -279,8 +304,10 @@ def at_once(changes: Iterable[partial[Any]]) -> None:
     deque(map(partial.__call__, changes), maxlen=0)
 
 
-def enrol(group: Group, policy: Policy, peers: list[Group], slots: Slots) -> None:
+def enrol(group: Group, policy: Policy, peers: Iterable[Group], slots: Slots) -> None:
     """Give a new, resolved group its schedule, from its ``schedule_step``, else from that of the first group with one.
+
+    Of its peers it looks at as many as it needs: mostly at one.
 
     A tensor lr is cloned, because rates are written in place; so is a tensor weight decay that the policy moves.
     """
@@ -290,11 +317,12 @@ def enrol(group: Group, policy: Policy, peers: list[Group], slots: Slots) -> Non
         group["lr"] = lr.detach().clone()
         lr = lr.item()
     group["max_lr"] = finite("max_lr", group.get("max_lr", lr), minimum=0)
-    started = [peer for peer in peers if peer.get("policy") is not None]
-    common = started[0]["schedule_step"] if started else 0
+    started = (peer for peer in peers if peer.get("policy") is not None)
+    first = [*islice(started, 1)]
+    common = first[0]["schedule_step"] if first else 0
     group["schedule_step"] = check_step(group.get("schedule_step", common))
     group["policy"] = policy
-    _join_reports(group, policy, started)
+    _join_reports(group, policy, chain(first, started))
     changed = decay_put_back(group)
     if changed and isinstance(group["weight_decay"], torch.Tensor):
         group["weight_decay"] = group["weight_decay"].detach().clone()
@@ -318,11 +346,13 @@ def _number(value: Any) -> Any:
     return value.item() if isinstance(value, torch.Tensor) else value
 
 
-def _join_reports(group: Group, policy: Policy, peers: list[Group]) -> None:
+def _join_reports(group: Group, policy: Policy, peers: Iterable[Group]) -> None:
     """Set the group's state of reports: its own, that of a peer under the same policy, or the initial one."""
-    shared = [peer.get("policy_state") for peer in peers if peer["policy"] == policy]
-    state = group.get("policy_state", shared[0] if shared else policy.initial_state())
-    group.pop("policy_state", None)
+    initial = policy.initial_state()
+    if "policy_state" in group or initial is None:
+        state = group.pop("policy_state", None)
+    else:
+        state = next((peer.get("policy_state") for peer in peers if peer["policy"] == policy), initial)
     if state is not None:
         policy.check_state(state)
         group["policy_state"] = dict(state)

@@ -101,8 +101,9 @@ class Scheduled(Optimizer):
 
     def _to_device(self) -> None:
         """Move schedules to the device, where the optimizer is capturable and they are not there yet."""
-        has_policy = any(policy is not None for policy in (self._policy, *self.policies))
-        if self._capturable and not self._schedules.is_traced and has_policy:
+        if not self._capturable or self._schedules.is_traced:
+            return
+        if any(policy is not None for policy in (self._policy, *self.policies)):
             from .device import DeviceSchedules  # a third of all there is to import, for the few that need it
 
             schedules = DeviceSchedules(self, self._horizon)
@@ -200,14 +201,15 @@ class Scheduled(Optimizer):
         return [group["policy"] for group in self._known.resolved(self.param_groups)]
 
     def __repr__(self) -> str:
-        if self.policies.count(None) == len(self.param_groups):
-            return super().__repr__()
-        lines = [f"{type(self).__name__} (", f"policy: {self.policy!r}"]
+        has_policy = self.policies.count(None) < len(self.param_groups)
+        if not has_policy and all(isinstance(key, str) for group in self.param_groups for key in group):
+            return super().__repr__()  # which sorts the keys: another kind than strings may not compare
+        lines = [f"{type(self).__name__} (", *([f"policy: {self.policy!r}"] if has_policy else [])]
         for i, (group, policy) in enumerate(zip(self.param_groups, self.policies, strict=True)):
             shown = {key: value for key, value in group.items() if key not in ("params", "policy")}
             if policy is not self._policy:
                 shown["policy"] = policy
-            lines += [f"Parameter Group {i}", *(f"    {key}: {shown[key]!s}" for key in sorted(shown))]
+            lines += [f"Parameter Group {i}", *(f"    {key}: {shown[key]!s}" for key in sorted(shown, key=str))]
         return "\n".join([*lines, ")"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -240,7 +242,7 @@ class Scheduled(Optimizer):
         if policy is not None:
             check_capturable(group, self.defaults)
             self._kinds.check_scheduled(group)
-            enrol(group, policy, self._known.resolved(self._schedules.plain(peers)), self._slots)
+            enrol(group, policy, self._known.each_resolved(self._schedules.each_plain(peers)), self._slots)
             group["policy"] = self._known.text(policy)
         else:
             check_unscheduled(group, is_told=names_policy)
@@ -357,6 +359,9 @@ class Scheduled(Optimizer):
     def step(self, closure: Closure | None = None) -> Any:
         """Make one update with the current values, then write the next step's.
 
+        The first step past the end of a policy that holds a rate below 1e-4 of the peak gives a warning: once, and once
+        more after :meth:`reschedule`. With ``capturable`` no step knows where it is: :meth:`state_dict` warns.
+
         Args:
             closure: reevaluates the model and returns the loss, as the base class takes it.
 
@@ -460,11 +465,12 @@ class Scheduled(Optimizer):
         The policy in the code wins over the one in the checkpoint, with a warning where they differ; a group without
         a policy in the code takes the checkpoint's. The checkpoint's peak wins over the one in the code, with a
         warning where they differ. Each group's clock is the checkpoint's; a checkpoint of the base class starts the
-        schedules at step 0, with the code's peaks. Values that are not the schedule's at its step (another optimizer
-        trained on with our keys, or the clock was edited) are named in a warning, and the schedule's are used;
-        rates and momenta that were edited by hand when the checkpoint was made are kept for one step. Weight decay, and
-        the group's own where a policy moves it, are the checkpoint's, as in the base class. The given dict is left as
-        it is and shares no tensor with the optimizer afterwards.
+        schedules at step 0, with the code's peaks, and with a warning where its state shows that it has been training
+        (``reschedule(step=...)`` sets the clock, :meth:`from_torch` takes over a run with its scheduler). Values that
+        are not the schedule's at its step (another optimizer trained on with our keys, or the clock was edited) are
+        named in a warning, and the schedule's are used; rates and momenta that were edited by hand when the checkpoint
+        was made are kept for one step. Weight decay, and the group's own where a policy moves it, are the checkpoint's,
+        as in the base class. The given dict is left as it is and shares no tensor with the optimizer afterwards.
 
         Args:
             state_dict: what ``state_dict()`` returned, of either class.
@@ -516,7 +522,7 @@ class Scheduled(Optimizer):
 
     def _adopt(self, previous: list[Group]) -> None:
         """Take over state and groups that were just loaded in place of ``previous``."""
-        from .checkpoint import adopt, cloned_state, fill
+        from .checkpoint import adopt, cloned_state, fill, warn_of_starts
 
         groups = self.param_groups
         fill(groups, previous, self.defaults)
@@ -524,6 +530,8 @@ class Scheduled(Optimizer):
             self._kinds.check(group)
         self.state.update(cloned_state(self.state, groups))
         by_hand = adopt(groups, previous, self._known, self._slots, self._kinds)
+        starting = [i for i, group in enumerate(groups) if i not in by_hand and group.get("policy") is not None]
+        warn_of_starts(starting, groups, self.state)
         self._schedules = self._schedules.for_groups(self, groups)
         self._schedules.adopted(groups, by_hand)
         if self._policy is None and len(texts := {group.get("policy") for group in groups}) == 1:

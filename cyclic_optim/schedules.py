@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from .schedule import Changes
@@ -39,6 +39,9 @@ class Schedules(Protocol):
 
     def plain(self, groups: list[Group]) -> list[Group]:
         """Copies of the groups in plain numbers, with the values that the next step will use."""
+
+    def each_plain(self, groups: list[Group]) -> Iterator[Group]:
+        """The same, one after the other: who adds a group looks at a few of its peers."""
 
     def saved(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """torch's state dict of state and plain groups, as it is to be saved."""

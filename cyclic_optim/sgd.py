@@ -73,7 +73,8 @@ class CyclicSGD(Scheduled, SGD):
         policy: the schedule of learning rate and momentum for groups that name none; None for no schedule.
         maximize: maximize the objective instead of minimizing it.
         foreach, fused: torch's implementations, honoured where set. With neither set, and a policy, the
-            fused update is taken wherever it is right for the tensors at hand, torch's elsewhere.
+            fused update is taken wherever it is right for the tensors at hand, torch's elsewhere; it rounds otherwise
+            than torch's default. For results that are SGD's to the last bit, set the same ``foreach`` in both.
         differentiable: whether autograd goes through the step.
         capturable: whether the step never synchronizes with the host, so that it can be captured in a CUDA graph and
             compiled by ``torch.compile(fullgraph=True)``, while rate and momentum go on cycling. Needs a policy

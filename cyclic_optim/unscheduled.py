@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .schedule import Changes
@@ -51,7 +51,10 @@ class Unscheduled:
         optimizer._schedules = schedules
 
     def plain(self, groups: list[Group]) -> list[Group]:
-        return list(map(dict, groups))
+        return [*self.each_plain(groups)]
+
+    def each_plain(self, groups: list[Group]) -> Iterator[Group]:
+        return map(dict, groups)
 
     def saved(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         return state_dict

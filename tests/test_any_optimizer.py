@@ -792,7 +792,8 @@ def test_a_resumed_run_goes_on_to_the_bit(name, data):
 
 @pytest.mark.parametrize("name", CASES)
 def test_checkpoints_of_the_base_and_for_the_base(name):
-    """The base's checkpoint starts the schedule at step 0; ours loads into the base, which goes on at our values."""
+    """The base's checkpoint starts the schedule at step 0, with a warning that knows the number of updates where the
+    state counts them; ours loads into the base, which goes on at our values."""
     case = CASES[name]
     param = torch.nn.Parameter(torch.ones(2, 3, dtype=torch.float64))
     param.grad = torch.full_like(param, 0.5)
@@ -800,7 +801,10 @@ def test_checkpoints_of_the_base_and_for_the_base(name):
     base = ready(case.cls([param], lr=0.3, **({"momentum": 0.9} if case.slot == "momentum" else {})))
     base.step()
     _, optimizer = one_param(cyclic(case.cls), plain_policy(case), lr=0.1)
-    optimizer.load_state_dict(saved(base))
+    has_count = "step" in base.state[param]
+    counted = r"after 1 updates: .* reschedule\(step=1\)" if has_count else r"reschedule\(step=\.\.\.\)"
+    with pytest.warns(UserWarning, match=f"is of a run without a schedule, .*{counted}.*from_torch"):
+        optimizer.load_state_dict(saved(base))
     ready(optimizer)
     group = optimizer.param_groups[0]
     assert (group["schedule_step"], group["max_lr"]) == (0, 0.1)
@@ -809,6 +813,16 @@ def test_checkpoints_of_the_base_and_for_the_base(name):
     base.load_state_dict(saved(optimizer))
     base.step()
     assert numbers(base.param_groups[0]) == numbers(group)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_fresh_checkpoint_of_the_base_starts_the_schedule_without_a_word(name):
+    """Before its first update the base has trained nothing, though some of them have their state by then."""
+    case = CASES[name]
+    param = torch.nn.Parameter(torch.ones(2, 3, dtype=torch.float64))
+    _, optimizer = one_param(cyclic(case.cls), plain_policy(case), lr=0.1)
+    optimizer.load_state_dict(saved(ready(case.cls([param], lr=0.3))))
+    assert optimizer.param_groups[0]["schedule_step"] == 0
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("Signs", "AdamWScheduleFree")])

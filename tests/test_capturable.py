@@ -453,16 +453,29 @@ def test_checkpoints_go_both_ways(problem, options, policy, ways):
     check_both_ways(problem, options, policy, ways)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="On the device momentum is float32, which has no number between 0 and 1e-45: a smaller momentum is 0 there, "
-    "and SGD without momentum leaves the buffer as it is.",
-)
 def test_a_momentum_below_float32_is_momentum():
     """A momentum of 1e-125 replaces the buffer on the device too, as it does on the host."""
     problem = Problem(shapes=(((),),), dtype=torch.float64, seed=0, absent=0.0)
     policy = Triangular(step_size_up=1, div_factor=1.0, base_momentum=1e-125, max_momentum=0.5)
     check_both_ways(problem, {"lr": 0.5, "momentum": 0.1, "nesterov": True}, policy, [False, True])
+
+
+@pytest.mark.parametrize("momentum", [1e-125, 2.0**-150, 1e-45])
+@pytest.mark.parametrize("way", ["policy", "argument", "number", "tensor"])
+def test_a_momentum_below_float32_is_shown_and_saved(momentum, way):
+    """The group shows a momentum above 0, and the checkpoint has the number itself, however it got there."""
+    cycling = Triangular(1, base_momentum=momentum, max_momentum=momentum)
+    given = momentum if way == "argument" else 0.9
+    _, optimizer = one_param(cycling if way == "policy" else Constant(), momentum=given)
+    group = optimizer.param_groups[0]
+    if way in ("number", "tensor"):
+        group["momentum"] = momentum if way == "number" else torch.tensor(momentum, dtype=torch.float64)
+    for _ in range(2):
+        optimizer.step()
+        assert group["momentum"].item() == 2.0**-149
+        (saved,) = optimizer.state_dict()["param_groups"]
+        assert saved["momentum"] == (momentum if way != "tensor" else 2.0**-149)
+        assert not any("edited" in key for key in saved)
 
 
 def check_both_ways(problem, options, policy, ways):
@@ -481,9 +494,10 @@ def check_both_ways(problem, options, policy, ways):
         params, optimizer = make(capturable)
         for new, old in zip(flat(params), flat(before), strict=True):
             new.data.copy_(old.data)
+        saved = moved.state_dict()
         with warnings.catch_warnings():
             warnings.simplefilter("error" if "scale_fn" not in repr(policy) else "ignore")
-            optimizer.load_state_dict(moved.state_dict())
+            optimizer.load_state_dict(saved)
         assert all(
             not isinstance(group[key], torch.Tensor) for group in moved.state_dict()["param_groups"] for key in SHOWN
         )
@@ -595,7 +609,8 @@ def test_an_sgd_checkpoint_starts_the_schedule():
     sgd.step()
     mine, optimizer = one_param(lr=1.0)
     optimizer.step()
-    optimizer.load_state_dict(sgd.state_dict())
+    with pytest.warns(UserWarning, match=r"the schedule starts at step 0 .* reschedule\(step=\.\.\.\) .* from_torch"):
+        optimizer.load_state_dict(sgd.state_dict())
     group = optimizer.param_groups[0]
     assert (group["schedule_step"].item(), group["max_lr"].item()) == (0, 1.0)
     assert torch.equal(optimizer.state[mine]["momentum_buffer"], sgd.state[param]["momentum_buffer"])

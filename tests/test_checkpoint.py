@@ -205,7 +205,10 @@ def test_a_policy_of_ones_own_is_checkpointed_by_name():
 
 
 def test_an_sgd_checkpoint_starts_the_schedule_at_0():
-    """SGD's buffers are taken over; peaks are the code's, even after a OneCycleLR left a max_lr behind."""
+    """SGD's buffers are taken over; peaks are the code's, even after a OneCycleLR left a max_lr behind.
+
+    A warning says so, and what to call, where the call was made.
+    """
     param = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
     sgd = SGD([param], lr=0.3, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(sgd, max_lr=5.0, total_steps=10)
@@ -214,10 +217,35 @@ def test_an_sgd_checkpoint_starts_the_schedule_at_0():
     scheduler.step()
     mine, optimizer = one_param(lr=1.0, policy=Triangular(step_size_up=4))
     optimizer.step()
-    optimizer.load_state_dict(through_a_file(sgd.state_dict()))
+    saved = through_a_file(sgd.state_dict())
+    with pytest.warns(UserWarning, match="the schedule starts at step 0") as caught:
+        optimizer.load_state_dict(saved)
+    (warning,) = caught
+    assert str(warning.message) == (
+        "the checkpoint is of a run without a schedule, with the state momentum_buffer: the schedule starts at step 0 "
+        "in param groups [0]. Call reschedule(step=...) to go on from there, or from_torch(optimizer, scheduler), "
+        "which takes over a run with its scheduler"
+    )
+    assert warning.filename == __file__
     group = optimizer.param_groups[0]
     assert (group["schedule_step"], group["max_lr"], group["lr"]) == (0, 1.0, 0.1)
     assert torch.equal(optimizer.state[mine]["momentum_buffer"], sgd.state[param]["momentum_buffer"])
+
+
+def test_the_start_of_a_schedule_is_warned_of_where_there_is_one():
+    """No warning without a policy in the code, nor for the groups that have none; the others are named."""
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(3)]
+    groups = [{"params": [param]} for param in params]
+    sgd = SGD(groups, lr=0.3, momentum=0.9)
+    params[0].grad = torch.ones(3)
+    sgd.step()
+    CyclicSGD(groups, lr=0.3).load_state_dict(sgd.state_dict())
+    mixed = [{**groups[0], "policy": None}, *groups[1:]]
+    CyclicSGD(mixed, lr=0.3, policy=Constant()).load_state_dict(sgd.state_dict())  # the others have not trained
+    params[2].grad = torch.ones(3)
+    sgd.step()
+    with pytest.warns(UserWarning, match=r"the schedule starts at step 0 in param groups \[1, 2\]"):
+        CyclicSGD(mixed, lr=0.3, policy=Constant()).load_state_dict(sgd.state_dict())
 
 
 def test_our_checkpoint_loads_into_sgd():

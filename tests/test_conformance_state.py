@@ -36,6 +36,8 @@ WAYS = {
     "capturable": {"policy": OneCycle(total_steps=20), "capturable": True},
 }
 ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+#: A schedule that starts in the middle of SGD's run is meant to, here.
+starts_anew = pytest.mark.filterwarnings("ignore:the checkpoint is of a run without a schedule:UserWarning")
 without_policy = pytest.mark.parametrize("way", [way for way in WAYS.values() if "policy" not in way], ids=str)
 
 SHAPES = [(3, 4), (5,), (), (0,), (2, 3, 2, 2)]
@@ -443,6 +445,7 @@ def test_older_state_dicts_load_as_into_sgd(change, way):
     assert same(*ends)
 
 
+@starts_anew
 @pytest.mark.parametrize("change", OLDER.values(), ids=OLDER)
 @pytest.mark.parametrize("writer", [SGD, CyclicSGD])
 @pytest.mark.parametrize("way", [way for way in WAYS.values() if "policy" in way], ids=str)
@@ -697,6 +700,7 @@ def no_garbage_collector():
         gc.enable()
 
 
+@starts_anew
 @ways
 @pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS)
 def test_it_is_freed_without_the_garbage_collector(action, way):
@@ -857,6 +861,7 @@ def test_no_tensor_is_kept_that_sgd_would_not_keep(letting_go, way):
             assert [reference.expired() for reference in kept] == [True] * len(kept)
 
 
+@starts_anew
 @pytest.mark.parametrize("policy", [None, Constant(), LambdaPolicy(float)], ids=str)
 def test_rates_that_were_replaced_are_freed(policy):
     """A tensor lr that another one takes the place of, be it by loading SGD's state dict, is not kept."""

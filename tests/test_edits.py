@@ -322,11 +322,39 @@ def test_a_policy_for_a_group_without_a_schedule_is_refused(capturable):
     optimizer.add_param_group({"params": [parameter(torch.float32 if capturable else torch.float64)], "policy": None})
     optimizer.param_groups[2]["policy"] = OneCycle(9)
     for call in (optimizer.step, optimizer.state_dict):
-        with pytest.raises(ValueError, match=r"need schedule_step and max_lr beside policy .*: use reschedule\("):
+        with pytest.raises(ValueError, match=r"need schedule_step and max_lr beside policy .* and use reschedule\("):
             call()
     optimizer.param_groups[2]["policy"] = None
     optimizer.step()
     assert column(optimizer, "schedule_step") == [1, 1, None]
+    optimizer.reschedule(policy=OneCycle(9), group=2)
+    assert column(optimizer, "schedule_step") == [1, 1, 0]
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("key", ["max_lr", "lr", "schedule_step", "policy"])
+def test_a_removed_key_of_a_schedule_is_named(key, capturable):
+    """Whatever is called says which key is missing and moves nothing; put back, the run goes on."""
+    optimizer = built(Triangular(3), capturable=capturable)
+    saved = optimizer.state_dict()
+    optimizer.step()
+    first, second = optimizer.param_groups
+    removed = second.pop(key)
+    shown = {name: repr(value) for name, value in first.items()}
+    for call in (
+        optimizer.step,
+        optimizer.state_dict,
+        lambda: optimizer.report(1.0),
+        lambda: optimizer.reschedule(lr=0.5),
+        lambda: optimizer.load_state_dict(saved),
+        lambda: optimizer.add_param_group({"params": [parameter(torch.float32)]}),
+    ):
+        with pytest.raises(ValueError, match=f"^need .*'?{key}'? .*param group"):
+            call()
+        assert {name: repr(value) for name, value in first.items()} == shown
+    second[key] = removed
+    optimizer.step()
+    assert column(optimizer, "schedule_step") == [2, 2]
 
 
 # -- between an edit and its step

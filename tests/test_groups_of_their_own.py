@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import sys
 import warnings
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,6 +17,7 @@ from torch.optim import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cyclic_optim import (
+    Combined,
     Constant,
     CosineDecay,
     CyclicSGD,
@@ -26,7 +28,9 @@ from cyclic_optim import (
     StepDecay,
     Triangular,
     Values,
+    native,
 )
+from cyclic_optim.host.written import Written
 
 pytestmark = pytest.mark.usefixtures("part", "short_tables")
 
@@ -341,10 +345,11 @@ def test_mixed_groups_resume_to_the_bit(chosen, options, cut, capturable, has_co
     optimizer = make(True)
     for _ in range(cut):
         optimizer.step()
+    saved = through_a_file(optimizer.state_dict())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         resumed = make(has_code)
-        resumed.load_state_dict(through_a_file(optimizer.state_dict()))
+        resumed.load_state_dict(saved)
     with torch.no_grad():
         for param, weight in zip(weights_of(resumed), weights(optimizer), strict=True):
             param.copy_(weight)
@@ -558,6 +563,98 @@ def test_a_device_step_takes_as_many_operations_for_any_number_of_groups():
             optimizer.step()
         counts.append(counter.count)
     assert counts[0] == counts[1] == counts[2] > 0
+
+
+# -- a group joins for what it is, whatever the others are
+
+
+@given(
+    chosen=st.integers(2, 5).flatmap(schedules),
+    tensors=st.lists(st.booleans(), min_size=5, max_size=5),
+    steps=st.lists(st.integers(0, 2), min_size=5, max_size=5),
+    data=st.data(),
+)
+def test_what_is_known_of_groups_that_joined_is_what_is_there(chosen, tensors, steps, data):
+    """After every group, whatever was stepped, edited or moved in between: as if all had been looked at anew."""
+    optimizer = CyclicSGD([{"params": [parameter()], "weight_decay": 0.1}], lr=0.1, policy=Triangular(3))
+    movers = [None, Combined(Constant(), weight_decay=Triangular(3)), Plateau()]
+    for (policy, peak, clock, is_shared), is_tensor, count in zip(chosen, tensors, steps, strict=False):
+        for _ in range(count):
+            optimizer.step()
+        if data.draw(st.booleans()):
+            optimizer.param_groups[0]["max_lr"] = peak / 2
+        lr, decay = (torch.tensor(number, dtype=torch.float64) if is_tensor else number for number in (peak, 0.1))
+        group = {"params": [parameter()], "lr": lr, "weight_decay": decay}
+        if not is_shared:
+            policy = data.draw(st.sampled_from(movers)) or policy
+            group |= {"policy": policy, **({} if policy is None else {"schedule_step": clock})}
+        optimizer.add_param_group(group)
+        groups, written = optimizer.param_groups, optimizer._schedules._written
+        anew = Written(groups, optimizer._known.resolved(groups), optimizer._slots)
+        assert native.holds(groups, written.keys, written.columns)
+        assert parts_of(written) == parts_of(anew)
+
+
+def parts_of(written):
+    lanes = {tuple(lane.indices): [getattr(lane, name) for name in lane.__slots__] for lane in written.lanes}
+    single = written.single and tuple(written.single.indices)
+    return written.n, written.keys, written.columns, written.momenta, written.decays, lanes, single
+
+
+def test_an_edited_momentum_stays_an_edit_when_a_group_joins():
+    """The next step uses it, and a checkpoint marks it, as without the new group."""
+    optimizer = built({}, policy=Triangular(4))
+    optimizer.step()
+    optimizer.param_groups[0]["momentum"] = 0.25
+    optimizer.add_param_group({"params": [parameter()]})
+    (first, second) = optimizer.state_dict()["param_groups"]
+    assert (first["momentum"], second["momentum"]) == (0.25, Triangular(4).at(1).momentum)
+    assert ("momentum_edited_by_hand" in first, "momentum_edited_by_hand" in second) == (True, False)
+
+
+class Calls:
+    """Counts the calls of the package's own Python functions, without those that stand in for compiled ones."""
+
+    def __enter__(self):
+        self.count = 0
+        sys.setprofile(self.seen)
+        return self
+
+    def seen(self, frame, event, arg):
+        name = frame.f_globals.get("__name__", "")
+        self.count += event == "call" and name.startswith("cyclic_optim.") and name != "cyclic_optim.native"
+
+    def __exit__(self, *_):
+        sys.setprofile(None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        lambda i: {},
+        lambda i: {"lr": torch.tensor(0.1)},
+        lambda i: {"policy": CosineDecay(i + 1)},
+        lambda i: {"policy": Plateau()},
+        lambda i: {"schedule_step": i},
+        lambda i: {"policy": None} if i > 0 else {},
+    ],
+    ids=["one policy", "tensors", "own policies", "reports", "own clocks", "one schedule"],
+)
+def test_a_group_costs_the_same_however_many_there_are(options):
+    """Built of 40 groups, an optimizer calls for each what it calls for each of 20; so does one more group."""
+    counts, joins = [], []
+    for n in (20, 40):
+        groups = [{"params": [parameter()], **options(i)} for i in range(n + 2)]
+        with Calls() as calls:
+            optimizer = CyclicSGD(groups[:n], lr=0.1, momentum=0.9, policy=OneCycle(100))
+        counts.append(calls.count)
+        optimizer.step()
+        for group in groups[n:]:
+            with Calls() as calls:
+                optimizer.add_param_group(group)
+        joins.append(calls.count)
+    assert counts[1] <= 2 * counts[0]
+    assert joins[0] == joins[1] < counts[0] / 10
 
 
 # -- one instance, seen through repr

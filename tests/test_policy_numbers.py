@@ -155,8 +155,10 @@ def exact_one_cycle(policy, step):
     # The rates are floats, and so are the turns; the first rate over the last one is that of floats, too.
     first = 1 / Fraction(policy.div_factor)
     last = first / Fraction(policy.final_div_factor)
-    # The product is a float's: 0.3 * 10 steps are 3 of them.
-    climbed = Fraction(float(policy.pct_start * policy.total_steps))
+    # The product is a float's: 0.3 * 10 steps are 3 of them. Of a run longer than floats can count it is exact.
+    climbed = Fraction(policy.pct_start) * policy.total_steps
+    if policy.total_steps < 2**53:
+        climbed = Fraction(float(policy.pct_start * policy.total_steps))
     top = (climbed - 1, 1, policy.base_momentum)
     end = (policy.total_steps - 1, last, policy.max_momentum)
     turns = [(0, first, policy.max_momentum), top, end]
@@ -397,10 +399,10 @@ def turns(policy, step):
             return () if policy.end is None else (policy.end // 2, policy.end)
 
 
-def around(policy, step):
+def around(policy, step, farthest=FAR):
     """``step``, the turning points, and the steps next to each."""
     asked = {turn + i for turn in (step, *turns(policy, step)) for i in (-1, 0, 1)}
-    return sorted(each for each in asked if 0 <= each <= FAR)
+    return sorted(each for each in asked if 0 <= each <= farthest)
 
 
 # --- extreme arguments
@@ -716,6 +718,76 @@ def test_values_are_the_formulas_for_extreme_arguments(kind):
         policy = kind(**{**ORDINARY[kind], **extreme})
         for step in sorted({step for near in (0, 3, 2 * 10**6, FAR) for step in around(policy, near)}):
             check(policy, step)
+
+
+LONGEST = 2**63 - 1
+#: Floats leave out steps from 2**53 on.
+LONG_RUNS = [2**53 - 1, 2**53, 2**53 + 2, 2**53 + 3, 2**60 + 1, LONGEST]
+
+
+def long_policies(total):
+    """Policies of every kind that has a length, with lengths about ``total``."""
+    third, rest = total // 3, total - total // 3
+    one_cycles = [
+        OneCycle(total, pct_start, anneal_strategy, three_phase=three_phase)
+        for pct_start in (0, 1e-18, 0.3, 1 / 3, 0.5, BELOW_ONE, 1)
+        for anneal_strategy in ("cos", "linear")
+        for three_phase in (False, True)
+    ]
+    return [
+        *one_cycles,
+        *(kind(third, rest, div_factor=1e4, **more) for kind, more in ((Triangular, {}), (Triangular2, {}))),
+        ExpRange(third, rest, gamma=BELOW_ONE),
+        *(Triangular(third // 100, cycle_growth=growth) for growth in (2, 1.5)),
+        *(CosineRestarts(third // 100, t_mult, gamma=0.9) for t_mult in (1, 2, 1.5)),
+        CosineWave(third, 0.1),
+        *(CosineDecay(total, min_factor) for min_factor in (0, 0.1)),
+        *(PolynomialDecay(total, power, 1e-3) for power in (0.5, 1, 2, 1000.5)),
+        ExponentialDecay(BELOW_ONE),
+        StepDecay(third, 0.1),
+        MultiStepDecay([third, rest, total], 0.1),
+        *(InverseTimeDecay(k) for k in (1, 1e-18)),
+        LinearDecay(total, third),
+        *(WarmupStableDecay(total, third, third, shape, 0.1) for shape in COOL_DOWNS),
+        LinearRamp(total, 0, 0.9),
+        ExponentialRamp(total, 1e-8),
+        *(Sequential([LinearRamp(third), OneCycle(rest)], [third], restart) for restart in (True, False)),
+        *(Warmup(OneCycle(rest), third, 0.1, overlay) for overlay in (True, False)),
+        Product([LinearDecay(total), OneCycle(rest)]),
+        Combined(LinearDecay(total), Scaled(CosineDecay(rest), 0.9), LinearRamp(third)),
+        Staircase(OneCycle(third), 3),
+        Scaled(OneCycle(total), 0.9),
+    ]
+
+
+def test_every_length_has_a_long_policy():
+    """A new kind of policy gets a row above, too."""
+    without_length = {Constant, LambdaPolicy, Plateau}
+    assert {type(policy) for policy in long_policies(2**53)} == {*POLICIES.values()} - without_length
+
+
+@pytest.mark.parametrize("total", LONG_RUNS)
+def test_values_are_the_formulas_for_lengths_beyond_floats(total):
+    """Every step counts in runs of 2**53 steps and more, where a float of the step would be that of its neighbour."""
+    for policy in long_policies(total):
+        for near in (0, 3, total // 7, total // 2 + 1, total - 3, LONGEST):
+            for step in around(policy, near, LONGEST):
+                check(policy, step)
+
+
+def test_the_last_step_of_three_phases_may_be_all_there_is_of_the_third():
+    """In a run of 2**53 + 2 steps the mirrored climb ends on the last step but one; the last has the last rate.
+
+    As floats both are the same step. The policy comes out of a checkpoint, too.
+    """
+    policy, last = OneCycle(2**53 + 2, pct_start=0.5, three_phase=True), 2**53 + 1
+    assert [policy.at(step).lr_factor for step in (last - 1, last, last + 1)] == [0.04, 4e-06, 4e-06]
+    optimizer = CyclicSGD([torch.nn.Parameter(torch.ones(1))], lr=1.0, policy=policy)
+    optimizer.reschedule(step=last)
+    other = CyclicSGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.policy == policy
+    assert other.param_groups[0]["lr"] == 4e-06
 
 
 @pytest.mark.parametrize(("start", "end"), [(1, 1e-320), (1, 5e-324), (1e-310, 1), (5e-324, 1)])

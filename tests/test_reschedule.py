@@ -408,9 +408,10 @@ def test_the_checkpoint_after_it_resumes_exactly(first, second, cut, group, capt
     run(optimizer, cut)
     fresh = built(policy=first, **device)
     fresh.reschedule(policy=second, group=group[0])
+    saved = through_a_file(optimizer.state_dict())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fresh.load_state_dict(through_a_file(optimizer.state_dict()))
+        fresh.load_state_dict(saved)
     with torch.no_grad():
         for param, weight in zip(params_of(fresh), params_of(optimizer), strict=True):
             param.copy_(weight)

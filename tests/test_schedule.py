@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import reference_step
-from strategies import flat, policies, problems, sgd_options
+from strategies import flat, parameter, policies, problems, sgd_options
 from torch.optim import SGD
 from torch.optim import lr_scheduler as torch_schedules
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -764,6 +764,37 @@ def test_repr_prints_the_policy():
     assert "policy: StepDecay(step_size=5, gamma=0.1)" in repr(optimizer)
     for line in ("    lr: 1.0", "    max_lr: 1.0", "    schedule_step: 0"):
         assert line in repr(optimizer).splitlines()
+
+
+@pytest.mark.parametrize("policy", [None, StepDecay(step_size=5)])
+def test_repr_takes_keys_of_any_kind(policy):
+    """Keys of a user's own that cannot be compared with strings are printed among the others."""
+    optimizer = CyclicSGD([parameter()], lr=1.0, policy=policy)
+    optimizer.param_groups[0].update({3: "three", ("a", 1): "pair"})
+    for line in ("    3: three", "    ('a', 1): pair", "    lr: 1.0"):
+        assert line in repr(optimizer).splitlines()
+    assert ("policy: StepDecay" in repr(optimizer)) == (policy is not None)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_with_foreach_set_a_policy_gives_sgds_own_bits(foreach):
+    """SGD with the same foreach, and the policy's numbers written into its groups, ends with the same weights."""
+    weights, policy = [], OneCycle(total_steps=30)
+    for is_ours in (True, False):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(7, 5, dtype=torch.float64)
+        options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "foreach": foreach}
+        params = model.parameters()
+        optimizer = CyclicSGD(params, policy=policy, **options) if is_ours else torch.optim.SGD(params, **options)
+        for step in range(30):
+            if not is_ours:
+                values = policy.at(step)
+                optimizer.param_groups[0].update(lr=0.1 * values.lr_factor, momentum=values.momentum)
+            optimizer.zero_grad()
+            model(torch.randn(9, 7, dtype=torch.float64)).square().mean().backward()
+            optimizer.step()
+        weights.append(model.weight.detach())
+    assert torch.equal(*weights)
 
 
 def test_changing_values_are_not_compiled_in():

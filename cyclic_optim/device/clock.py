@@ -31,6 +31,9 @@ LEAST_ROWS, LEAST_GROUPS = 2**15, 8
 #: The period of a policy that does not repeat.
 NEVER = 2**62
 
+#: The smallest float32 above 0.
+LEAST_MOMENTUM = 2.0**-149
+
 _check_horizon = whole(1, optional=True)["rule"]
 _NO_POLICY = (torch.nan, torch.nan, torch.nan)  # the row of a group without a policy: its values stay
 
@@ -272,11 +275,17 @@ def _tabulated(position: Position, horizon: int | None) -> Part:
     period, length, is_window = _extent(policy, horizon)
     start = step if is_window else 0
     values = [values_at(policy, start + row, state) for row in range(length)]
-    rows = _table([tuple(torch.nan if value is None else value for value in row) for row in values])
     factors, momenta, decays = zip(*values, strict=True)
+    held = zip(factors, map(above_0, momenta), decays, strict=True)
+    rows = _table([tuple(torch.nan if value is None else value for value in row) for row in held])
     cycles_momentum = any(momentum is not None for momentum in momenta)
     highest_decay = max((factor for factor in decays if factor is not None), default=None)
     return Part(policy, state, start, is_window, period, rows, max(factors), cycles_momentum, highest_decay)
+
+
+def above_0(momentum: Any) -> Any:
+    """The momentum; one that float32 would round to 0 is the least above it: at 0, SGD leaves buffers as they are."""
+    return LEAST_MOMENTUM if momentum is not None and 0 < momentum < LEAST_MOMENTUM else momentum
 
 
 def _table(rows: list[tuple[float, ...]]) -> Tensor:

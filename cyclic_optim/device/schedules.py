@@ -7,14 +7,14 @@ checkpoint is made or loaded, a metric reported, or a group added or rescheduled
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
 
 from ..checkpoint import fill
 from ..grad_mode import with_grad
-from ..groups import MARKS, SCHEDULE_KEYS, check_groups
+from ..groups import MARKS, SCHEDULE_KEYS, check_schedule_keys, check_schedules
 from ..host.schedules import gradients_are_zero, is_zero, warn_of_scheduler
 from ..native import ABSENT, holds
 from ..policies import Policy, Values
@@ -23,7 +23,6 @@ from ..schedule import (
     Changes,
     Known,
     at_once,
-    check_clock_is_there,
     merged,
     own_decay,
     plan,
@@ -31,13 +30,14 @@ from ..schedule import (
     reported,
     undoing,
     values_of,
+    warn_of_end,
     writing,
 )
 from ..schedules import Closure, Schedules
 from ..slots import OWN_DECAY, Group, Slots, check_decay
 from .capture import is_capturing, refuse_in_capture
 from .clock import DeviceClock, Held, Part, Position
-from .shown import LARGEST, Shown, checked_edit, holds_traced, rounded, unrounded
+from .shown import LARGEST, Shown, checked_edit, holds_traced, rounded, rounded_momentum, unrounded
 from .update import BaseUpdate
 
 
@@ -55,7 +55,7 @@ class DeviceSchedules:
         self._slot = self._slots.momentum
         self._known: Known = optimizer._known
         self.shown = Shown(self.clock, self.update, self._slot)
-        self._warned_of_scheduler = False
+        self._warned_of_scheduler = self._warned_of_end = False
         for group in groups:
             self.update.check(group, self.clock.device)
             self._make_room()
@@ -116,19 +116,22 @@ class DeviceSchedules:
             return []
         return [self._plain(i, *pair) for i, pair in enumerate(zip(groups, self.clock.held(), strict=False))]
 
+    def each_plain(self, groups: list[Group]) -> Iterator[Group]:
+        return iter(self.plain(groups))  # one synchronization for all of them
+
     def _plain(self, i: int, group: Group, held: Held) -> Group:
         """A group in numbers: the float64 originals of the policy and the user, where float32 has them rounded."""
+        check_schedule_keys(group)
         part, given = self.clock.parts[i], self.shown.given[i]
         assigned = {key: value for _, key, value in self.shown.assigned(i, group) if not _is_held(held, key, value)}
         (resolved,) = self._known.resolved([group])
-        if resolved["policy"] is not None and part.policy is None:
-            check_clock_is_there(resolved)
         lr_factor = cycled = decay_factor = None
         if part.policy is not None:
             lr_factor, cycled, decay_factor = values_at(part.policy, part.row_step(held.step), part.state)
         plain = dict(group)
         if self._slot is not None and self.shown.shows_momentum(i):
-            momentum = float(assigned.get("momentum", unrounded(held.momentum, cycled, given["momentum"])))
+            original = unrounded(held.momentum, cycled, given["momentum"], rounded=rounded_momentum)
+            momentum = float(assigned.get("momentum", original))
             plain[self._slot.key] = self.shown.stored_number(i, group, momentum)
         if self.shown.moves_decay(i):
             plain["weight_decay"] = float(
@@ -175,7 +178,7 @@ class DeviceSchedules:
 
     def _has_momentum(self, group: Group, momentum: float) -> bool:
         """Whether a group of numbers has this momentum, as far as float32 tells."""
-        return self._slot is None or rounded(self._slot.read(group)) == rounded(momentum)
+        return self._slot is None or rounded_momentum(self._slot.read(group)) == rounded_momentum(momentum)
 
     def _moved(self, group: Group, policy: Policy, is_new: bool, assigned: Group) -> Group:
         """What a group of numbers becomes with another clock or policy; a rate and a momentum assigned to it stay."""
@@ -230,7 +233,7 @@ class DeviceSchedules:
         if "step" in attributes and not torch.compiler.is_compiling():
             self._warned_of_scheduler = self._warned_of_scheduler or warn_of_scheduler(optimizer, False)
         if not holds(groups, self.shown.keys, self.shown.columns):
-            check_groups(groups)
+            check_schedules(groups)
             if self._is_dry_run(optimizer):
                 optimizer._create_state()
                 self.shown.show(groups)
@@ -277,7 +280,7 @@ class DeviceSchedules:
 
     def report(self, optimizer: Any, metric: float) -> None:
         groups = optimizer.param_groups
-        check_groups(groups)
+        check_schedules(groups)
         plain = self._known.resolved(self.plain(groups))
         new = reported(plain, metric)
         for i, state in new.items():
@@ -290,10 +293,12 @@ class DeviceSchedules:
 
     def reschedule(self, optimizer: Any, changes: Changes) -> None:
         groups = optimizer.param_groups
+        check_schedules(groups)
         plain = self._known.resolved(self.plain(groups))
         for i, values in changes.values(plain, self._slots).items():
             plain[i] = merged(plain[i], values)
         self._replace(groups, plain, changes.indices, restarts=True)
+        self._warned_of_end = False
 
     def _replace(self, groups: list[Group], plain: list[Group], indices: Iterable[int], restarts: bool = False) -> None:
         """Write plain numbers into these groups, or nothing where that fails."""
@@ -310,10 +315,19 @@ class DeviceSchedules:
 
     def saved(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         self.update.saved(state_dict["state"])
+        self._watch_for_end(state_dict["param_groups"])
         return state_dict
 
+    def _watch_for_end(self, groups: list[Group]) -> None:
+        """As on the host, of the last step that was made: no step knows where it is without a synchronization."""
+        for group in self._known.resolved(groups):
+            if group["policy"] is not None and MARKS["lr"] not in group and not self._warned_of_end:
+                step = group["schedule_step"]
+                lr_factor = values_at(group["policy"], step, group.get("policy_state")).lr_factor
+                self._warned_of_end = warn_of_end(group["policy"], step - 1, lr_factor)
+
     def for_loading(self, groups: list[Group]) -> list[Group]:
-        check_groups(groups)
+        check_schedules(groups)
         return self.plain(groups)
 
     def remember(self) -> Callable[[], None]:
@@ -349,7 +363,8 @@ class DeviceSchedules:
 
 def _is_held(held: Held, key: str, value: Any) -> bool:
     """Whether an assigned value is what the tensors hold: the same value put back is no edit."""
-    return key in ("lr", "momentum", "weight_decay") and rounded(float(value)) == getattr(held, key)
+    as_held = rounded_momentum if key == "momentum" else rounded
+    return key in ("lr", "momentum", "weight_decay") and as_held(float(value)) == getattr(held, key)
 
 
 def _position(group: Group, restarts: bool) -> Position:

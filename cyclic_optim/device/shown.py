@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ..native import ABSENT
 from ..rules import finite
 from ..schedule import check_step
 from ..slots import OWN_DECAY, Group, Slot
-from .clock import DeviceClock
+from .clock import LEAST_MOMENTUM, DeviceClock, above_0
 from .update import BaseUpdate, is_object
 
 LARGEST = torch.finfo(torch.float32).max
@@ -98,8 +99,11 @@ class Shown:
         """Write a value, checked, into a group's tensor."""
         if isinstance(value, Tensor):
             value, given = value.detach().reshape(()), None
+            if key == "momentum":
+                value = torch.where(value > 0, value.clamp(min=LEAST_MOMENTUM), value)
         else:  # numpy's numbers cannot be assigned to a part of a tensor
             value = given = int(value) if key == "schedule_step" else float(value)
+            value = above_0(value) if key == "momentum" else value
         self._clock.write(i, key, value)
         self.given[i][key] = given
 
@@ -159,7 +163,12 @@ def rounded(number: float) -> float:
     return torch.tensor(number, dtype=torch.float32, device="cpu").item()
 
 
-def unrounded(held: float, *candidates: float | None) -> float:
+def rounded_momentum(number: float) -> float:
+    """The momentum as the device holds it."""
+    return rounded(above_0(number))
+
+
+def unrounded(held: float, *candidates: float | None, rounded: Callable[[float], float] = rounded) -> float:
     """The float64 original of a float32 value: the first candidate that rounds to it; ``held`` itself if none does."""
     return next((number for number in candidates if number is not None and rounded(number) == held), held)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -12,17 +12,18 @@ from torch import Tensor
 
 from .. import native
 from ..grad_mode import with_grad
-from ..groups import HELD_BY_ALL, MARKS, check_groups, check_rate
+from ..groups import HELD_BY_ALL, MARKS, check_rate, check_schedule_keys, check_schedules
 from ..native import ABSENT
 from ..policies.asked import values_at
 from ..schedule import (
+    NEXT_TO_NOTHING,
     TENSOR_KEYS,
     Changes,
     Known,
     Plan,
     as_held,
     at_once,
-    check_clock_is_there,
+    check_own_decay,
     check_step,
     decay,
     decay_put_back,
@@ -35,6 +36,7 @@ from ..schedule import (
     stored_as,
     values_of,
     warn,
+    warn_of_end,
     with_own_tensors,
     writing,
 )
@@ -67,7 +69,7 @@ class HostSchedules:
         self._slot = slots.momentum
         self._keys = _CLOCK_AND_RATE if slots.momentum is None else (*_CLOCK_AND_RATE, slots.momentum.key)
         self._written = Written([], [], slots)
-        self._warned_of_scheduler = False
+        self._warned_of_scheduler = self._warned_of_end = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_written": self._written.as_data()}
@@ -78,7 +80,7 @@ class HostSchedules:
         groups, own, written = optimizer.param_groups, optimizer.__dict__, self._written
         part = native.compiled or native
         if "step" in own or not part.holds(groups, written.keys, written.columns):
-            check_groups(groups)
+            check_schedules(groups)
             if self._is_dry_run(optimizer):
                 return self._dry_run(optimizer)
             self._take_edits(optimizer)
@@ -142,6 +144,9 @@ class HostSchedules:
         if lane.highest * lr_factor > HELD_BY_ALL:
             for i in lane.indices:
                 rate(groups[i], lr_factor, step)
+        if lr_factor < NEXT_TO_NOTHING and not self._warned_of_end and self._written.by_hand.isdisjoint(lane.indices):
+            # Of the step at hand: past the end its factor is the next step's.
+            self._warned_of_end = warn_of_end(lane.policy, lane.step, lr_factor)
         decays = None if decay_factor is None else self._decays(groups, lane, decay_factor, step)
         return step, (native.compiled or native).scaled(lane.peaks, lr_factor), momentum, decays
 
@@ -217,9 +222,8 @@ class HostSchedules:
 
     def _edited(self, i: int, group: Group) -> tuple[Group, bool]:
         """What follows from a group's edits, to be stored; and whether its lr is the user's."""
+        check_schedule_keys(group)
         row = self._written.row(i)
-        if "policy" not in group:
-            raise ValueError("need 'policy' in every param group beside a schedule: add groups with add_param_group")
         if group["policy"] is None:  # by hand, where there are other keys of ours
             return policy_values(None, group), False
         watched = (*row, "policy_state", OWN_DECAY)
@@ -227,7 +231,7 @@ class HostSchedules:
         is_edited, was_by_hand = self._rate_is_edited(i, group), i in self._written.by_hand
         if not changed and not is_edited:
             return {}, was_by_hand
-        check_clock_is_there(group, row)
+        check_own_decay(group, row)
         (resolved,) = self._known.resolved([group])
         values = self._follow(changed, resolved)
         after = merged(resolved, values)
@@ -316,18 +320,24 @@ class HostSchedules:
     # -- between steps --------------------------------------------------------------------------------------------
 
     def for_groups(self, optimizer: Any, groups: list[Group]) -> Schedules:
-        for group in groups:
-            group.setdefault("policy", None)
+        had: list[Any] = self._written.columns[0]
+        for i, group in enumerate(groups):
+            if i >= len(had) or had[i] is None:  # else the key of a schedule was removed, which join refuses
+                group.setdefault("policy", None)
         return self
 
     def join(self, optimizer: Any) -> None:
-        groups = optimizer.param_groups
+        groups, written = optimizer.param_groups, self._written
+        if (native.compiled or native).holds(groups[:-1], written.keys, written.columns):
+            (resolved,) = self._known.resolved(groups[-1:])
+            self._written = written.joined(groups, resolved, self._slots)
+            return
         self._change(groups[:-1], {})
         self._remember_written(groups, self._written.by_hand)
 
     def report(self, optimizer: Any, metric: float) -> None:
         groups = optimizer.param_groups
-        check_groups(groups)
+        check_schedules(groups)
         resolved = self._known.resolved(groups)
         changed: dict[int, Group] = {}
         for i, state in reported(resolved, metric).items():
@@ -344,13 +354,17 @@ class HostSchedules:
 
     def reschedule(self, optimizer: Any, changes: Changes) -> None:
         groups = optimizer.param_groups
+        check_schedules(groups)
         values = changes.values(self._known.resolved(groups), self._slots)
         self._change(groups, values, values)
+        self._warned_of_end = False
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
     def plain(self, groups: list[Group]) -> list[Group]:
-        copies = []
+        return [*self.each_plain(groups)]
+
+    def each_plain(self, groups: list[Group]) -> Iterator[Group]:
         for i, group in enumerate(groups):
             values, by_hand = self._edited(i, group)
             values = self._known.stored(values)
@@ -359,8 +373,7 @@ class HostSchedules:
             after = merged(group, values)
             edited = [MARKS["lr"]] if by_hand else []
             edited += [MARKS[slot.name] for slot in self._slots.present if self._is_by_hand(slot, i, after)]
-            copies.append({**after, **dict.fromkeys(edited, True)})
-        return copies
+            yield {**after, **dict.fromkeys(edited, True)}
 
     def _is_by_hand(self, slot: Slot, i: int, group: Group) -> bool:
         """Whether a group's momentum, or weight decay, is the user's where the policy has another."""
@@ -374,7 +387,7 @@ class HostSchedules:
         return state_dict
 
     def for_loading(self, groups: list[Group]) -> list[Group]:
-        check_groups(groups)
+        check_schedules(groups)
         return groups
 
     def remember(self) -> Callable[[], None]:

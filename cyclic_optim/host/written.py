@@ -15,6 +15,8 @@ from ..slots import OWN_DECAY, Group, Slots
 
 #: What is compared on every step.
 WATCHED = ("policy", "schedule_step", "max_lr", "lr")
+#: Likewise, where any group has them.
+_WATCHED_IF_THERE = ("policy_state", OWN_DECAY)
 
 
 class Lane:
@@ -33,6 +35,17 @@ class Lane:
         has_decays = all(OWN_DECAY in groups[i] for i in share.indices)
         self.decays: list[float] | None = [groups[i][OWN_DECAY] for i in share.indices] if has_decays else None
         self.decay_tensors = [i for i in share.indices if has_decays and isinstance(groups[i]["weight_decay"], Tensor)]
+
+    def joined(self, other: Lane) -> Lane:
+        """The groups of both lanes, which share policy, state and clock."""
+        lane: Lane = object.__new__(Lane)
+        lane.policy, lane.state, lane.step = self.policy, self.state, self.step
+        lane.indices, lane.tensors = self.indices + other.indices, self.tensors + other.tensors
+        lane.peaks, lane.highest = self.peaks + other.peaks, max(self.highest, other.highest)
+        lane.decays, lane.decay_tensors = None, []
+        if self.decays is not None and other.decays is not None:
+            lane.decays, lane.decay_tensors = self.decays + other.decays, self.decay_tensors + other.decay_tensors
+        return lane
 
 
 class Written:
@@ -55,18 +68,50 @@ class Written:
 
     def __init__(self, groups: list[Group], resolved: list[Group], slots: Slots, by_hand: Collection[int] = ()) -> None:
         self.n = len(groups)
-        self.keys = (*WATCHED, *(key for key in ("policy_state", OWN_DECAY) if any(key in group for group in groups)))
+        self.keys = (*WATCHED, *(key for key in _WATCHED_IF_THERE if any(key in group for group in groups)))
         self.columns: tuple[Any, ...] = tuple(
             [_remembered(group.get(key, ABSENT)) for group in groups] for key in self.keys
         )
-        self.lanes = [Lane(share, groups) for share in shares(resolved)]
-        self.fills = any(lane.tensors or lane.decay_tensors for lane in self.lanes)
-        whole = [lane for lane in self.lanes if lane.indices == list(range(self.n))]
-        self.single = whole[0] if whole and not self.fills else None
+        lanes = [Lane(share, groups) for share in shares(resolved)]
+        self._take_lanes(lanes, any(lane.tensors or lane.decay_tensors for lane in lanes))
         self.momenta, self.decays = (
             [None if slot is None else _remembered(slot.read(group)) for group in groups] for slot in slots
         )
         self.by_hand = frozenset(by_hand)
+
+    def _take_lanes(self, lanes: list[Lane], fills: bool) -> None:
+        self.lanes, self.fills = lanes, fills
+        whole = [lane for lane in lanes if len(lane.indices) == self.n]
+        self.single = whole[0] if whole and not self.fills else None
+
+    def joined(self, groups: list[Group], resolved: Group, slots: Slots) -> Written:
+        """The same groups, still as they were left, and one more, ``groups[-1]``, as it is now.
+
+        Copies of lists, and nothing for each group that is there: adding ``n`` groups takes the time of ``n``.
+        """
+        last = Written(groups[-1:], [resolved], slots)
+        both: Written = object.__new__(Written)
+        both.n, both.by_hand = self.n + 1, self.by_hand
+        both.keys = (*WATCHED, *(key for key in _WATCHED_IF_THERE if key in self.keys or key in last.keys))
+        both.columns = tuple(self._column(key) + last._column(key) for key in both.keys)
+        both.momenta = _spread(self.momenta, self.n) + last.momenta
+        both.decays = _spread(self.decays, self.n) + last.decays
+        lanes = self.lanes if resolved["policy"] is None else self._lanes_with(resolved, groups)
+        both._take_lanes(lanes, self.fills or last.fills)
+        return both
+
+    def _column(self, key: str) -> list[Any]:
+        """What each group was left with under a key."""
+        return _spread(self.columns[self.keys.index(key)] if key in self.keys else ABSENT, self.n)
+
+    def _lanes_with(self, resolved: Group, groups: list[Group]) -> list[Lane]:
+        """The lanes, and in one of them the last of these groups."""
+        policy, state, step = resolved["policy"], resolved.get("policy_state"), resolved["schedule_step"]
+        new = Lane(Share(policy, state, step, [self.n]), groups)
+        for i, lane in enumerate(self.lanes):
+            if lane.policy is policy and lane.step == step and lane.state == state:
+                return [*self.lanes[:i], lane.joined(new), *self.lanes[i + 1 :]]
+        return [*self.lanes, new]
 
     def row(self, i: int) -> Group:
         """What group i was left with; empty for a group that is new."""
@@ -133,6 +178,11 @@ class Written:
 def item_of(column: Any, i: int) -> Any:
     """What a column has for group i: what is no list is one value for all groups."""
     return column[i] if isinstance(column, list) else column
+
+
+def _spread(column: Any, n: int) -> list[Any]:
+    """A column as a list: what is none is one value for all ``n`` groups."""
+    return column if isinstance(column, list) else [column] * n
 
 
 def _updated(new: list[Any], old: Any) -> list[Any]:

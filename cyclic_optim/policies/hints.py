@@ -9,8 +9,9 @@ from typing import Any
 from ..rules import shown
 from .base import Policy
 
-_EPOCHS = {"total_steps": "total_steps=epochs * steps_per_epoch"}
-_LENGTHS = {name: f"{name}, in optimizer steps" for name in ("t_max", "total_steps", "total_iters")}
+_LENGTH_FIELDS = ("t_max", "total_steps", "total_iters")
+_EPOCHS = {name: f"{name}=epochs * steps_per_epoch" for name in _LENGTH_FIELDS}
+_LENGTHS = {name: f"{name}, in optimizer steps" for name in _LENGTH_FIELDS}
 _LOWEST = {
     "min_factor": "min_factor={} / lr, a fraction of the peak",
     "final_div_factor": "final_div_factor=lr / div_factor / {}",

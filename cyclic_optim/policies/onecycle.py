@@ -17,7 +17,7 @@ class _Ramp(NamedTuple):
     """A part of the cycle, by its two ends: the step and the values of each.
 
     In a falling part the low end is the last. The fractions below are right there, too, because the length is
-    negative.
+    negative. Steps are in the unit of ``OneCycle._climbed``.
     """
 
     last_step: float
@@ -27,11 +27,15 @@ class _Ramp(NamedTuple):
     span: Span
 
 
+#: From here on floats do not hold every whole number.
+_EXACT = 2**53
+
+
 @dataclass(frozen=True)
 class OneCycle(Policy):
     """Up to the peak, down again, and at the end far below: one cycle of ``total_steps`` steps.
 
-    With ``s = pct_start * total_steps``, a float as in torch, it goes through
+    With ``s = pct_start * total_steps``, a float as in torch (exact in a run too long for floats), it goes through
 
         step               lr_factor                             momentum
         0                  1 / div_factor                        max_momentum
@@ -88,12 +92,24 @@ class OneCycle(Policy):
                     f"got div_factor={self.div_factor}, final_div_factor={self.final_div_factor}"
                 )
 
+    def _climbed(self) -> tuple[float, int]:
+        """The product ``pct_start * total_steps``, and the unit in which it is counted: in a unit of 1, a step.
+
+        In a run so long that floats leave out steps, both are integers, in a unit that makes the product whole.
+        """
+        if self.total_steps < _EXACT:
+            return float(self.pct_start * self.total_steps), 1
+        numerator, unit = self.pct_start.as_integer_ratio()
+        return numerator * self.total_steps, unit
+
     @cached_property
-    def _ramps(self) -> tuple[_Ramp, ...]:
+    def _ramps(self) -> tuple[int, tuple[_Ramp, ...]]:
+        """The parts of the cycle, and how many of their units a step is."""
         # As in torch, the turning points lie between steps where pct_start * total_steps is not a whole number.
-        top = float(self.pct_start * self.total_steps) - 1
-        foot = float(2 * self.pct_start * self.total_steps) - 2
-        last = self.total_steps - 1
+        climbed, unit = self._climbed()
+        top = climbed - unit
+        foot = 2 * top
+        last = (self.total_steps - 1) * unit
         # Momentum moves inversely to the rate.
         lowest, highest = (self.max_momentum, self.base_momentum) if self.cycle_momentum else (None, None)
         first = Values(1 / self.div_factor, lowest)
@@ -101,18 +117,20 @@ class OneCycle(Policy):
         end = Values(first.lr_factor / self.final_div_factor, lowest)
         full = Span.between(first, peak)
         # A climb of no length is at its top.
-        bottom = 0 if top != 0 else -1
+        bottom = 0 if top != 0 else -unit
         climb = _Ramp(top, bottom, top, top - bottom, full)
         if not self.three_phase:
-            return climb, _Ramp(last, last, top, top - last, Span.between(end, peak))
+            return unit, (climb, _Ramp(last, last, top, top - last, Span.between(end, peak)))
         fall = _Ramp(foot, foot, top, top - foot, full)
-        return climb, fall, _Ramp(last, last, foot, foot - last, Span.between(end, first))
+        return unit, (climb, fall, _Ramp(last, last, foot, foot - last, Span.between(end, first)))
 
     def at(self, step: int) -> Values:
         step = step_index(step)
         if step >= self.total_steps:
             step = self.total_steps - 1
-        for last_step, low_step, high_step, length, span in self._ramps:  # noqa: B007 (the loop finds them)
+        unit, ramps = self._ramps
+        step *= unit
+        for last_step, low_step, high_step, length, span in ramps:  # noqa: B007 (the loop finds them)
             if step <= last_step:
                 break
         height = (step - low_step) / length
