@@ -977,7 +977,9 @@ def test_a_description_rebuilds_its_policy(policy, step):
 @given(policies("Triangular", "LambdaPolicy", "Sequential", "Staircase").filter(carries_code))
 def test_code_is_not_rebuilt_from_data(policy):
     """A policy with a function of the user's in it is refused by rebuild, and the error says which function."""
-    with pytest.raises(ValueError, match=r"need the code of \w+\.(fn|scale_fn) \('strategies\.\w+'\)"):
+    with pytest.raises(
+        ValueError, match=r"need the code of \w+\.(fn|scale_fn) \('cyclic_optim\.testing\.strategies\.\w+'\)"
+    ):
         rebuild(describe(policy))
 
 
