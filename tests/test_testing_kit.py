@@ -1,5 +1,6 @@
 """``cyclic_optim.testing``: each check can fail, and fails for its own reason alone; what is ours passes all."""
 
+import math
 import random
 import re
 import subprocess
@@ -15,8 +16,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import flat
-from torch.optim import SGD, Optimizer, RMSprop
+from readme import PAGES, SNIPPETS, run_snippet
+from strategies import flat, inverse_root
+from torch.optim import SGD, Optimizer, RMSprop, lr_scheduler
 from torch.optim.lr_scheduler import StepLR
 
 from cyclic_optim import Constant, CyclicAdamW, CyclicSGD, LambdaPolicy, OneCycle, Plateau, Policy, Values, cyclic
@@ -336,26 +338,6 @@ def test_an_expected_failure_names_a_check(checks):
     """A misspelt one is refused, and the names that there are are told."""
     with pytest.raises(ValueError, match="need expected_failed_checks to name checks, got 'is_pickleable': one of "):
         checks(expected_failed_checks={"is_pickleable": "no"})
-
-
-def test_a_test_is_parametrized_by_checks(tmp_path):
-    """Names are the ids; an expected failure is an xfail with its reason, and one that passes is a failure."""
-    code = """
-import pytest
-from cyclic_optim import Constant, LambdaPolicy
-from cyclic_optim.testing import policy_checks
-
-@pytest.mark.parametrize("check", policy_checks(LambdaPolicy(lambda step: 1.0), expected_failed_checks={
-    "is_picklable": "a lambda", "is_hashable": "wrongly expected"}))
-def test_mine(check):
-    check()
-"""
-    (tmp_path / "test_mine.py").write_text(code)
-    command = [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "test_mine.py"]
-    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
-    assert "PASSED test_mine.py::test_mine[returns_values]" in printed
-    assert "XFAIL test_mine.py::test_mine[is_picklable] - a lambda" in printed
-    assert "FAILED test_mine.py::test_mine[is_hashable] - [XPASS(strict)] wrongly expected" in printed
 
 
 # --- optimizers, each with one thing wrong
@@ -699,3 +681,142 @@ def test_a_name_that_is_not_there():
     """It is Python's error."""
     with pytest.raises(ImportError, match=r"cannot import name 'check_polciy' from 'cyclic_optim\.testing'"):
         exec("from cyclic_optim.testing import check_polciy")
+
+
+# --- the page
+
+
+PAGE = PAGES["docs/property_testing.md"]
+
+
+def rows(head):
+    """The cells of the table with this head, without the backquotes of code."""
+    table = PAGE[PAGE.index(head) :].split("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]]
+
+
+def test_the_example_fails_first():
+    """The message is the one on the page, and no other check fails."""
+    with pytest.raises(AssertionError) as raised:
+        run_snippet(__file__, "test_the_example_fails_first")
+    assert f"```text\nAssertionError: {raised.value}\n```" in PAGE
+
+
+def test_the_example_passes_then():
+    """With its imports, the mended class passes every check."""
+    given = {"math": math, "dataclass": dataclass, "Policy": Policy, "Values": Values, "check_policy": check_policy}
+    run_snippet(__file__, "test_the_example_passes_then", **given)
+
+
+def outcomes(test, folder):
+    """What pytest prints of a block that is a test file."""
+    _, code = SNIPPETS[f"tests/test_testing_kit.py::{test}"]
+    return printed_by_pytest(code, folder)
+
+
+def printed_by_pytest(code, folder):
+    (folder / "test_mine.py").write_text(code)
+    command = [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "test_mine.py"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
+
+
+def test_a_test_is_parametrized_by_checks(tmp_path):
+    """Each check is a test that passes, with the check's name as its id."""
+    policy = run_snippet(__file__, "test_a_test_is_parametrized_by_checks")["policy"]
+    printed = outcomes("test_a_test_is_parametrized_by_checks", tmp_path)
+    passed = re.findall(r"^PASSED test_mine\.py::test_my_policy\[(\w+)\]", printed, re.MULTILINE)
+    assert passed == names(policy_checks(policy))
+
+
+def test_expected_failures_are_xfails(tmp_path):
+    """Each other check passes, and the reason is in the report."""
+    policy = run_snippet(__file__, "test_expected_failures_are_xfails")["policy"]
+    printed = outcomes("test_expected_failures_are_xfails", tmp_path)
+    assert "XFAIL test_mine.py::test_a_lambda[is_picklable] - no lambda can be pickled" in printed
+    assert f"{len(policy_checks(policy)) - 1} passed, 1 xfailed" in printed
+
+
+def test_an_expected_failure_that_passes_is_a_failure_in_pytest(tmp_path):
+    """It is a strict xfail."""
+    code = """
+import pytest
+from cyclic_optim import Constant
+from cyclic_optim.testing import policy_checks
+
+@pytest.mark.parametrize("check", policy_checks(Constant(), expected_failed_checks={"is_hashable": "wrongly"}))
+def test_mine(check):
+    check()
+"""
+    assert "FAILED test_mine.py::test_mine[is_hashable] - [XPASS(strict)] wrongly" in printed_by_pytest(code, tmp_path)
+
+
+def test_the_optimizer_of_the_page_fails():
+    """The two checks that the page names, and no other; with the cure that the page names, none."""
+    with pytest.raises(AssertionError) as raised:
+        run_snippet(__file__, "test_the_optimizer_of_the_page_fails")
+    failed = re.findall(r"^(\w+): need", str(raised.value), re.MULTILINE)
+    assert failed == ["resumes_anywhere", "goes_on_in_copies"]
+    _, code = SNIPPETS["tests/test_testing_kit.py::test_the_optimizer_of_the_page_fails"]
+    mended = code.replace("self.buffers.setdefault(param, ", 'self.state[param].setdefault("buffer", ')
+    assert mended != code
+    exec(mended, vars(sys.modules["snippet"]))
+
+
+def test_the_scheduler_of_the_page_fails():
+    """What is said to pass passes; what is said to fail does."""
+    with pytest.raises(AssertionError, match=r"has_values_at_any_step: .* from OneCycleLR"):
+        run_snippet(__file__, "test_the_scheduler_of_the_page_fails")
+
+
+def test_the_strategies_of_the_page():
+    """Its tests pass."""
+    after = run_snippet(__file__, "test_the_strategies_of_the_page")
+    settings(max_examples=20)(after["test_never_zero_is_a_policy"])()
+    settings(max_examples=5)(after["test_never_zero_trains"])()
+
+
+@pytest.mark.parametrize(("head", "checks"), [
+    ("| check of a policy |", policy_checks(Constant())),
+    ("| check of an optimizer |", optimizer_checks(CyclicSGD)),
+    ("| check of a scheduler |", schedule_checks(partial(StepLR, step_size=3))),
+], ids=["policy", "optimizer", "scheduler"])  # fmt: skip
+def test_the_page_names_every_check(head, checks):
+    """Each with its rule, in their order."""
+    assert rows(head) == [[f"`{check.__name__}`", check.rule] for check in checks]
+
+
+DEFECTS = {row: re.findall(r"`(\w+)`", failed) for row, failed in rows("| scheduler | fails with torch")}
+NEEDED = vars(lr_scheduler) | {"partial": partial, "inverse_root": inverse_root}
+needs_torch_of_the_table = pytest.mark.skipif(
+    f"| fails with torch {torch.__version__.partition('+')[0]} |" not in PAGE, reason="the table is of another torch"
+)
+
+
+@needs_torch_of_the_table
+@pytest.mark.parametrize("row", DEFECTS)
+def test_torchs_schedulers_fail_what_the_table_says(row):
+    """Exactly that, and nothing else."""
+    make = eval(row.strip("`"), dict(NEEDED))
+    check_schedule(make, expected_failed_checks=dict.fromkeys(DEFECTS[row], "the table says so"))
+
+
+def test_the_table_has_every_scheduler_of_torch():
+    """All that torch exports."""
+    exported = {
+        name for name in lr_scheduler.__all__ if issubclass(getattr(lr_scheduler, name), lr_scheduler.LRScheduler)
+    }
+    assert exported - {"LRScheduler"} <= set(re.findall(r"\w+", " ".join(DEFECTS)))
+
+
+@needs_torch_of_the_table
+def test_some_schedulers_raise_when_a_group_is_added():
+    """Those that the page names, and no others."""
+    (named,) = re.findall(r"^- `takes_a_group_later`: (.*?) raise", PAGE, re.MULTILINE | re.DOTALL)
+    made = {row: schedule_checks(eval(row.strip("`"), dict(NEEDED))) for row in DEFECTS}
+    messages = {
+        row: failures([check for check in made[row] if check.__name__ == "takes_a_group_later"]) for row in made
+    }
+    raising = {
+        re.search(r"\w+(?:LR|Restarts)", row)[0] for row in made if "Error: " in messages[row]["takes_a_group_later"]
+    }
+    assert raising == set(re.findall(r"`(\w+)`", named))

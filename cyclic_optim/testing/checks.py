@@ -37,10 +37,17 @@ class Check:
         if found is not None:
             raise AssertionError(self._message(found))
 
+    @property
+    def rule(self) -> str:
+        """What has to hold."""
+        return self._paragraph(0)
+
+    def _paragraph(self, i: int) -> str:
+        text = " ".join(inspect.cleandoc(self.finder.__doc__ or "").replace("``", "").split("\n\n")[i].split())
+        return text[0].lower() + text[1:].rstrip(".")
+
     def _message(self, found: str) -> str:
-        rule, _, cure = inspect.cleandoc(self.finder.__doc__ or "").replace("``", "").partition("\n\n")
-        rule, cure = (text[0].lower() + " ".join(text.split())[1:].rstrip(".") for text in (rule, cure))
-        return f"{self.__name__}: need {rule}, got {found} from {self.subject}: {cure}"
+        return f"{self.__name__}: need {self.rule}, got {found} from {self.subject}: {self._paragraph(1)}"
 
 
 def checks_of(finders: Iterable[Finder], subject: str, *arguments: Any) -> list[Check]:

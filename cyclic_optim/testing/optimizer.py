@@ -235,7 +235,7 @@ def loads_the_same_dict_again(trial: Trial) -> Iterator[str]:
 
 
 def counts_no_skipped_step(trial: Trial) -> Iterator[str]:
-    """A step that GradScaler skips, as gradients overflowed, changes nothing; the others count.
+    """Nothing changed by a step that GradScaler skips, as gradients overflowed; the others counted.
 
     Claim no _step_supports_amp_scaling, or look at self.found_inf before anything is written.
     """
