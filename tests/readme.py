@@ -1,7 +1,9 @@
 """The Python blocks of the README and of the pages in docs/, as the tests run them."""
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +55,8 @@ def run_snippet(file, test="", /, **given):
     defines."""
     name = Path(file).resolve().relative_to(ROOT).as_posix() + (f"::{test}" if test else "")
     page, code = SNIPPETS[name]
-    namespace = {"__name__": "readme", **given}
-    exec(compile(code, f"{page}: {name}", "exec"), namespace)
-    return namespace
+    # A module, so that what the block defines can be pickled.
+    module = sys.modules["snippet"] = ModuleType("snippet")
+    vars(module).update(given)
+    exec(compile(code, f"{page}: {name}", "exec"), vars(module))
+    return vars(module)

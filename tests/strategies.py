@@ -1,45 +1,87 @@
-"""The one place that draws policies, models, param groups and flags.
+"""The strategies of ``cyclic_optim.testing``, from which these tests draw, and those that are for these tests alone."""
 
-A new policy needs one row in ``POLICY_STRATEGIES``; every property test then finds it.
-"""
-
-import math
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 
-from cyclic_optim import (
-    Combined,
-    Constant,
-    CosineDecay,
-    CosineRestarts,
-    CosineWave,
-    ExponentialDecay,
-    ExponentialRamp,
-    ExpRange,
-    InverseTimeDecay,
-    LambdaPolicy,
-    LinearDecay,
-    LinearRamp,
-    MultiStepDecay,
-    OneCycle,
-    Plateau,
-    Policy,
-    PolynomialDecay,
-    Product,
-    Scaled,
-    Sequential,
-    Staircase,
-    StepDecay,
-    Triangular,
-    Triangular2,
-    Warmup,
-    WarmupStableDecay,
+from cyclic_optim import CosineRestarts, LambdaPolicy, Policy, Triangular
+from cyclic_optim.testing.strategies import (
+    COMPOSITES,
+    FAR,
+    LR_FUNCTIONS,
+    POLICY_STRATEGIES,
+    SCALE_FUNCTIONS,
+    TrainingRun,
+    div_factors,
+    gammas,
+    growths,
+    halving,
+    inverse_root,
+    lengths,
+    lengths_or_none,
+    momenta,
+    one_cycles_that_climb,
+    one_cycles_without_a_climb,
+    param_groups,
+    policies,
+    positive_units,
+    sawtooth,
+    slowly,
+    steps,
+    training_runs,
+    triangles,
+    units,
+    warm_up_20,
+    wave,
 )
 
-FAR = 10**9
+__all__ = [
+    "COMPOSITES",
+    "FAR",
+    "IMPLEMENTATIONS",
+    "LR_FUNCTIONS",
+    "POLICY_STRATEGIES",
+    "SCALE_FUNCTIONS",
+    "Problem",
+    "TrainingRun",
+    "carries_code",
+    "cyclic_policies",
+    "div_factors",
+    "finite_policies",
+    "flat",
+    "gammas",
+    "growths",
+    "halving",
+    "implementations",
+    "inverse_root",
+    "lengths",
+    "lengths_or_none",
+    "momenta",
+    "one_cycles_that_climb",
+    "one_cycles_without_a_climb",
+    "param_groups",
+    "parameter",
+    "parts_of",
+    "periodic_policies",
+    "policies",
+    "positive_units",
+    "problems",
+    "sawtooth",
+    "sgd_options",
+    "slowly",
+    "steps",
+    "training_runs",
+    "triangles",
+    "triangular_policies",
+    "units",
+    "warm_up_20",
+    "wave",
+]
+
+#: Most tests use the model and the gradients of a run, and steps of their own.
+Problem, problems = TrainingRun, training_runs
 
 
 def parameter(dtype=torch.float64):
@@ -49,227 +91,7 @@ def parameter(dtype=torch.float64):
     return param
 
 
-# --- functions for the policies that take one; module-level, so that they pickle
-
-
-def sawtooth(step):
-    return 1 - step % 10 / 10
-
-
-def inverse_root(step):
-    return 1 / math.sqrt(1 + step)
-
-
-def warm_up_20(step):
-    return min(1.0, (step + 1) / 20)
-
-
-def halving(cycle):
-    return 0.5 ** (cycle - 1)
-
-
-def slowly(count):
-    return 1 / (1 + 0.01 * count)
-
-
-def wave(count):
-    return 0.5 * (1 + math.sin(count))
-
-
-LR_FUNCTIONS = (sawtooth, inverse_root, warm_up_20)
-SCALE_FUNCTIONS = (halving, slowly, wave)
-
-# --- arguments
-
-
-def lengths():
-    """Numbers of steps, most of them so small that a short run crosses every ramp."""
-    return st.integers(1, 50) | st.integers(1, 8) | st.integers(51, 5000)
-
-
-def lengths_or_none():
-    """Numbers of steps, 0 among them, where a length of 0 is the value after the end."""
-    return lengths() | st.just(0)
-
-
-def steps(maximum=FAR):
-    """Steps to ask for, most of them small."""
-    return st.integers(0, min(200, maximum)) | st.integers(0, maximum) | st.integers(max(0, maximum - 200), maximum)
-
-
-def units():
-    """Numbers in [0, 1], the ends included."""
-    return st.floats(0, 1, allow_subnormal=False) | st.sampled_from([0, 1, 0.5, 0.1])
-
-
-def positive_units():
-    """Numbers in (0, 1]."""
-    return st.floats(1e-9, 1) | st.sampled_from([1, 0.5, 0.1])
-
-
-def gammas():
-    """Decays per step or per drop, in (0, 1]."""
-    return st.floats(0.01, 1) | st.floats(0.99, 1) | st.sampled_from([1, 0.5, 0.1])
-
-
-def div_factors(maximum=1e4):
-    """Peak over base."""
-    return st.floats(1, maximum) | st.sampled_from([1, 10, 25.0])
-
-
-def growths():
-    """Growth of the cycles: none, whole, fractional, and barely any."""
-    return st.sampled_from([1, 1, 1.0, 2, 3, 1.5, 2.0, 1 + 1e-9]) | st.floats(1, 3)
-
-
-@st.composite
-def momenta(draw):
-    """``cycle_momentum`` and its range, in [0, 0.99] with base <= max."""
-    base, top = sorted(draw(st.tuples(st.floats(0, 0.99), st.floats(0, 0.99))))
-    return {"cycle_momentum": draw(st.booleans()), "base_momentum": base, "max_momentum": top}
-
-
-@st.composite
-def triangles(draw, **others):
-    """The arguments that the three triangular policies share, and ``others``."""
-    return {
-        "step_size_up": draw(lengths()),
-        "step_size_down": draw(st.none() | lengths()),
-        "div_factor": draw(div_factors()),
-        "cycle_growth": draw(growths()),
-        **draw(momenta()),
-        **{name: draw(strategy) for name, strategy in others.items()},
-    }
-
-
-# --- policies
-
-
-@st.composite
-def one_cycles_that_climb(draw):
-    total_steps = draw(st.integers(4, 60) | st.integers(61, 5000))
-    three_phase = draw(st.booleans())
-    # The climb must be longer than one step, and three phases must leave room for the fall.
-    pct_start = draw(st.floats(1.001 / total_steps, 0.5 if three_phase else 0.99))
-    return OneCycle(
-        total_steps,
-        pct_start,
-        draw(st.sampled_from(["cos", "linear"])),
-        div_factor=draw(div_factors()),
-        final_div_factor=draw(div_factors(1e6)),
-        three_phase=three_phase,
-        **draw(momenta()),
-    )
-
-
-@st.composite
-def one_cycles_without_a_climb(draw):
-    """Smoke runs of a few steps, climbs of less than one step, and runs that end at or soon after the peak."""
-    total_steps = draw(st.integers(1, 4) | st.integers(5, 60))
-    return OneCycle(
-        total_steps,
-        draw(st.sampled_from([0, 1, 0.3, 1 / total_steps]) | st.floats(0, 1 / total_steps) | st.floats(0.5, 1)),
-        draw(st.sampled_from(["cos", "linear"])),
-        div_factor=draw(div_factors()),
-        final_div_factor=draw(div_factors(1e6)),
-        three_phase=draw(st.booleans()),
-        **draw(momenta()),
-    )
-
-
-@st.composite
-def _linear_decays(draw):
-    warmup, decay = draw(st.tuples(st.integers(0, 30), lengths_or_none()))
-    return LinearDecay(warmup + decay, warmup, draw(units()))
-
-
-@st.composite
-def _warm_up_stable_decays(draw):
-    warmup, stable, decay = draw(st.tuples(st.integers(0, 30), st.integers(0, 60), lengths_or_none()))
-    shape = draw(st.sampled_from(["linear", "cosine", "sqrt"]))
-    return WarmupStableDecay(warmup + stable + decay, warmup, decay, shape, draw(units()))
-
-
-@st.composite
-def _sequentials(draw):
-    parts = draw(st.lists(_single_policies(), min_size=1, max_size=3))
-    milestones = draw(st.lists(st.integers(0, 60), min_size=len(parts) - 1, max_size=len(parts) - 1).map(sorted))
-    return Sequential(parts, milestones, draw(st.booleans()))
-
-
-@st.composite
-def _warmups(draw):
-    policy = draw(_single_policies())
-    momentum = st.none() if policy.at(0).momentum is None else st.none() | st.floats(0, 0.99)
-    return Warmup(policy, draw(lengths_or_none()), draw(units()), draw(st.booleans()), draw(momentum))
-
-
-#: Made of other policies.
-COMPOSITES = ("Sequential", "Warmup", "Product", "Combined", "Staircase", "Scaled")
-
-
-def _single_policies():
-    """What another policy is made of."""
-    return st.deferred(lambda: policies(without=COMPOSITES))
-
-
-POLICY_STRATEGIES = {
-    "Constant": st.just(Constant()),
-    "Triangular": triangles(
-        scale_fn=st.none() | st.sampled_from(SCALE_FUNCTIONS), scale_mode=st.sampled_from(["cycle", "iterations"])
-    ).map(lambda arguments: Triangular(**arguments)),
-    "Triangular2": triangles().map(lambda arguments: Triangular2(**arguments)),
-    "ExpRange": triangles(gamma=gammas()).map(lambda arguments: ExpRange(**arguments)),
-    "OneCycle": one_cycles_that_climb() | one_cycles_without_a_climb(),
-    "CosineRestarts": st.builds(CosineRestarts, lengths(), growths(), units(), st.just(1) | gammas()),
-    "CosineWave": st.builds(CosineWave, lengths(), units()),
-    "CosineDecay": st.builds(CosineDecay, lengths_or_none(), units()),
-    "PolynomialDecay": st.builds(
-        PolynomialDecay, lengths_or_none(), st.floats(0.1, 5) | st.sampled_from([1, 2, 0.5]), units()
-    ),
-    "ExponentialDecay": st.builds(ExponentialDecay, gammas()),
-    "StepDecay": st.builds(StepDecay, lengths(), gammas()),
-    "MultiStepDecay": st.builds(MultiStepDecay, st.lists(st.integers(0, 100), max_size=5).map(sorted), gammas()),
-    "InverseTimeDecay": st.builds(
-        InverseTimeDecay,
-        st.floats(1e-9, 10) | st.sampled_from([1, 0.01]),
-        st.floats(0.1, 1) | st.sampled_from([1, 0.5]),
-    ),
-    "LinearDecay": _linear_decays(),
-    "WarmupStableDecay": _warm_up_stable_decays(),
-    "LinearRamp": st.builds(LinearRamp, lengths_or_none(), units(), units()),
-    "ExponentialRamp": st.builds(ExponentialRamp, lengths_or_none(), positive_units(), positive_units()),
-    "Sequential": _sequentials(),
-    "Warmup": _warmups(),
-    "Product": st.builds(Product, st.lists(_single_policies(), min_size=1, max_size=3)),
-    # A momentum of 1 is refused by optimizers with betas.
-    "Combined": st.builds(
-        Combined,
-        _single_policies(),
-        st.none() | st.builds(Scaled, _single_policies(), st.floats(0, 0.99)),
-        st.none() | _single_policies(),
-    ),
-    "Staircase": st.builds(Staircase, _single_policies(), lengths()),
-    "Scaled": st.builds(Scaled, _single_policies(), units()),
-    "LambdaPolicy": st.sampled_from(LR_FUNCTIONS).map(LambdaPolicy),
-    "Plateau": st.builds(
-        Plateau,
-        mode=st.sampled_from(["min", "max"]),
-        factor=st.floats(0.05, 0.95),
-        patience=st.integers(0, 5),
-        threshold=st.floats(0, 0.5),
-        threshold_mode=st.sampled_from(["rel", "abs"]),
-        cooldown=st.integers(0, 5),
-        min_factor=units(),
-        eps=st.sampled_from([0, 1e-8, 1e-3]),
-    ),
-}
-
-
-def policies(*names, without=()):
-    """Any policy that depends on the step alone, or any of those named."""
-    chosen = names or [name for name in POLICY_STRATEGIES if name != "Plateau"]
-    return st.one_of([POLICY_STRATEGIES[name] for name in chosen if name not in without])
+# --- kinds of policies
 
 
 def triangular_policies():
@@ -317,56 +139,11 @@ def parts_of(policy):
     ]
 
 
-# --- models, param groups and flags
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A small model as an optimizer sees it: groups of parameters, and gradients for every step.
-
-    Everything is drawn from ``seed``, so that the same problem can be built and run twice; a parameter
-    has no gradient at the steps at which ``absent`` says so.
-    """
-
-    shapes: tuple[tuple[tuple[int, ...], ...], ...]  # of each parameter of each group
-    dtype: torch.dtype
-    seed: int
-    absent: float  # how often a parameter has no gradient
-
-    def params(self) -> list[list[torch.nn.Parameter]]:
-        generator = torch.Generator().manual_seed(self.seed)
-        return [
-            [torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=self.dtype)) for shape in group]
-            for group in self.shapes
-        ]
-
-    def set_grads(self, params: list[list[torch.nn.Parameter]], step: int) -> None:
-        generator = torch.Generator().manual_seed(self.seed * 1009 + step + 1)
-        for group in params:
-            for param in group:
-                grad = torch.randn(param.shape, generator=generator, dtype=self.dtype)
-                drawn = torch.rand((), generator=generator).item()
-                param.grad = None if drawn < self.absent else grad
+# --- parameters and flags
 
 
 def flat(params: list[list[torch.nn.Parameter]]) -> list[torch.nn.Parameter]:
     return [param for group in params for param in group]
-
-
-_SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 5]), max_size=3).map(tuple)
-
-
-def problems(
-    *, dtypes: tuple[torch.dtype, ...] = (torch.float64, torch.float32), max_groups: int = 3
-) -> st.SearchStrategy[Problem]:
-    group = st.lists(_SHAPES, min_size=1, max_size=3).map(tuple)
-    return st.builds(
-        Problem,
-        shapes=st.lists(group, min_size=1, max_size=max_groups).map(tuple),
-        dtype=st.sampled_from(dtypes),
-        seed=st.integers(0, 10**6),
-        absent=st.sampled_from([0.0, 0.3]),
-    )
 
 
 @st.composite

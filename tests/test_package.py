@@ -159,6 +159,7 @@ IMPORTED_ON_USE = {
     ("cyclic_optim.unscheduled", "cyclic_optim.host.schedules"),  # when the first group gets a policy
     ("cyclic_optim.scheduled", "cyclic_optim.passive"),  # for frameworks alone
     ("cyclic_optim.scheduled", "cyclic_optim.pickling"),
+    ("cyclic_optim.testing.policy", "cyclic_optim.device.clock"),  # policies can be checked without torch
 }
 
 

@@ -62,6 +62,7 @@ from cyclic_optim import (
     WarmupStableDecay,
 )
 from cyclic_optim.policies import POLICIES, describe, rebuild
+from cyclic_optim.testing import check_policy
 
 far_lengths = lengths() | st.integers(1, FAR) | st.integers(FAR // 2, FAR)
 cos_or_linear = st.sampled_from(["cos", "linear"])
@@ -198,16 +199,13 @@ def test_other_policies_leave_momentum_alone(policy, step):
     assert policy.at(step).momentum is None
 
 
-@given(policies(), st.lists(steps(), min_size=1, max_size=20), st.randoms(use_true_random=False))
-def test_asking_changes_nothing(policy, asked, random):
-    """Any order of asking, any number of times, of this policy or of an equal one, gives the same values."""
-    expected = {step: policy.at(step) for step in asked}
-    fresh = copy.deepcopy(policy)
-    before = repr(policy)
-    shuffled = asked * 2
-    random.shuffle(shuffled)
-    assert all(policy.at(step) == fresh.at(step) == expected[step] for step in shuffled)
-    assert repr(policy) == before
+kinds = policies() | finite_policies() | periodic_policies() | POLICY_STRATEGIES["Plateau"]
+
+
+@given(kinds, st.lists(steps(), min_size=1, max_size=20))
+def test_it_passes_the_checks_for_policies_of_users(policy, asked):
+    """Asking changes nothing, in any order; cycles repeat exactly; after its end it holds; and more, near and far."""
+    check_policy(policy, asked)
 
 
 @given(policies() | POLICY_STRATEGIES["Plateau"], steps())
@@ -263,13 +261,6 @@ def test_a_numpy_step_is_a_step(policy, step):
 # --- after the end, and again and again
 
 
-@given(finite_policies(), st.data())
-def test_after_its_end_a_policy_holds(policy, data):
-    """From ``policy.end`` on the values stay exactly what they are there."""
-    step = policy.end + data.draw(steps())
-    assert policy.at(step) == policy.at(policy.end)
-
-
 @pytest.mark.parametrize("name", ["OneCycle", "CosineDecay", "PolynomialDecay", "LinearRamp", "ExponentialRamp"])
 @given(data=st.data())
 def test_a_decay_has_not_ended_before_its_end(name, data):
@@ -282,14 +273,6 @@ def test_a_decay_has_not_ended_before_its_end(name, data):
     # The third phase leads from the initial rate to that over this factor.
     assume(name != "OneCycle" or not policy.three_phase or abs(policy.final_div_factor - 1) > 1e-3)
     assert policy.at(policy.end - 1).lr_factor != last
-
-
-@given(periodic_policies(), steps(), st.integers(1, 10**6))
-def test_cycle_repeats_exactly(policy, step, cycles):
-    """A cycle equals the first one bit for bit, also near step 10**9 and after a million cycles."""
-    assert policy.at(step) == policy.at(step + policy.period)
-    assert policy.at(step) == policy.at(step + cycles * policy.period)
-    assert policy.at(step) == policy.at(step % policy.period)
 
 
 @given(cyclic_policies())
@@ -977,7 +960,9 @@ def test_a_description_rebuilds_its_policy(policy, step):
 @given(policies("Triangular", "LambdaPolicy", "Sequential", "Staircase").filter(carries_code))
 def test_code_is_not_rebuilt_from_data(policy):
     """A policy with a function of the user's in it is refused by rebuild, and the error says which function."""
-    with pytest.raises(ValueError, match=r"need the code of \w+\.(fn|scale_fn) \('strategies\.\w+'\)"):
+    with pytest.raises(
+        ValueError, match=r"need the code of \w+\.(fn|scale_fn) \('cyclic_optim\.testing\.strategies\.\w+'\)"
+    ):
         rebuild(describe(policy))
 
 

@@ -15,9 +15,12 @@ import pytest
 from readme import README, ROOT
 
 import cyclic_optim
+from cyclic_optim import testing
 from cyclic_optim.policies import POLICIES
 
 PUBLIC = {name: getattr(cyclic_optim, name) for name in cyclic_optim.__all__}
+#: With what is public in ``cyclic_optim.testing``, which has a page in docs/ instead of this one.
+ALL = PUBLIC | {name: getattr(testing, name) for name in testing.__all__}
 
 
 def methods(cls):
@@ -48,10 +51,10 @@ def explained(documented):
     return texts
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("name", ALL)
 def test_every_public_name_and_method_has_a_docstring(name):
     """So does each public method and property of a class, be it that of the method it overrides."""
-    public = PUBLIC[name]
+    public = ALL[name]
     assert public.__doc__
     if inspect.isclass(public):
         assert not [method for method, value in methods(public).items() if not inspect.getdoc(value)]
@@ -61,13 +64,13 @@ def test_every_public_name_and_method_has_a_docstring(name):
 BY_FIELD = {"Values"}
 #: What is subclassed or caught, and not called.
 NOT_CALLED = {"Policy", "Scheduled", "NoSuggestionError", "TrainStep"}
-CALLED = [name for name in PUBLIC if name not in BY_FIELD | NOT_CALLED]
+CALLED = [name for name in ALL if name not in BY_FIELD | NOT_CALLED]
 
 
 @pytest.mark.parametrize("name", CALLED)
 def test_every_argument_is_explained(name):
     """What a public class or function takes, its docstring explains, or that of the policy it refers to."""
-    assert set(inspect.signature(PUBLIC[name]).parameters) <= explained(PUBLIC[name]).keys()
+    assert set(inspect.signature(ALL[name]).parameters) <= explained(ALL[name]).keys()
 
 
 @pytest.mark.parametrize("policy", POLICIES.values())
@@ -83,7 +86,7 @@ def test_every_policy_states_formula_source_and_units(policy):
 
 def documented():
     """Every public name, and every method that a public class defines, with what has its docstring."""
-    for name, public in PUBLIC.items():
+    for name, public in ALL.items():
         yield name, public
         if inspect.isclass(public):
             yield from ((f"{name}.{key}", getattr(public, key)) for key in sorted(own_methods(public)))
