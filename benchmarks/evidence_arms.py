@@ -131,7 +131,7 @@ TRIANGULAR, RESTARTS, ONE_CYCLE, STEADY = "Triangular", "warm restarts", "OneCyc
 COOLED, WSD, SGD_FREE = "constant, cooled down", "constant, 1 - sqrt cooldown", "SGDScheduleFree"
 ADAMW_CONSTANT, ADAMW_COSINE, ADAMW_LINEAR = "AdamW, constant", "AdamW, cosine", "AdamW, linear decay"
 ADAMW_CYCLE, ADAMW_STEADY, ADAMW_FREE = "AdamW, OneCycle", "AdamW, OneCycle, constant beta1", "AdamWScheduleFree"
-PUBLISHED = "Adam, lr=1e-2"
+PUBLISHED, WEIGHT_DECAY = "Adam, lr=1e-2", "cosine, cyclical weight decay"
 
 ARMS = {
     DEFAULT: Arm(lambda params, plan: CyclicSGD(params, lr=DEFAULT_LR, **COMMON), SGD, SGD, False, is_tuned=False),
@@ -147,7 +147,7 @@ ARMS = {
     RESTARTS: sgd(lambda plan: CosineRestarts(-(-plan.total_steps // 7), t_mult=2)),
     ONE_CYCLE: sgd(lambda plan: OneCycle(plan.total_steps)),
     STEADY: sgd(lambda plan: OneCycle(plan.total_steps, cycle_momentum=False)),
-    "cosine, cyclical weight decay": sgd(cyclical_weight_decay, weight_decay=1e-3),
+    WEIGHT_DECAY: sgd(cyclical_weight_decay, weight_decay=1e-3),
     SGD_FREE: schedule_free("SGDScheduleFree", SGD, **COMMON),
     ADAMW_CONSTANT: adamw(lambda plan: Constant(), has_end=False),
     ADAMW_COSINE: adamw(lambda plan: Warmup(CosineDecay(plan.after_warmup), plan.warmup)),

@@ -12,7 +12,16 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-MODULES = ("evidence", "evidence_arms", "evidence_tasks", "evidence_training")
+MODULES = (
+    "evidence",
+    "evidence_arms",
+    "evidence_page",
+    "evidence_report",
+    "evidence_tasks",
+    "evidence_training",
+    "convergence_statistics",
+)
+RECORD = FOLDER / "results" / "evidence.json"
 
 
 @pytest.fixture(scope="module")
@@ -320,3 +329,160 @@ def test_what_was_kept_is_taken_up_after_a_line_that_was_not_finished(evidence, 
     kept.ask(abs, [1, 2, -3], "again", jobs=1)
     assert (kept[1], kept[2], kept[-3]) == (10, 20, 3)
     assert evidence.keeper().known == kept.known
+
+
+# -- the report -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def report(modules):
+    return modules["evidence_report"]
+
+
+@pytest.fixture(scope="module")
+def pages(modules):
+    return modules["evidence_page"]
+
+
+MERIT = {"constant": 0.0, "linear decay, warm-up": 1.0, "cosine": 3.0, "OneCycle": -1.0, "constant, cooled down": 1.0}
+
+
+@pytest.fixture(scope="module")
+def invented_record(evidence, arms):
+    """The record of answers by merit: cosine wins, OneCycle loses, cooling down draws, the others are as a constant."""
+
+    class WithNoise(Invented):
+        def __getitem__(self, question):
+            if len(question) == 3:
+                return super().__getitem__(question)
+            noise = math.sin(1000.0 * question.seed) + math.cos(37.0 * question.seed * len(question.arm)) / 10
+            values = [round(70 + MERIT.get(question.arm, 0.0) + noise + epochs / 10, 3) for epochs in question.epochs]
+            return [values, values]
+
+    scope, kept = evidence.FULL, WithNoise(arms, None)
+    found, trainings = evidence.experiment(scope, 1, kept)
+    where = evidence.environment(*evidence.PACKAGES)
+    record = evidence.record_of(scope, found, trainings, kept, where)
+    return json.loads(json.dumps(record))
+
+
+@pytest.fixture(scope="module")
+def invented_evidence(report, invented_record):
+    return report.Evidence(invented_record)
+
+
+def test_what_wins_loses_and_draws_is_said_as_it_is(report, arms, invented_evidence):
+    """Every task and length of cosine is better, of OneCycle worse, and of cooling down without a difference."""
+    for rule in report.RULES:
+        counts = {
+            arm: report.tally(invented_evidence.differences(arm, rule))
+            for arm in (arms.COSINE, arms.ONE_CYCLE, arms.COOLED)
+        }
+        assert counts == {arms.COSINE: (15, 0, 0), arms.ONE_CYCLE: (0, 15, 0), arms.COOLED: (0, 0, 15)}
+    text = " ".join(report.section(invented_evidence).split())
+    assert "cosine better in 15 of 15 cases; OneCycle worse in 15 of 15 cases" in text
+    assert "takes 23 epochs, and a run of linear decay for each length 35" in text
+    assert "no difference found in any of 15 cases" in text
+
+
+def test_a_tally_names_what_there_is(report):
+    """Better, worse and no difference found, each where it occurs."""
+    assert str(report.Tally(0, 0, 4)) == "no difference found in any of 4 cases"
+    assert str(report.Tally(4, 0, 0)) == "better in 4 of 4 cases"
+    assert str(report.Tally(1, 1, 2)) == "better in 1, worse in 1 and no difference found in 2 of 4 cases"
+    assert str(report.Tally(0, 1, 3)) == "worse in 1 and no difference found in 3 of 4 cases"
+
+
+def tables(text):
+    """The first cells of the rows of each table."""
+    blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    return [[row.split("|")[1].strip() for row in block[2:]] for block in blocks]
+
+
+def test_every_arm_is_in_the_tables(report, evidence, arms, invented_evidence):
+    """In the accuracies of each task and rule; in the differences all but those that they are to; by factor all that
+    have a factor."""
+    found = [rows for rows in tables(report.report(invented_evidence)) if arms.ONE_CYCLE in rows]
+    every, tuned = ([rows for rows in found if rows == names] for names in ([*arms.ARMS], arms.TUNED))
+    # The accuracies by both rules, and at the range test's rate what they are less the best constant rate.
+    assert len(every) == 3 * len(evidence.TASKS)
+    assert len(tuned) == len(evidence.TASKS) + 1
+    others = [{*arms.ARMS} - {*rows} for rows in found if rows not in every + tuned]
+    assert others == [{*arms.DEFAULTS.values()}, {*arms.DEFAULTS.values()}, {*arms.CONSTANTS.values()}] * len(
+        evidence.TASKS
+    )
+
+
+def test_the_readme_has_one_picture_a_table_of_six_rows_and_five_sentences(report, invented_evidence):
+    """And none of the words that take a statistician to read."""
+    text = report.section(invented_evidence)
+    assert text.count("![") == 1
+    assert [len(rows) for rows in tables(text)] == [6]
+    assert len(report.sentences(invented_evidence)) == text.count("\n- ") == 5
+    for word in ("told apart", "not shown", "opposite"):
+        assert word not in text.lower()
+
+
+@pytest.mark.parametrize("script", ["convergence", "evidence"])
+def test_the_section_takes_the_place_of_either_edition(report, script):
+    """Everything around it stays, and a second time changes nothing."""
+    text = f"a\n<!-- evidence: written by benchmarks/{script}.py -->\nold\n<!-- end of evidence -->\nb"
+    new = report.with_section(text, "new \\1")
+    assert new == f"a\n{report.BEGIN}\nnew \\1\n{report.END}\nb"
+    assert report.with_section(new, "new \\1") == new
+
+
+def test_the_report_is_written_beside_its_record(report, evidence, invented_record, tmp_path, monkeypatch):
+    """Tables and picture; the README and the page only for the full record in its own place."""
+    evidence.save(invented_record, tmp_path / "evidence.json")
+    readme, page = tmp_path / "README.md", tmp_path / "which_policy.md"
+    readme.write_text(f"{report.BEGIN}\n{report.END}\n")
+    monkeypatch.setattr(report, "README", readme)
+    monkeypatch.setattr(report, "PAGE", page)
+    report.write_report(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"evidence.json", "evidence.md", "evidence.png", "README.md"}
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    report.write_report(tmp_path)
+    assert "Linear decay" in readme.read_text()
+    assert "Measured" in page.read_text()
+
+
+# -- the page ---------------------------------------------------------------------------------------
+
+
+def test_the_page_says_what_the_record_says(report, pages):
+    """It is the one that the committed record gives; before there is one, the one without figures."""
+    evidence = report.Evidence(json.loads(RECORD.read_text())) if RECORD.exists() else None
+    assert report.PAGE.read_text(encoding="utf-8") == pages.page(evidence)
+
+
+@pytest.mark.skipif(not RECORD.exists(), reason="no record of the second edition yet")
+def test_the_readme_says_what_the_record_says(report):
+    """Its section on the evidence is the one that the committed record gives, to the letter."""
+    text = report.README.read_text(encoding="utf-8")
+    evidence = report.Evidence(json.loads(RECORD.read_text()))
+    assert report.with_section(text, report.section(evidence)) == text
+
+
+def test_what_the_page_says_to_write_runs(pages):
+    """Each line, with a model, the length of a training, and the optimizer of the line before."""
+    import cyclic_optim
+
+    given = {name: getattr(cyclic_optim, name) for name in cyclic_optim.__all__}
+    given |= {"model": torch.nn.Linear(2, 1), "total_steps": 100, "n": 20}
+    given["found"] = type("Found", (), {"suggest": lambda self: (0.01, 0.1)})()
+    for row in pages.ROWS:
+        made = eval(row.code, given)
+        given["optimizer"] = made if made is not None else given["optimizer"]
+        given["optimizer"].zero_grad()
+        given["model"](torch.ones(1, 2)).sum().backward()
+        given["optimizer"].step()
+    assert f"policy={pages.RECOMMENDED})" in pages.ROWS[0].code
+
+
+def test_the_recommended_default_has_one_name(report, pages):
+    """The page, the README and the docstring of Policy name the same policy."""
+    import cyclic_optim
+
+    for text in (report.PAGE.read_text(), report.README.read_text(), cyclic_optim.Policy.__doc__):
+        assert f"``{pages.RECOMMENDED}``" in text.replace("`", "``").replace("````", "``")
