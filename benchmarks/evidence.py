@@ -87,7 +87,7 @@ class Scope(NamedTuple):
 
 
 FULL = Scope(10, BUDGETS, FACTORS, 3, 10, 3, 200, is_quick=False)
-QUICK = Scope(2, (1, 2), (0.3, 1.0, 3.0), 1, 1, 1, 2, is_quick=True)
+QUICK = Scope(2, (1, 2), (0.3, 1.0), 1, 1, 1, 2, is_quick=True)
 
 
 # -- what is trained --------------------------------------------------------------------------------

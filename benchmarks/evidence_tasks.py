@@ -50,7 +50,7 @@ class Task(NamedTuple):
 
 
 def drawn_letters(seed: int) -> Data:
-    parts = letters((5_000, 5_000, 5_000))[:3]
+    parts = letters((5_000, 2_000, 5_000))[:3]
     return Data(*((images.contiguous(memory_format=torch.channels_last), labels) for images, labels in parts))
 
 
@@ -110,6 +110,7 @@ def split(images: Tensor, labels: Tensor, sizes: tuple[int, int, int], seed: int
     return Data(*((normal[part], labels[part]) for part in (train, validation, test)))
 
 
+EVALUATED = 1_000  # windows of text
 TEXTS = {
     "train": ("argparse", "difflib", "inspect", "tarfile", "typing"),
     "validation": ("configparser",),
@@ -118,8 +119,10 @@ TEXTS = {
 
 
 def text(seed: int) -> Data:
-    """Windows of ``CONTEXT`` characters, one after another, and the characters that follow each of their own."""
-    return Data(*map(windows, TEXTS.values()))
+    """Windows of ``CONTEXT`` characters, one after another, and the characters that follow each of their own; the first
+    ``EVALUATED`` to validate and to test on."""
+    train, validation, test = map(windows, TEXTS.values())
+    return Data(train, *((part[0][:EVALUATED], part[1][:EVALUATED]) for part in (validation, test)))
 
 
 def windows(modules: Sequence[str]) -> Part:
