@@ -10,6 +10,16 @@ policy is asked; elsewhere an optimizer makes the steps.
   its runs: github.com/lnsmith54/hyperParam1.
 - SGDR: I. Loshchilov & F. Hutter 2017, "Stochastic Gradient Descent with Warm Restarts", arXiv:1608.03983.
 - Tricks: L. Bottou 2012, "Stochastic Gradient Descent Tricks".
+- Linear decay: A. Defazio, A. Cutkosky, H. Mehta & K. Mishchenko 2023, "Optimal Linear Decay Learning Rate Schedules
+  and Further Refinements" (at first "When, Why and How Much? Adaptive Learning Rate Scheduling by Refinement"),
+  arXiv:2310.07831.
+- Cooldown: A. Hägele, E. Bakouch, A. Kosson, L. Ben Allal, L. von Werra & M. Jaggi 2024, "Scaling Laws and
+  Compute-Optimal Training Beyond Fixed Training Durations", arXiv:2405.18392; its code:
+  github.com/epfml/schedules-and-scaling.
+- Cyclical steps: B. Goujaud, D. Scieur, A. Dieuleveut, A. B. Taylor & F. Pedregosa 2022, "Super-Acceleration with
+  Cyclical Step-sizes", PMLR 151; two of the authors on it: fa.bianp.net/blog/2022/cyclical.
+- General cyclical training: L. N. Smith 2022, "General Cyclical Training of Neural Networks", arXiv:2202.08835; its
+  code: github.com/lnsmith54/CFL.
 """
 
 import functools
@@ -19,10 +29,14 @@ import pytest
 import torch
 
 from cyclic_optim import (
+    Combined,
+    Constant,
+    CosineDecay,
     CosineRestarts,
     CyclicSGD,
     ExpRange,
     InverseTimeDecay,
+    LinearDecay,
     LinearRamp,
     MultiStepDecay,
     OneCycle,
@@ -30,6 +44,7 @@ from cyclic_optim import (
     Staircase,
     Triangular,
     Triangular2,
+    WarmupStableDecay,
 )
 
 close = functools.partial(pytest.approx, rel=1e-12)
@@ -304,3 +319,154 @@ def test_the_gain_of_bottou(gamma_0, decay):
     """Tricks, section 5.2: gamma_t = gamma_0 / (1 + gamma_0 lambda t), lambda being the weight decay."""
     seen = rates(InverseTimeDecay(gamma_0 * decay), gamma_0, 5000)
     assert seen == close([gamma_0 * (1 + gamma_0 * decay * t) ** -1 for t in range(5000)])
+
+
+# -- linear decay
+
+
+@pytest.mark.parametrize("total", [1, 10, 1000])
+def test_linear_decay_is_1_minus_t_over_the_total(total):
+    """Linear decay, abstract and section 1: the baseline rate is multiplied by 1 - t / T."""
+    seen = rates(LinearDecay(total), 0.3, total + 1)
+    assert seen == close([0.3 * (1 - t / total) for t in range(total + 1)])
+
+
+def test_the_last_iterate_of_linear_decay_is_the_mean_of_a_constant_rates():
+    """Linear decay, abstract: the guarantee is for the last iterate, where others are for an average. For gradients
+    that do not depend on the iterate, the one is the other, exactly."""
+    gradients = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def iterates(policy):
+        param = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+        optimizer = CyclicSGD([param], lr=0.1, policy=policy)
+        for gradient in gradients:
+            param.grad = gradient.clone()
+            optimizer.step()
+            yield param.detach().clone()
+
+    *_, last = iterates(LinearDecay(len(gradients)))
+    torch.testing.assert_close(last, torch.stack([*iterates(Constant())]).mean(0))
+
+
+# -- constant rate and cooldown
+
+COOLDOWNS = {"linear": lambda done: 1 - done, "sqrt": lambda done: 1 - math.sqrt(done)}
+
+
+@pytest.mark.parametrize("shape", COOLDOWNS)
+def test_a_constant_rate_cools_down_over_the_last_fifth(shape):
+    """Cooldown, equation (1) and section 3.2: the peak until the last 20 % of the steps, then to 0 on a line or by
+    1 - sqrt. (Our warm-up makes no update at a rate of 0.)"""
+    total, warmup = 1000, 30
+    policy = WarmupStableDecay(total, warmup=warmup, decay=total // 5, shape=shape)
+    seen = rates(policy, 1e-3, total)
+    assert seen[:warmup] == close([1e-3 * (n + 1) / (warmup + 1) for n in range(warmup)])
+    assert seen[warmup:800] == [1e-3] * (800 - warmup)
+    assert seen[800:] == close([1e-3 * COOLDOWNS[shape]((n - 800) / 200) for n in range(800, total)])
+
+
+def test_one_long_run_is_cooled_down_at_several_lengths():
+    """Cooldown, section 3.2 and Figure 4: from checkpoints of one run at a constant rate, a cooldown of 20 % for each
+    length (there every 20,000 steps of 200,000; here every 20 of 200). Each branch has the rates of a run that was laid
+    out for its length."""
+    param = torch.nn.Parameter(torch.zeros(1))
+    param.grad = torch.zeros(1)
+    run = CyclicSGD([param], lr=1e-3, policy=Constant())
+    checkpoints = {}
+    for step in range(200):
+        checkpoints[step] = run.state_dict()
+        run.step()
+    for length in range(20, 201, 20):
+        start, down = length * 4 // 5, length // 5
+        branch = CyclicSGD([param], lr=1e-3, policy=Constant())
+        branch.load_state_dict(checkpoints[start])
+        branch.reschedule(policy=WarmupStableDecay(down, warmup=0, decay=down, shape="sqrt"), step=0)
+        laid_out = WarmupStableDecay(length, warmup=0, decay=down, shape="sqrt")
+        for step in range(start, length):
+            assert branch.param_groups[0]["lr"] == close(1e-3 * laid_out.at(step).lr_factor)
+            branch.step()
+
+
+# -- cyclical steps
+
+# The ends of the two bands of the spectrum, equally long: mu_1, L_1, mu_2, L_2.
+SPECTRA = [(1, 21, 80, 100), (1, 11, 90, 100), (1, 2, 99, 100), (0.1, 30, 70.1, 100)]
+
+
+def convergence_rate(eigenvalues, lr, momentum, policy):
+    """By which factor the distance to the minimum of a quadratic with these eigenvalues shrinks with each step."""
+    param = torch.nn.Parameter(torch.ones(len(eigenvalues), dtype=torch.float64))
+    optimizer = CyclicSGD([param], lr=lr, momentum=momentum, policy=policy)
+    distances = []
+    for _ in range(600):
+        param.grad = eigenvalues * param.detach()
+        optimizer.step()
+        distances.append(param.detach().abs().max().item())
+    return (distances[599] / distances[299]) ** (1 / 300)
+
+
+def between_bands(mu_1, ell_1, mu_2, ell_2):
+    """The square root of the best momentum: the rate at which alternating steps converge. It solves
+    (1 + m)^2 / 4m = L_1 mu_2 / (L_1 - mu_1)(mu_2 - mu_1)."""
+    quotient = ell_1 * mu_2 / ((ell_1 - mu_1) * (mu_2 - mu_1))
+    return math.sqrt(quotient) - math.sqrt(quotient - 1)
+
+
+def heavy_ball(mu, ell):
+    """Polyak's rate, the best for a spectrum of which nothing but the ends is known."""
+    root = math.sqrt(ell / mu)
+    return (root - 1) / (root + 1)
+
+
+@pytest.mark.parametrize(("mu_1", "ell_1", "mu_2", "ell_2"), SPECTRA)
+def test_alternating_steps_are_faster_where_the_spectrum_has_a_gap(mu_1, ell_1, mu_2, ell_2):
+    """Cyclical steps, abstract and equation (3): with eigenvalues in two bands, steps that alternate between
+    (1 + m) / L_1 and (1 + m) / mu_2 converge faster than the best constant step and momentum. A triangle with legs of
+    one step alternates. (SGD multiplies its whole buffer by the step, the paper's heavy ball only the gradient: over
+    two steps both have the same trace and determinant, hence the same rate.)"""
+    bands = torch.linspace(mu_1, ell_1, 40), torch.linspace(mu_2, ell_2, 40)
+    eigenvalues = torch.cat(bands).double()
+    root = between_bands(mu_1, ell_1, mu_2, ell_2)
+    alternating = Triangular(step_size_up=1, step_size_down=1, div_factor=mu_2 / ell_1, cycle_momentum=False)
+    cyclical = convergence_rate(eigenvalues, (1 + root**2) / ell_1, root**2, alternating)
+    best = heavy_ball(mu_1, ell_2)
+    constant = convergence_rate(eigenvalues, (1 + best) ** 2 / ell_2, best**2, Constant())
+    # Double roots at the ends of a band add a factor that grows like the number of steps.
+    assert cyclical == pytest.approx(root, rel=3e-3)
+    assert constant == pytest.approx(best, rel=3e-3)
+    assert cyclical < constant
+
+
+@pytest.mark.parametrize("ell", [10, 1000])
+def test_without_a_gap_alternating_steps_bring_nothing(ell):
+    """The same formula without a gap: the two steps are one, and the rate is Polyak's."""
+    middle = (1 + ell) / 2
+    assert between_bands(1, middle, middle, ell) == close(heavy_ball(1, ell))
+
+
+# -- general cyclical training
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_weight_decay_cycles_once_in_a_training(factor):
+    """General cyclical training, its code (TIMM/train.py) with the bounds that its README gives, 1e-5 and 8e-5, in 200
+    epochs and one to cool down: weight decay climbs to its highest value in a ``factor``-th of the epochs and falls
+    back to the lowest in the rest, while the rate follows a cosine."""
+    epochs, batches, low, high = 201, 3, 1e-5, 8e-5
+
+    def by_the_code(epoch):
+        if factor * epoch < epochs:
+            eta = 1 - factor * epoch / (epochs - 1)
+        else:
+            eta = (factor * epoch / (epochs - 1) - 1) / (factor - 1)
+        return (1 - eta) * high + eta * low
+
+    up = (epochs - 1) // factor
+    triangle = Triangular(up, epochs - 1 - up, div_factor=high / low, cycle_momentum=False)
+    policy = Combined(lr=CosineDecay(epochs * batches), weight_decay=Staircase(triangle, batches))
+    param = torch.nn.Parameter(torch.zeros(1))
+    param.grad = torch.zeros(1)
+    optimizer = CyclicSGD([param], lr=0.15, momentum=0.9, weight_decay=high, policy=policy)
+    for step in range(epochs * batches):
+        assert optimizer.param_groups[0]["weight_decay"] == close(by_the_code(step // batches))
+        optimizer.step()

@@ -1,0 +1,155 @@
+"""``docs/which_policy.md``: what to write, by what is known of a training, and what supports it.
+
+Without the record of ``evidence.py`` the page has what papers report; with it, also what was measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from evidence import GRID, RANGE_TEST
+from evidence_arms import COOLED, COSINE, LINEAR, ONE_CYCLE, RESTARTS, SGD_FREE, STEADY, TRIANGULAR, WEIGHT_DECAY
+from evidence_report import Evidence, item, tally, wrapped
+
+RECOMMENDED = "LinearDecay(total_steps, warmup=total_steps // 20)"
+
+
+class Row(NamedTuple):
+    situation: str
+    code: str
+    papers: str
+    measured: Callable[[Evidence], str] | None = None
+
+
+def with_linear(subject: str, arm: str, rule: str) -> Callable[[Evidence], str]:
+    """A sentence on an arm, compared with linear decay in all tasks and lengths."""
+
+    def sentence(evidence: Evidence) -> str:
+        return f"{subject}, compared with linear decay {rule}: {tally(evidence.differences(arm, rule))}."
+
+    return sentence
+
+
+def untuned(evidence: Evidence) -> str:
+    found = tally(evidence.differences(LINEAR, RANGE_TEST, reference="constant"))
+    return f"Measured, with nothing else tuned, compared with the best constant rate of a grid: {found}."
+
+
+def cooled(evidence: Evidence) -> str:
+    ours, theirs = evidence.epochs_spent(COOLED), evidence.epochs_spent(LINEAR)
+    lengths = len(evidence.budgets)
+    text = with_linear("Measured", COOLED, RANGE_TEST)(evidence)
+    return f"{text} {lengths} lengths took {ours:g} epochs instead of {theirs:g}."
+
+
+ROWS = (
+    Row(
+        "You know how long you train",
+        f"CyclicSGD(model.parameters(), lr=0.1, momentum=0.9, policy={RECOMMENDED})",
+        "Linear decay matches or outperforms the usual schedules, cosine included, on ten problems "
+        "([Defazio et al. 2023](https://arxiv.org/abs/2310.07831)).",
+        with_linear("Measured: cosine", COSINE, GRID),
+    ),
+    Row(
+        "You do not know it",
+        "CyclicSGD(model.parameters(), lr=0.1, momentum=0.9, policy=Warmup(Constant(), 100))",
+        "A constant rate needs no length. Keep checkpoints: any of them can be finished by the next row.",
+        with_linear("Measured: `SGDScheduleFree`, which needs no length either", SGD_FREE, GRID),
+    ),
+    Row(
+        "and now you want a finished model",
+        'optimizer.reschedule(policy=WarmupStableDecay(n, warmup=0, decay=n, shape="sqrt"), step=0)',
+        "`n` more steps, a fifth of the whole: a cooldown by 1 - sqrt matches cosine runs of that length "
+        "([Hägele et al. 2024](https://arxiv.org/abs/2405.18392), section 3.2).",
+        cooled,
+    ),
+    Row(
+        "You want snapshots to average or to choose from",
+        "CyclicSGD(model.parameters(), lr=0.1, momentum=0.9, policy=CosineRestarts(t_0=total_steps // 5))",
+        "Keep the model before each restart ([Huang et al. 2017](https://arxiv.org/abs/1704.00109)).",
+        with_linear("Measured: the last of three, each twice as long as the one before", RESTARTS, GRID),
+    ),
+    Row(
+        "You fine-tune",
+        "CyclicAdamW(model.parameters(), lr=2e-5, policy=LinearDecay(total_steps, warmup=total_steps // 10))",
+        "A low peak and a line to 0, as transformers' Trainer has it by default. Not measured here.",
+    ),
+    Row(
+        "You only have ten minutes",
+        "CyclicSGD(model.parameters(), lr=found.suggest()[1], momentum=0.9, policy=LinearDecay(total_steps))",
+        "`found` is the result of [lr_range_test](../README.md#find-the-rate-then-cycle-in-it), which takes a hundred "
+        "steps or two.",
+        untuned,
+    ),
+)
+
+PAGE = """\
+<!-- Written by benchmarks/evidence_page.py. -->
+# Which policy?
+
+**Take `{recommended}` unless you have a reason for another.** It warms up
+for a twentieth of the training and then falls on a straight line to 0. `total_steps` counts optimizer steps:
+`epochs * len(loader)`. `lr` is the peak; the [range test](../README.md#find-the-rate-then-cycle-in-it) finds it.
+
+{table}
+
+## What cycling brings, and what it does not
+
+{bullets}
+
+{source}
+"""
+
+BRINGS = (
+    "It brings models on the way: before each restart the rate is at its lowest, and the model one to keep.",
+    "It is proven to be faster on quadratics whose spectrum has a gap, where steps that alternate beat any constant "
+    "step and momentum (Goujaud et al. 2022; `tests/test_papers.py` reproduces it). Networks are no quadratics.",
+    "It does not find the peak for you, and it does not replace the decay at the end: a training that stops in the "
+    "middle of a cycle stops at a high rate. Let it end where a cycle ends.",
+)
+
+
+def measured_bullets(evidence: Evidence) -> tuple[str, ...]:
+    momentum = tally(evidence.pairs(ONE_CYCLE, STEADY, GRID))
+    decay = tally(evidence.pairs(WEIGHT_DECAY, COSINE, GRID))
+    return (
+        with_linear("Going up again, with `Triangular`", TRIANGULAR, GRID)(evidence),
+        with_linear("One cycle, with `OneCycle`", ONE_CYCLE, GRID)(evidence),
+        f"Cycling momentum, too: `OneCycle`, compared with itself at a constant momentum: {momentum}.",
+        f"Cycling weight decay, too: cosine, compared with itself at a constant weight decay: {decay}.",
+    )
+
+
+def page(evidence: Evidence | None = None) -> str:
+    bullets = BRINGS if evidence is None else BRINGS + measured_bullets(evidence)
+    return PAGE.format(
+        recommended=RECOMMENDED,
+        table=table(evidence),
+        bullets="\n".join(map(item, bullets)),
+        source=source(evidence),
+    )
+
+
+def table(evidence: Evidence | None) -> str:
+    """Without padding: its cells are long."""
+
+    def support(row: Row) -> str:
+        return row.papers if evidence is None or row.measured is None else f"{row.papers} {row.measured(evidence)}"
+
+    rows = [[row.situation, f"`{row.code}`", support(row)] for row in ROWS]
+    lines = [["your training", "write", "what supports it"], ["---"] * 3, *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def source(evidence: Evidence | None) -> str:
+    if evidence is None:
+        return wrapped(
+            "What this project measured itself is in the [README](../README.md#does-it-help). `benchmarks/evidence.py` "
+            "compares these schedules on five tasks."
+        )
+    return wrapped(
+        f"Measured on {len(evidence.tasks)} tasks with {evidence.scope.seeds} seeds; a case is a task and a length of "
+        'the training. "No difference found" means that the difference is inside the noise. All of it: '
+        "[evidence.md](../benchmarks/results/evidence.md)."
+    )
