@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from hypothesis import strategies as st
@@ -39,6 +39,7 @@ from .. import (
     Warmup,
     WarmupStableDecay,
 )
+from ..policies.decay import Shape
 
 #: The farthest step that :func:`steps` draws.
 FAR = 10**9
@@ -180,7 +181,7 @@ def _linear_decays(draw: DrawFn) -> Policy:
 @st.composite
 def _warm_up_stable_decays(draw: DrawFn) -> Policy:
     warmup, stable, decay = draw(st.tuples(st.integers(0, 30), st.integers(0, 60), lengths_or_none()))
-    shape = draw(st.sampled_from(["linear", "cosine", "sqrt"]))
+    shape = draw(st.sampled_from(get_args(Shape)))
     return WarmupStableDecay(warmup + stable + decay, warmup, decay, shape, draw(units()))
 
 
