@@ -92,9 +92,8 @@ def optimizer_checks(
 def _checks(make: Make, policy: Policy | None, run: TrainingRun) -> list[Check]:
     slot = slots_of(_built(make, run.param_groups(run.params()), None).defaults).momentum
     policy = Triangular(3, 2, cycle_momentum=slot is not None) if policy is None else policy
-    return checks_of(
-        CHECKS, f"{getattr(make, '__name__', shown(make))} with {one_line(policy)}", Trial(make, policy, run)
-    )
+    name = getattr(make, "__name__", shown(make))  # a partial has none
+    return checks_of(CHECKS, f"{name} with {one_line(policy)}", Trial(make, policy, run))
 
 
 def _built(make: Make, groups: list[dict[str, Any]], policy: Policy | None) -> Any:
@@ -157,7 +156,7 @@ class Trial:
 def _difference(one: Any, other: Any, where: str = "") -> str | None:
     """Where two nests of data differ first, to the bit; None if nowhere."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        is_same = one.dtype == other.dtype and one.shape == other.shape and _has_same_bits(one, other)
+        is_same = one.dtype == other.dtype and one.shape == other.shape and torch.equal(_bytes(one), _bytes(other))
         return None if is_same else f"{where} = {one_line(one)} and {one_line(other)}"
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
         pairs = [(f"{where}[{key!r}]" if where else str(key), one[key], other[key]) for key in one]
@@ -169,10 +168,9 @@ def _difference(one: Any, other: Any, where: str = "") -> str | None:
     return next((found for place, a, b in pairs if (found := _difference(a, b, place)) is not None), None)
 
 
-def _has_same_bits(one: Tensor, other: Tensor) -> bool:
-    if one.is_floating_point() or one.is_complex():  # NaN would differ from itself
-        return bool(((one == other) | (one.isnan() & other.isnan())).all())
-    return torch.equal(one, other)
+def _bytes(tensor: Tensor) -> Tensor:
+    # As numbers NaN would differ from itself, and 0.0 be -0.0.
+    return tensor.detach().reshape(-1).contiguous().view(torch.uint8)
 
 
 def _through_a_file(state_dict: Any, *, weights_only: bool = False) -> Any:
@@ -321,10 +319,9 @@ def can_be_steered(trial: Trial) -> Iterator[str]:
     before = training.everything()
     training.optimizer.reschedule(policy=later, lr=0.2, step=3)
     after = training.everything()
-    if found := _difference(
-        [before[key] for key in ("weights", "state")], [after[key] for key in ("weights", "state")]
-    ):
-        yield f"{found} before and after reschedule at step 2"
+    for key in ("weights", "state"):
+        if found := _difference(before[key], after[key], key):
+            yield f"{found} before and after reschedule at step 2"
     now = Training(replace(training.run, options=({"lr": 0.2},) * count), training.params, training.optimizer)
     yield from _off_schedule(now, [later] * count, 3)
     now.train([2])
