@@ -1,0 +1,243 @@
+"""The test suite under every supported torch and Python: one environment per pair, one table.
+
+    python tests/matrix.py            # the pairs of which the record does not have a result of this commit
+    python tests/matrix.py --fresh    # all of them anew
+    python tests/matrix.py --report   # only the table of what is recorded
+
+A pair is a torch and a Python: for each torch the oldest and the newest Python that it has wheels for, and the pair
+that constraints.txt pins. Pythons are looked for where pyenv puts them; ``--python PATH`` adds one. Each pair gets a
+fresh virtual environment and a fresh clone of the commit that is checked out, in which the package is built. The
+packages of the ``test`` extra are those that pip finds for that Python. The suite runs with fewer drawn cases
+(hypothesis profile ``matrix``). An environment takes up to 8 GB and is removed afterwards.
+
+The record is written after every pair, so that an interrupted run goes on where it was. It names the commit of each
+result. What is quoted is ``--out benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
+
+from commits import git  # noqa: E402
+from harness import RESULTS, add_out_and_report, as_json, markdown_table, out_of, processor, write_results  # noqa: E402
+
+WORK = ROOT / "build" / "matrix"
+PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+
+
+class Pair(NamedTuple):
+    torch: str
+    python: str  # "3.13t" is the free-threaded one
+    constrained: bool = False  # the pair of constraints.txt
+
+    @property
+    def name(self) -> str:
+        return f"torch {self.torch}, Python {self.python}"
+
+
+PAIRS = [
+    Pair("2.6.0", "3.10"),
+    Pair("2.6.0", "3.13"),
+    Pair("2.8.0", "3.10"),
+    Pair("2.8.0", "3.13"),
+    Pair("2.10.0", "3.10"),
+    Pair("2.10.0", "3.14"),
+    Pair("2.10.0", "3.13t"),
+    Pair("2.13.0", "3.10"),
+    Pair("2.13.0", "3.11", constrained=True),
+    Pair("2.13.0", "3.14"),
+    Pair("2.14.1", "3.10"),
+    Pair("2.14.1", "3.12"),
+    Pair("2.14.1", "3.14"),
+    Pair("2.15.0", "3.11"),
+    Pair("2.15.0", "3.14"),
+]
+
+ABOUT_PYTHON = (
+    "import platform, sys, sysconfig; free_threaded = 't' if sysconfig.get_config_var('Py_GIL_DISABLED') else ''; "
+    "print('%d.%d%s' % (*sys.version_info[:2], free_threaded), platform.python_version())"
+)
+ABOUT_ENVIRONMENT = """
+import importlib.metadata, json, platform, torch
+from cyclic_optim import native
+packages = importlib.metadata.packages_distributions().values()
+print(json.dumps({
+    "python": platform.python_version(),
+    "torch": torch.__version__,
+    **{name: importlib.metadata.version(name) for name in ("numpy", "pytest", "hypothesis")},
+    "compiled_part": native.compiled is not None,
+    "dlpack_exchange_api": hasattr(torch.Tensor, "__dlpack_c_exchange_api__"),
+}))
+"""
+
+
+class NotInstalledError(Exception):
+    """A pair whose environment cannot be made, with the reason in one line."""
+
+
+def pythons(given: list[Path]) -> dict[str, Path]:
+    """By "3.12" the executable; those given win over pyenv's, of which the last patch release does."""
+    by_release = sorted(PYENV.glob("3.*/bin/python"), key=lambda path: path.parts[-3].split(".")[-1].zfill(3))
+    found = {}
+    for path in [*by_release, *given]:
+        done = subprocess.run([path, "-c", ABOUT_PYTHON], capture_output=True, text=True, check=True)
+        found[done.stdout.split()[0]] = path
+    return found
+
+
+def run(pair: Pair, python: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What the suite says of a pair, in an environment that is removed afterwards."""
+    folder = WORK / pair.name.replace(" ", "_").replace(",", "")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        return _test(pair, _environment(pair, python, folder), folder, options)
+    finally:
+        if not options.keep:
+            shutil.rmtree(folder / "env", ignore_errors=True)
+            shutil.rmtree(folder / "clone", ignore_errors=True)
+
+
+def _environment(pair: Pair, python: Path, folder: Path) -> Path:
+    """The Python of a new environment with torch, the ``test`` extra and the package, built from a clone."""
+    _log("git", "clone", "--quiet", "--shared", str(ROOT), str(folder / "clone"), log=folder / "install.log")
+    # No pip of its own: not every Python has ensurepip.
+    _log(str(python), "-m", "venv", "--without-pip", str(folder / "env"), log=folder / "install.log")
+    own = folder / "env" / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(own), "install", "--quiet"]
+    _log(*pip, "--upgrade", "pip", log=folder / "install.log")
+    pip = [str(own), "-m", "pip", "install", "--quiet", "--no-input"]
+    constraints = ["-c", "constraints.txt"] if pair.constrained else []
+    _log(*pip, *constraints, f"torch=={pair.torch}", "-e", ".[test]", log=folder / "install.log", cwd=folder / "clone")
+    return own
+
+
+def _log(*command: str, log: Path, cwd: Path = ROOT) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        done = subprocess.run(command, cwd=cwd, stdout=file, stderr=subprocess.STDOUT, env=_variables())
+    if done.returncode:
+        lines = [line for line in log.read_text().splitlines() if line.startswith(("ERROR", "error", "fatal"))]
+        raise NotInstalledError(lines[0] if lines else f"{command[0]} ended with {done.returncode}; see {log.name}")
+
+
+def _variables() -> dict[str, str]:
+    """Nothing of the caller's that would lead imports elsewhere; fewer drawn cases; one thread."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    return {**kept, "HYPOTHESIS_PROFILE": "matrix", "OMP_NUM_THREADS": "1"}
+
+
+def _test(pair: Pair, python: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    clone, xml, started = folder / "clone", folder / "junit.xml", time.monotonic()
+    about = subprocess.run([python, "-c", ABOUT_ENVIRONMENT], cwd=clone, capture_output=True, text=True)
+    if about.returncode:
+        raise NotInstalledError(f"import fails: {about.stderr.splitlines()[-1]}")
+    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={xml}", *options.pytest]
+    with (folder / "pytest.log").open("w") as file:
+        done = subprocess.run(command, cwd=clone, stdout=file, stderr=subprocess.STDOUT, env=_variables())
+    result: dict[str, Any] = {**json.loads(about.stdout), "minutes": round((time.monotonic() - started) / 60, 1)}
+    if not xml.exists():
+        return {**result, "reason": f"pytest ended with {done.returncode} before its report"}
+    return {**result, **_counted(xml)}
+
+
+def _counted(xml: Path) -> dict[str, Any]:
+    """How many tests passed, failed and were skipped; of each that failed the first line of the reason."""
+    cases = list(ElementTree.parse(xml).getroot().iter("testcase"))
+    failed, skipped = defaultdict(list), 0
+    for case in cases:
+        faults = [*case.iter("failure"), *case.iter("error")]
+        skipped += not faults and case.find("skipped") is not None
+        if faults:
+            test = f"{case.get('classname')}::{case.get('name', '').partition('[')[0]}"
+            failed[test].append((faults[0].get("message") or "?").splitlines()[0])
+    n_failed = sum(map(len, failed.values()))
+    counts = {"passed": len(cases) - n_failed - skipped, "failed": n_failed, "skipped": skipped}
+    return {**counts, "failures": {test: [len(reasons), reasons[0]] for test, reasons in sorted(failed.items())}}
+
+
+def table(record: dict[str, Any]) -> str:
+    header = ["torch", "Python", "compiled part", "passed", "failed", "skipped", "minutes", "commit"]
+    rows, below = [], []
+    for pair in PAIRS:
+        result = record["results"].get(pair.name)
+        if result is None:
+            continue
+        rows.append(_row(pair, result, record))
+        below += [f"- {pair.name}: {result['reason']}"] * ("reason" in result)
+        below += [
+            f"- {pair.name}: `{test}`" + f" ({n} cases)" * (n > 1) + f": `{reason.replace('`', chr(39))}`"
+            for test, (n, reason) in result.get("failures", {}).items()
+        ]
+    return "\n".join([*HEAD.format(**record).splitlines(), "", markdown_table(header, rows), "", *below, ""])
+
+
+HEAD = """# The tests under every supported torch and Python
+
+- Command: `python tests/matrix.py --out benchmarks/results`
+- Date: {date}; {processor}
+
+The whole suite, with fewer drawn cases (hypothesis profile `matrix`). The compiled part needs DLPack's exchange API,
+which torch has since 2.10; without it Python does the same. The pair in bold is that of `constraints.txt`; the others
+have the packages that pip finds for that Python. A "t" is the free-threaded Python. Below the table: what failed.
+"""
+
+
+def _row(pair: Pair, result: dict[str, Any], record: dict[str, Any]) -> list[str]:
+    mark = "**" * pair.constrained
+    python = f"{mark}{result.get('python', pair.python)}{'t' * pair.python.endswith('t')}{mark}"
+    compiled = {None: "", True: "yes", False: "no"}[result.get("compiled_part")]
+    counts = [f"{result[key]:,}" if key in result else "not run" for key in ("passed", "failed", "skipped")]
+    torch = f"{mark}{result.get('torch', pair.torch)}{mark}"
+    return [torch, python, compiled, *counts, str(result.get("minutes", "")), result["commit"][:7]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The suite under every torch and Python; see the top of this file.")
+    parser.add_argument("only", nargs="*", help='pairs, as "2.6.0/3.10" (default: all)')
+    parser.add_argument("--python", type=Path, action="append", default=[], help="another Python; may be repeated")
+    parser.add_argument("--fresh", action="store_true", help="run what is recorded, too")
+    parser.add_argument("--keep", action="store_true", help="keep the environments, in build/matrix")
+    parser.add_argument("--pytest", nargs="*", default=[], metavar="ARG", help="further arguments of pytest")
+    add_out_and_report(parser, report="only write the table of what is recorded")
+    parser.set_defaults(quick=False)
+    options = parser.parse_args()
+    out = out_of(options)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "matrix.json"
+    record = json.loads(path.read_text()) if path.exists() else {"results": {}}
+    record |= {"date": date.today().isoformat(), "processor": processor()}
+    found, commit = pythons(options.python), git("rev-parse", "HEAD")
+    chosen = [pair for pair in PAIRS if not options.only or f"{pair.torch}/{pair.python}" in options.only]
+    for pair in [] if options.report else chosen:
+        known = record["results"].get(pair.name, {})
+        if known.get("commit") == commit and "passed" in known and not options.fresh:
+            continue
+        print(pair.name, flush=True)
+        try:
+            if pair.python not in found:
+                raise NotInstalledError(f"no Python {pair.python} found; --python PATH names one")
+            result = run(pair, found[pair.python], options)
+        except NotInstalledError as error:
+            result = {"reason": str(error)}
+        record["results"][pair.name] = {"commit": commit, **result}
+        write_results(out, {"matrix.json": as_json(record), "matrix.md": table(record).encode()})
+    write_results(out, {"matrix.json": as_json(record), "matrix.md": table(record).encode()})
+    print(table(record))
+
+
+if __name__ == "__main__":
+    main()
