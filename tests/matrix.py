@@ -25,6 +25,7 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,7 +146,8 @@ def _test(pair: Pair, python: Path, folder: Path, options: argparse.Namespace) -
     about = subprocess.run([python, "-c", ABOUT_ENVIRONMENT], cwd=clone, capture_output=True, text=True)
     if about.returncode:
         raise NotInstalledError(f"import fails: {about.stderr.splitlines()[-1]}")
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={xml}", *options.pytest]
+    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    command += [f"--junitxml={xml}", *options.pytest]
     with (folder / "pytest.log").open("w") as file:
         done = subprocess.run(command, cwd=clone, stdout=file, stderr=subprocess.STDOUT, env=_variables())
     result: dict[str, Any] = {**json.loads(about.stdout), "minutes": round((time.monotonic() - started) / 60, 1)}
@@ -171,18 +173,19 @@ def _counted(xml: Path) -> dict[str, Any]:
 
 def table(record: dict[str, Any]) -> str:
     header = ["torch", "Python", "compiled part", "passed", "failed", "skipped", "minutes", "commit"]
-    rows, below = [], []
-    for pair in PAIRS:
-        result = record["results"].get(pair.name)
-        if result is None:
-            continue
-        rows.append(_row(pair, result, record))
-        below += [f"- {pair.name}: {result['reason']}"] * ("reason" in result)
-        below += [
-            f"- {pair.name}: `{test}`" + f" ({n} cases)" * (n > 1) + f": `{reason.replace('`', chr(39))}`"
-            for test, (n, reason) in result.get("failures", {}).items()
-        ]
-    return "\n".join([*HEAD.format(**record).splitlines(), "", markdown_table(header, rows), "", *below, ""])
+    results = {pair: record["results"][pair.name] for pair in PAIRS if pair.name in record["results"]}
+    rows = [_row(pair, result) for pair, result in results.items()]
+    below = [f"- {pair.name}: {line}" for pair, result in results.items() for line in _failures(result)]
+    return "\n".join([HEAD.format(**record), markdown_table(header, rows), "", *below, ""])
+
+
+def _failures(result: dict[str, Any]) -> Iterator[str]:
+    """A line for each test that failed, and one for a pair that could not be run."""
+    if "reason" in result:
+        yield result["reason"]
+    for test, (n, reason) in result.get("failures", {}).items():
+        cases = f" ({n} cases)" if n > 1 else ""
+        yield f"`{test}`{cases}: {reason}"
 
 
 HEAD = """# The tests under every supported torch and Python
@@ -196,7 +199,7 @@ have the packages that pip finds for that Python. A "t" is the free-threaded Pyt
 """
 
 
-def _row(pair: Pair, result: dict[str, Any], record: dict[str, Any]) -> list[str]:
+def _row(pair: Pair, result: dict[str, Any]) -> list[str]:
     mark = "**" * pair.constrained
     python = f"{mark}{result.get('python', pair.python)}{'t' * pair.python.endswith('t')}{mark}"
     compiled = {None: "", True: "yes", False: "no"}[result.get("compiled_part")]
