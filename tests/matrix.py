@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 
 from commits import git  # noqa: E402
-from harness import RESULTS, add_out_and_report, as_json, markdown_table, out_of, processor, write_results  # noqa: E402
+from harness import add_out_and_report, as_json, markdown_table, out_of, processor, run_benchmark, write_results  # noqa: E402
 
 WORK = ROOT / "build" / "matrix"
 PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
@@ -75,19 +76,17 @@ ABOUT_PYTHON = (
 ABOUT_ENVIRONMENT = """
 import importlib.metadata, json, platform, torch
 from cyclic_optim import native
-packages = importlib.metadata.packages_distributions().values()
 print(json.dumps({
     "python": platform.python_version(),
     "torch": torch.__version__,
     **{name: importlib.metadata.version(name) for name in ("numpy", "pytest", "hypothesis")},
     "compiled_part": native.compiled is not None,
-    "dlpack_exchange_api": hasattr(torch.Tensor, "__dlpack_c_exchange_api__"),
 }))
 """
 
 
-class NotInstalledError(Exception):
-    """A pair whose environment cannot be made, with the reason in one line."""
+class NotRunError(Exception):
+    """A pair whose environment cannot be made or whose tests do not come to an end, with the reason in one line."""
 
 
 def pythons(given: list[Path]) -> dict[str, Path]:
@@ -102,37 +101,38 @@ def pythons(given: list[Path]) -> dict[str, Path]:
 
 def run(pair: Pair, python: Path, options: argparse.Namespace) -> dict[str, Any]:
     """What the suite says of a pair, in an environment that is removed afterwards."""
-    folder = WORK / pair.name.replace(" ", "_").replace(",", "")
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = WORK / f"{pair.torch}-{pair.python}"
     try:
         return _test(pair, _environment(pair, python, folder), folder, options)
     finally:
         if not options.keep:
             shutil.rmtree(folder / "env", ignore_errors=True)
-            shutil.rmtree(folder / "clone", ignore_errors=True)
 
 
 def _environment(pair: Pair, python: Path, folder: Path) -> Path:
-    """The Python of a new environment with torch, the ``test`` extra and the package, built from a clone."""
-    _log("git", "clone", "--quiet", "--shared", str(ROOT), str(folder / "clone"), log=folder / "install.log")
-    # No pip of its own: not every Python has ensurepip.
-    _log(str(python), "-m", "venv", "--without-pip", str(folder / "env"), log=folder / "install.log")
-    own = folder / "env" / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", str(own), "install", "--quiet"]
-    _log(*pip, "--upgrade", "pip", log=folder / "install.log")
-    pip = [str(own), "-m", "pip", "install", "--quiet", "--no-input"]
+    """The Python of an environment with torch, the ``test`` extra and the package, built from a fresh clone."""
+    own, clone, log = folder / "env" / "bin" / "python", folder / "clone", folder / "install.log"
+    for file in (log, folder / "junit.xml"):
+        file.unlink(missing_ok=True)
+    shutil.rmtree(clone, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    _logged(["git", "clone", "--quiet", "--shared", ROOT, clone], log)
+    if not own.exists():
+        # This pip installs one there: not every Python has ensurepip.
+        _logged([python, "-m", "venv", "--without-pip", folder / "env"], log)
+        _logged([sys.executable, "-m", "pip", "--python", own, "install", "--quiet", "--upgrade", "pip"], log)
     constraints = ["-c", "constraints.txt"] if pair.constrained else []
-    _log(*pip, *constraints, f"torch=={pair.torch}", "-e", ".[test]", log=folder / "install.log", cwd=folder / "clone")
+    install = ["install", "--quiet", "--no-input", *constraints, f"torch=={pair.torch}", "-e", ".[test]"]
+    _logged([own, "-m", "pip", *install], log, cwd=clone)
     return own
 
 
-def _log(*command: str, log: Path, cwd: Path = ROOT) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
+def _logged(command: list[str | Path], log: Path, cwd: Path = ROOT) -> None:
     with log.open("a") as file:
         done = subprocess.run(command, cwd=cwd, stdout=file, stderr=subprocess.STDOUT, env=_variables())
     if done.returncode:
         lines = [line for line in log.read_text().splitlines() if line.startswith(("ERROR", "error", "fatal"))]
-        raise NotInstalledError(lines[0] if lines else f"{command[0]} ended with {done.returncode}; see {log.name}")
+        raise NotRunError(lines[0] if lines else f"{command[0]} ended with {done.returncode}; see {log.name}")
 
 
 def _variables() -> dict[str, str]:
@@ -145,18 +145,27 @@ def _test(pair: Pair, python: Path, folder: Path, options: argparse.Namespace) -
     clone, xml, started = folder / "clone", folder / "junit.xml", time.monotonic()
     about = subprocess.run([python, "-c", ABOUT_ENVIRONMENT], cwd=clone, capture_output=True, text=True)
     if about.returncode:
-        raise NotInstalledError(f"import fails: {about.stderr.splitlines()[-1]}")
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
-    command += [f"--junitxml={xml}", *options.pytest]
+        raise NotRunError(f"import fails: {about.stderr.splitlines()[-1]}")
+    command = [
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "--show-capture=no",
+        "-p",
+        "no:cacheprovider",
+        "--continue-on-collection-errors",
+    ]
+    command += [f"--junitxml={xml}", *shlex.split(options.pytest)]
     with (folder / "pytest.log").open("w") as file:
         done = subprocess.run(command, cwd=clone, stdout=file, stderr=subprocess.STDOUT, env=_variables())
     result: dict[str, Any] = {**json.loads(about.stdout), "minutes": round((time.monotonic() - started) / 60, 1)}
     if not xml.exists():
-        return {**result, "reason": f"pytest ended with {done.returncode} before its report"}
-    return {**result, **_counted(xml)}
+        raise NotRunError(f"pytest ended with {done.returncode} before its report")
+    return {**result, **counted(xml)}
 
 
-def _counted(xml: Path) -> dict[str, Any]:
+def counted(xml: Path) -> dict[str, Any]:
     """How many tests passed, failed and were skipped; of each that failed the first line of the reason."""
     cases = list(ElementTree.parse(xml).getroot().iter("testcase"))
     failed, skipped = defaultdict(list), 0
@@ -164,7 +173,8 @@ def _counted(xml: Path) -> dict[str, Any]:
         faults = [*case.iter("failure"), *case.iter("error")]
         skipped += not faults and case.find("skipped") is not None
         if faults:
-            test = f"{case.get('classname')}::{case.get('name', '').partition('[')[0]}"
+            name = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name', '').partition('[')[0]}"
+            test = name.removeprefix("::")  # a whole file has no class
             failed[test].append((faults[0].get("message") or "?").splitlines()[0])
     n_failed = sum(map(len, failed.values()))
     counts = {"passed": len(cases) - n_failed - skipped, "failed": n_failed, "skipped": skipped}
@@ -180,12 +190,14 @@ def table(record: dict[str, Any]) -> str:
 
 
 def _failures(result: dict[str, Any]) -> Iterator[str]:
-    """A line for each test that failed, and one for a pair that could not be run."""
+    """A line for each test that failed, and one for a pair that was not run, or not all of it."""
+    if "pytest" in result:
+        yield f"only `pytest {result['pytest']}`"
     if "reason" in result:
         yield result["reason"]
     for test, (n, reason) in result.get("failures", {}).items():
         cases = f" ({n} cases)" if n > 1 else ""
-        yield f"`{test}`{cases}: {reason}"
+        yield f"`{test}`{cases}: `{reason.replace('`', chr(39))[:200]}`"
 
 
 HEAD = """# The tests under every supported torch and Python
@@ -208,39 +220,72 @@ def _row(pair: Pair, result: dict[str, Any]) -> list[str]:
     return [torch, python, compiled, *counts, str(result.get("minutes", "")), result["commit"][:7]]
 
 
-def main() -> None:
+def tested(record: dict[str, Any]) -> str:
+    """The pairs in which every test passed, in words."""
+    pythons = defaultdict(list)
+    for pair in PAIRS:
+        result = record["results"].get(pair.name, {})
+        if _complete(result) and not result["failed"]:
+            pythons[pair.torch].append(pair.python)
+    parts = [f"{torch} ({', '.join(names)})" for torch, names in pythons.items()]
+    return f"torch {', '.join(parts)}".replace("(", "(Python ", 1)
+
+
+def _complete(result: dict[str, Any]) -> bool:
+    return "passed" in result and "pytest" not in result
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The suite under every torch and Python; see the top of this file.")
-    parser.add_argument("only", nargs="*", help='pairs, as "2.6.0/3.10" (default: all)')
+    names = [f"{pair.torch}/{pair.python}" for pair in PAIRS]
+    parser.add_argument("only", nargs="*", metavar="PAIR", help='as "2.6.0/3.10" (default: all)')
     parser.add_argument("--python", type=Path, action="append", default=[], help="another Python; may be repeated")
     parser.add_argument("--fresh", action="store_true", help="run what is recorded, too")
-    parser.add_argument("--keep", action="store_true", help="keep the environments, in build/matrix")
-    parser.add_argument("--pytest", nargs="*", default=[], metavar="ARG", help="further arguments of pytest")
+    parser.add_argument("--keep", action="store_true", help="keep the environments, in build/matrix, and use kept ones")
+    parser.add_argument("--pytest", default="", metavar="ARGS", help="further arguments of pytest, in one string")
     add_out_and_report(parser, report="only write the table of what is recorded")
     parser.set_defaults(quick=False)
     options = parser.parse_args()
-    out = out_of(options)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "matrix.json"
+    if unknown := {*options.only} - {*names}:
+        parser.error(f"need pairs of {', '.join(names)}, got {', '.join(sorted(unknown))}")
+    options.pairs = [pair for pair, name in zip(PAIRS, names, strict=True) if not options.only or name in options.only]
+    options.out = out_of(options)
+    return options
+
+
+def main() -> int:
+    options = arguments()
+    return run_benchmark(lambda: _run_all(options), needs=())
+
+
+def _run_all(options: argparse.Namespace) -> None:
+    """Run the pairs without a result of this commit, and write the record after each."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    path, commit, found = options.out / "matrix.json", git("rev-parse", "HEAD"), pythons(options.python)
     record = json.loads(path.read_text()) if path.exists() else {"results": {}}
-    record |= {"date": date.today().isoformat(), "processor": processor()}
-    found, commit = pythons(options.python), git("rev-parse", "HEAD")
-    chosen = [pair for pair in PAIRS if not options.only or f"{pair.torch}/{pair.python}" in options.only]
-    for pair in [] if options.report else chosen:
+    if not options.report:
+        record |= {"date": date.today().isoformat(), "processor": processor()}
+    for pair in [] if options.report else options.pairs:
         known = record["results"].get(pair.name, {})
-        if known.get("commit") == commit and "passed" in known and not options.fresh:
+        if known.get("commit") == commit and _complete(known) and not options.fresh:
             continue
         print(pair.name, flush=True)
         try:
             if pair.python not in found:
-                raise NotInstalledError(f"no Python {pair.python} found; --python PATH names one")
+                raise NotRunError(f"no Python {pair.python} found; --python PATH names one")
             result = run(pair, found[pair.python], options)
-        except NotInstalledError as error:
+        except NotRunError as error:
             result = {"reason": str(error)}
-        record["results"][pair.name] = {"commit": commit, **result}
-        write_results(out, {"matrix.json": as_json(record), "matrix.md": table(record).encode()})
-    write_results(out, {"matrix.json": as_json(record), "matrix.md": table(record).encode()})
+        trial = {"pytest": options.pytest} if options.pytest else {}
+        record["results"][pair.name] = {"commit": commit, **trial, **result}
+        _write(options.out, record)
+    _write(options.out, record)
     print(table(record))
 
 
+def _write(out: Path, record: dict[str, Any]) -> None:
+    write_results(out, {"matrix.json": as_json(record), "matrix.md": table(record).encode()})
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
