@@ -29,7 +29,9 @@ settings.register_profile(
     "mutants", max_examples=10, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate]
 )
 # The suite under every torch and Python, matrix.py: what differs between them shows in the first cases drawn.
-settings.register_profile("matrix", max_examples=10, deadline=None, derandomize=True)
+settings.register_profile(
+    "matrix", max_examples=10, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate]
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
