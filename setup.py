@@ -1,9 +1,17 @@
 """The extension module, which setup.cfg cannot hold; all else is there."""
 
+import sysconfig
+
 from setuptools import Extension, setup
 
+# The extension relies on the GIL. On a free-threaded Python importing it would switch the GIL on for the whole process,
+# so there Python does the same.
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+
 setup(
-    ext_modules=[
+    ext_modules=[]
+    if FREE_THREADED
+    else [
         Extension(
             "cyclic_optim._native",
             ["cyclic_optim/_native.c"],
