@@ -174,8 +174,8 @@ def counted(xml: Path) -> dict[str, Any]:
         faults = [*case.iter("failure"), *case.iter("error")]
         skipped += not faults and case.find("skipped") is not None
         if faults:
-            name = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name', '').partition('[')[0]}"
-            test = name.removeprefix("::")  # a whole file has no class
+            name = f"{case.get('classname', '')}::{case.get('name', '').partition('[')[0]}"
+            test = name.removeprefix("::").removeprefix("tests.")  # a whole file has no class
             failed[test].append((faults[0].get("message") or "?").splitlines()[0])
     n_failed = sum(map(len, failed.values()))
     counts = {"passed": len(cases) - n_failed - skipped, "failed": n_failed, "skipped": skipped}
@@ -192,8 +192,8 @@ def table(record: dict[str, Any]) -> str:
 
 def _failures(result: dict[str, Any]) -> Iterator[str]:
     """A line for each test that failed, and one for a pair that was not run, or not all of it."""
-    if "pytest" in result:
-        yield f"only `pytest {result['pytest']}`"
+    if "trial" in result:
+        yield f"only `pytest {result['trial']}`"
     if "reason" in result:
         yield result["reason"]
     for test, (n, reason) in result.get("failures", {}).items():
@@ -233,7 +233,7 @@ def tested(record: dict[str, Any]) -> str:
 
 
 def _complete(result: dict[str, Any]) -> bool:
-    return "passed" in result and "pytest" not in result
+    return "passed" in result and "trial" not in result
 
 
 def arguments() -> argparse.Namespace:
@@ -277,7 +277,7 @@ def _run_all(options: argparse.Namespace) -> None:
             result = run(pair, found[pair.python], options)
         except NotRunError as error:
             result = {"reason": str(error)}
-        trial = {"pytest": options.pytest} if options.pytest else {}
+        trial = {"trial": options.pytest} if options.pytest else {}
         record["results"][pair.name] = {"commit": commit, **trial, **result}
         _write(options.out, record)
     _write(options.out, record)

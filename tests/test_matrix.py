@@ -91,7 +91,7 @@ def test_what_pytest_reports_is_counted(tmp_path):
         "skipped": 1,
         "failures": {
             "test_a::test_two": [2, "Error: 1"],
-            "tests.test_c": [1, "collection failure"],
+            "test_c": [1, "collection failure"],
         },
     }
 
@@ -153,7 +153,7 @@ def test_an_interrupted_run_goes_on_where_it_was(command):
 def test_a_trial_of_some_tests_is_no_result(command):
     """What ran with further arguments of pytest is marked, is run again without them, and does not count as tested."""
     _, record = command("--pytest=-k amp", "1/3.10")
-    assert record["torch 1, Python 3.10"]["pytest"] == "-k amp"
+    assert record["torch 1, Python 3.10"]["trial"] == "-k amp"
     assert matrix.tested({"results": record}) == "torch "
     assert command()[0] == ["1", "2"]
 
