@@ -7,7 +7,7 @@
 A pair is a torch and a Python: for each torch the oldest and the newest Python that it has wheels for, and the pair
 that constraints.txt pins. Pythons are looked for where pyenv puts them; ``--python PATH`` adds one. Each pair gets a
 fresh virtual environment and a fresh clone of the commit that is checked out, in which the package is built. The
-packages of the ``test`` extra are those that pip finds for that Python. The suite runs with fewer drawn cases
+packages of the ``test`` extra are the newest that have wheels for that Python. The suite runs with fewer drawn cases
 (hypothesis profile ``matrix``). An environment takes up to 8 GB and is removed afterwards.
 
 The record is written after every pair, so that an interrupted run goes on where it was. It names the commit of each
@@ -45,7 +45,6 @@ class Pair(NamedTuple):
     torch: str
     python: str  # "3.13t" is the free-threaded one
     constrained: bool = False  # the pair of constraints.txt
-    also: str = ""  # a further requirement
 
     @property
     def name(self) -> str:
@@ -59,7 +58,7 @@ PAIRS = [
     Pair("2.8.0", "3.13"),
     Pair("2.10.0", "3.10"),
     Pair("2.10.0", "3.14"),
-    Pair("2.10.0", "3.13t", also="hypothesis<6.156"),  # later ones have no wheel for it
+    Pair("2.10.0", "3.13t"),
     Pair("2.13.0", "3.10"),
     Pair("2.13.0", "3.11", constrained=True),
     Pair("2.13.0", "3.14"),
@@ -123,8 +122,9 @@ def _environment(pair: Pair, python: Path, folder: Path) -> Path:
         _logged([python, "-m", "venv", "--without-pip", folder / "env"], log)
         _logged([sys.executable, "-m", "pip", "--python", own, "install", "--quiet", "--upgrade", "pip"], log)
     constraints = ["-c", "constraints.txt"] if pair.constrained else []
-    needs = [f"torch=={pair.torch}", "-e", ".[test]", *pair.also.split()]
-    _logged([own, "-m", "pip", "install", "--quiet", "--no-input", *constraints, *needs], log, cwd=clone)
+    # An older package with a wheel rather than a newer one that has to be compiled.
+    options = ["--quiet", "--no-input", "--prefer-binary", *constraints]
+    _logged([own, "-m", "pip", "install", *options, f"torch=={pair.torch}", "-e", ".[test]"], log, cwd=clone)
     return own
 
 
@@ -208,7 +208,7 @@ HEAD = """# The tests under every supported torch and Python
 
 The whole suite, with fewer drawn cases (hypothesis profile `matrix`). The compiled part needs DLPack's exchange API,
 which torch has since 2.10; without it Python does the same. The pair in bold is that of `constraints.txt`; the others
-have the packages that pip finds for that Python. A "t" is the free-threaded Python. Below the table: what failed.
+have the newest packages with wheels for that Python. A "t" is the free-threaded Python. Below the table: what failed.
 """
 
 
