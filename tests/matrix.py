@@ -11,7 +11,7 @@ packages of the ``test`` extra are the newest that have wheels for that Python. 
 (hypothesis profile ``matrix``). An environment takes up to 8 GB and is removed afterwards.
 
 The record is written after every pair, so that an interrupted run goes on where it was. It names the commit of each
-result. What is quoted is ``--out benchmarks/results``.
+result. ``--out benchmarks/results`` is what is quoted, and the README then says which pairs passed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
@@ -35,7 +36,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 
 from commits import git  # noqa: E402
-from harness import add_out_and_report, as_json, markdown_table, out_of, processor, run_benchmark, write_results  # noqa: E402
+from harness import (  # noqa: E402
+    RESULTS,
+    add_out_and_report,
+    as_json,
+    markdown_table,
+    out_of,
+    processor,
+    run_benchmark,
+    write_results,
+)
 
 WORK = ROOT / "build" / "matrix"
 PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
@@ -69,6 +79,7 @@ PAIRS = [
     Pair("2.15.0", "3.14"),
 ]
 
+PYTEST = "-q --show-capture=no -p no:cacheprovider --continue-on-collection-errors --dist loadfile"
 ABOUT_PYTHON = (
     "import platform, sys, sysconfig; free_threaded = 't' if sysconfig.get_config_var('Py_GIL_DISABLED') else ''; "
     "print('%d.%d%s' % (*sys.version_info[:2], free_threaded), platform.python_version())"
@@ -144,20 +155,13 @@ def _variables() -> dict[str, str]:
 
 def _test(pair: Pair, python: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     clone, xml, started = folder / "clone", folder / "junit.xml", time.monotonic()
-    about = subprocess.run([python, "-c", ABOUT_ENVIRONMENT], cwd=clone, capture_output=True, text=True)
+    about = subprocess.run(
+        [python, "-c", ABOUT_ENVIRONMENT], cwd=clone, capture_output=True, text=True, env=_variables()
+    )
     if about.returncode:
         raise NotRunError(f"import fails: {about.stderr.splitlines()[-1]}")
-    command = [
-        python,
-        "-m",
-        "pytest",
-        "-q",
-        "--show-capture=no",
-        "-p",
-        "no:cacheprovider",
-        "--continue-on-collection-errors",
-    ]
-    command += [f"--junitxml={xml}", *shlex.split(options.pytest)]
+    command = [python, "-m", "pytest", *PYTEST.split(), "-n", options.jobs, f"--junitxml={xml}"]
+    command += shlex.split(options.pytest)
     with (folder / "pytest.log").open("w") as file:
         done = subprocess.run(command, cwd=clone, stdout=file, stderr=subprocess.STDOUT, env=_variables())
     result: dict[str, Any] = {**json.loads(about.stdout), "minutes": round((time.monotonic() - started) / 60, 1)}
@@ -229,7 +233,18 @@ def tested(record: dict[str, Any]) -> str:
         if _complete(result) and not result["failed"]:
             pythons[pair.torch].append(pair.python)
     parts = [f"{torch} ({', '.join(names)})" for torch, names in pythons.items()]
-    return f"torch {', '.join(parts)}".replace("(", "(Python ", 1)
+    return f"torch {', '.join(parts)}".replace("(", "(Python ", 1) if parts else "no torch so far"
+
+
+def readme(text: str, record: dict[str, Any]) -> str:
+    """The README's text, with what is between the marks made of the record."""
+    before, _, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    sentence = f"Every test passes with {tested(record)}: [the record](benchmarks/results/matrix.md)."
+    return f"{before}{BEGIN}\n{textwrap.fill(sentence, 120, break_on_hyphens=False)}\n{end}{after}"
+
+
+BEGIN, END = "<!-- tested -->", "<!-- end of tested -->"
 
 
 def _complete(result: dict[str, Any]) -> bool:
@@ -243,6 +258,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--python", type=Path, action="append", default=[], help="another Python; may be repeated")
     parser.add_argument("--fresh", action="store_true", help="run what is recorded, too")
     parser.add_argument("--keep", action="store_true", help="keep the environments, in build/matrix, and use kept ones")
+    parser.add_argument("--jobs", default="auto", metavar="N", help="processes of pytest (default: one per core)")
     parser.add_argument("--pytest", default="", metavar="ARGS", help="further arguments of pytest, in one string")
     add_out_and_report(parser, report="only write the table of what is recorded")
     parser.set_defaults(quick=False)
@@ -286,6 +302,8 @@ def _run_all(options: argparse.Namespace) -> None:
 
 def _write(out: Path, record: dict[str, Any]) -> None:
     write_results(out, {"matrix.json": as_json(record), "matrix.md": table(record).encode()})
+    if out.resolve() == RESULTS.resolve():
+        write_results(ROOT, {"README.md": readme((ROOT / "README.md").read_text(), record).encode()})
 
 
 if __name__ == "__main__":
