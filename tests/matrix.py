@@ -7,8 +7,9 @@
 A pair is a torch and a Python: for each torch the oldest and the newest Python that it has wheels for, and the pair
 that constraints.txt pins. Pythons are looked for where pyenv puts them; ``--python PATH`` adds one. Each pair gets a
 fresh virtual environment and a fresh clone of the commit that is checked out, in which the package is built. The
-packages of the ``test`` extra are the newest that have wheels for that Python. The suite runs with fewer drawn cases
-(hypothesis profile ``matrix``). An environment takes up to 8 GB and is removed afterwards.
+packages of the ``test`` extra are the newest that have wheels for that Python. The suite runs without the tests of the
+benchmarks, and with fewer drawn cases (hypothesis profile ``matrix``). An environment takes up to 8 GB and is removed
+afterwards.
 
 The record is written after every pair, so that an interrupted run goes on where it was. It names the commit of each
 result. ``--out benchmarks/results`` is what is quoted, and the README then says which pairs passed.
@@ -79,6 +80,8 @@ PAIRS = [
     Pair("2.15.0", "3.14"),
 ]
 
+#: Tests of the benchmarks, not of the package.
+OF_BENCHMARKS = ("benchmarks", "convergence", "image_folder", "letters", "matrix", "suggestions")
 PYTEST = "-q --show-capture=no -p no:cacheprovider --continue-on-collection-errors --dist loadfile"
 ABOUT_PYTHON = (
     "import platform, sys, sysconfig; free_threaded = 't' if sysconfig.get_config_var('Py_GIL_DISABLED') else ''; "
@@ -161,7 +164,7 @@ def _test(pair: Pair, python: Path, folder: Path, options: argparse.Namespace) -
     if about.returncode:
         raise NotRunError(f"import fails: {about.stderr.splitlines()[-1]}")
     command = [python, "-m", "pytest", *PYTEST.split(), "-n", options.jobs, f"--junitxml={xml}"]
-    command += shlex.split(options.pytest)
+    command += [f"--ignore=tests/test_{name}.py" for name in OF_BENCHMARKS] + shlex.split(options.pytest)
     with (folder / "pytest.log").open("w") as file:
         done = subprocess.run(command, cwd=clone, stdout=file, stderr=subprocess.STDOUT, env=_variables())
     result: dict[str, Any] = {**json.loads(about.stdout), "minutes": round((time.monotonic() - started) / 60, 1)}
@@ -210,9 +213,10 @@ HEAD = """# The tests under every supported torch and Python
 - Command: `python tests/matrix.py --out benchmarks/results`
 - Date: {date}; {processor}
 
-The whole suite, with fewer drawn cases (hypothesis profile `matrix`). The compiled part needs DLPack's exchange API,
-which torch has since 2.10; without it Python does the same. The pair in bold is that of `constraints.txt`; the others
-have the newest packages with wheels for that Python. A "t" is the free-threaded Python. Below the table: what failed.
+All tests of the package (not those of the benchmarks), with fewer drawn cases (hypothesis profile `matrix`). The
+compiled part needs DLPack's exchange API, which torch has since 2.10; without it Python does the same. The pair in bold
+is that of `constraints.txt`; the others have the newest packages with wheels for that Python. A "t" is the
+free-threaded Python. Below the table: what failed.
 """
 
 
@@ -240,7 +244,7 @@ def readme(text: str, record: dict[str, Any]) -> str:
     """The README's text, with what is between the marks made of the record."""
     before, _, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
-    sentence = f"Every test passes with {tested(record)}: [the record](benchmarks/results/matrix.md)."
+    sentence = f"All tests of the package pass with {tested(record)}: [the record](benchmarks/results/matrix.md)."
     return f"{before}{BEGIN}\n{textwrap.fill(sentence, 120, break_on_hyphens=False)}\n{end}{after}"
 
 
