@@ -1,8 +1,9 @@
 """The compiled part of a step, ``_native.c``, where it is available, and the same functions in Python.
 
 Installing builds it where there is a C compiler. It works with every torch that has DLPack's C exchange API
-(2.10 and newer). Where it is missing, or a tensor is not ordinary, Python does the same. The environment variable
-``CYCLIC_OPTIM_NATIVE=0`` switches it off, to find out whether a fault is its own.
+(2.10 and newer). Where it is missing, or a tensor is not ordinary, Python does the same. It relies on the GIL, so
+that a free-threaded Python does without it. The environment variable ``CYCLIC_OPTIM_NATIVE=0`` switches it off, to find
+out whether a fault is its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Hypothesis profiles: "quick" by default, "deep" with HYPOTHESIS_PROFILE=deep; "mutants" is for mutate.py."""
+"""Hypothesis profiles: "quick" by default, "deep" with HYPOTHESIS_PROFILE=deep.
+
+"mutants" is for mutate.py, "matrix" for matrix.py.
+"""
 
 import os
 import signal
@@ -24,6 +27,10 @@ settings.register_profile("deep", max_examples=2000, deadline=None)
 # A mutant is killed by any example, be it the smallest or not.
 settings.register_profile(
     "mutants", max_examples=10, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate]
+)
+# The suite under every torch and Python, matrix.py: what differs between them shows in the first cases drawn.
+settings.register_profile(
+    "matrix", max_examples=10, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 

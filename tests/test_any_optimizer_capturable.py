@@ -9,6 +9,7 @@ import pickle
 
 import pytest
 import torch
+import torch_versions
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from strategies import policies
@@ -411,6 +412,7 @@ def test_reschedule_goes_into_the_same_tensors(changes, policy, step, peaks):
     assert_at(optimizer, OneCycle(60), 8)
 
 
+@torch_versions.compiles_edits
 def test_edits_by_hand_are_followed():
     """lr and betas edited by hand count for one step; beta2 stays, is shown as a tensor and saved as a number."""
     policy, twin = OneCycle(60), two_groups(AdamW)
@@ -433,6 +435,7 @@ def test_edits_by_hand_are_followed():
     assert optimizer.state_dict()["param_groups"][0]["betas"] == (policy.at(5).momentum, 0.9)
 
 
+@torch_versions.compiles_edits
 def test_a_plateau_is_told():
     """report() lowers the rate in the tensors that a compiled step reads; few reports compile it anew."""
     optimizer = two_groups(policy=Plateau(patience=0, factor=0.5), capturable=True)

@@ -3,12 +3,15 @@
 import copy
 import math
 import shutil
+import sys
+import sysconfig
 import weakref
 from collections import UserDict
 
 import numpy
 import pytest
 import torch
+import torch_versions
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,12 +19,16 @@ from cyclic_optim import Constant, CyclicSGD, native
 
 
 def test_the_compiled_part_is_there_wherever_it_can_be():
-    """With a C compiler and a torch that has DLPack's exchange API, installing has built it."""
-    if native.compiled is None and (
-        shutil.which("cc") is None or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
-    ):
-        pytest.skip("no C compiler here, or a torch older than 2.10")
-    assert native.compiled is not None
+    """With a GIL, a C compiler and a torch that has DLPack's exchange API, installing has built it."""
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        assert native.compiled is None
+        assert not sys._is_gil_enabled()
+    elif torch_versions.TORCH < (2, 10):
+        assert native.compiled is None
+    elif native.compiled is None and shutil.which("cc") is None:
+        pytest.skip("no C compiler here")
+    else:
+        assert native.compiled is not None
 
 
 needs_it = pytest.mark.skipif(native.compiled is None, reason="see the test above")

@@ -7,6 +7,7 @@ import os
 import hypothesis
 import pytest
 import torch
+import torch_versions
 from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import IMPLEMENTATIONS, policies
@@ -311,6 +312,7 @@ def test_every_input_is_differentiable(options, policy):
     assert_same(*gradients, exact=True)
 
 
+@torch_versions.differentiable_numbers
 @pytest.mark.parametrize("name", ["lr", "weight_decay"])
 @pytest.mark.parametrize("options", INPUTS.values(), ids=INPUTS)
 def test_without_a_policy_hyperparameters_are_differentiable(options, name):

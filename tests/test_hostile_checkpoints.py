@@ -817,8 +817,9 @@ def test_nothing_in_a_checkpoint_is_imported_compiled_or_run():
 # --- a file
 
 
-# Some torch says so of its own loading.
+# Some torch says so of its own loading, some more at length.
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants because weights_only=True")
 def test_a_file_of_junk_comes_through_weights_only(tmp_path):
     """What torch.load(weights_only=True) reads from a hostile file is refused like any other, from disk as well."""
     for junk in ("2**63", "10**400", "nan", "deep list", "tensor of 3", "sparse tensor", "wants grad", "dict"):

@@ -38,7 +38,9 @@ def compiled(tmp_path_factory):
             signature = {**(pointers or POINTERS), **dict.fromkeys(constants, "constexpr")}
             source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
             code = triton.compile(
-                source, target=GPUTarget("cuda", capability, 32), options={"num_warps": triton_sgd.WARPS}
+                source,
+                target=GPUTarget("cuda", capability, 32),
+                options={"num_warps": triton_sgd.WARPS, "enable_fp_fusion": triton_sgd.FP_FUSION},
             )
             cubin.write_bytes(code.asm["cubin"])
             dumped = [

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from questions import NoQuestions
 from strategies import sgd_options
-from triton.runtime.interpreter import TensorHandle
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from cyclic_optim import CyclicSGD, Triangular
 from cyclic_optim.device import portable
@@ -38,6 +38,21 @@ def _interpreted():
     return module
 
 
+def _splat_of_bools(splat):
+    """The interpreter gives a comparison the dtype of what was compared; as a mask Triton 3.9 refuses that."""
+
+    def with_bools(self, *arguments):
+        return splat(self, *map(_as_bool, arguments))
+
+    return with_bools
+
+
+def _as_bool(argument):
+    is_bool = isinstance(argument, TensorHandle) and argument.data.dtype == bool
+    return TensorHandle(argument.data, triton.language.int1) if is_bool else argument
+
+
+InterpreterBuilder.create_splat = _splat_of_bools(InterpreterBuilder.create_splat)
 interpreted = _interpreted()
 TritonUpdate = interpreted.TritonUpdate
 BLOCK = 64  # the interpreter takes its time for every program

@@ -29,6 +29,8 @@ from .portable import DeviceRow, PortableUpdate, decay_at
 
 #: Elements per program, and its warps: 8 elements of each tensor per thread.
 BLOCK, WARPS = 1024, 4
+#: Whether ``a * b + c`` is rounded once. Given, because Triton's default changes in 3.10, and 3.9 warns of that.
+FP_FUSION = True
 #: Sets of gradients for which graphs can be captured between two steps outside a capture.
 SPARES = 16
 
@@ -272,12 +274,13 @@ class TritonUpdate:
         if len(tables.blocks):
             sgd_kernel[(len(tables.blocks),)](
                 *tables, grads, grad_scale, found_inf, *(dtype in self._dtypes for dtype in DTYPES),
-                BLOCK=self._block, num_warps=self._warps,
+                BLOCK=self._block, num_warps=self._warps, enable_fp_fusion=FP_FUSION,
             )  # fmt: skip
         if self._flags is not None:
             # Last, because the kernel above reads the flags.
             count = self._flags.shape[1]
-            started_kernel[(triton.cdiv(count, 256),)](*self._flags, count, found_inf, BLOCK=256)
+            grid = (triton.cdiv(count, 256),)
+            started_kernel[grid](*self._flags, count, found_inf, BLOCK=256, enable_fp_fusion=FP_FUSION)
 
     def _is_capturing(self) -> bool:
         return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()

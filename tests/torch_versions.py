@@ -1,0 +1,20 @@
+"""What the supported versions of torch do differently, as marks: where it was otherwise, a test has to fail.
+
+A test of what torch does since a version is expected to fail before it, and only there (``xfail_strict``).
+"""
+
+import pytest
+import torch
+
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
+
+
+def since(*version, reason):
+    """A mark for what torch does since this version, and what it did before."""
+    return pytest.mark.xfail(version > TORCH, reason=f"torch before {'.'.join(map(str, version))}: {reason}")
+
+
+differentiable_numbers = since(2, 7, reason="SGD(differentiable=True) takes no tensors that require a gradient")
+flattened_missing_state = since(2, 10, reason="a flattened state dict without a parameter's state cannot be loaded")
+first_part_by_milestone = since(2, 13, reason="SequentialLR begins with its first part, though a milestone is 0")
+compiles_edits = since(2, 8, reason="torch.compile stops at some values and branches that an edit or a report leads to")
