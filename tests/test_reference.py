@@ -1,4 +1,4 @@
-"""The API reference: what is public is documented, and the README's command makes a page of it that reads as meant."""
+"""The API reference: what is public is documented, and the command in docs/design.md makes a readable page of it."""
 
 import doctest
 import inspect
@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from readme import README, ROOT
+from readme import PAGES, ROOT
 
 import cyclic_optim
 from cyclic_optim.policies import POLICIES
@@ -150,7 +150,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    (command,) = re.findall(r"pdoc (--.* -o build/api cyclic_optim)$", README, re.MULTILINE)
+    (command,) = re.findall(r"pdoc (--.* -o build/api cyclic_optim)$", PAGES["docs/design.md"], re.MULTILINE)
     folder = tmp_path_factory.mktemp("api")
     places = {"build/api": str(folder), "docs": str(ROOT / "docs")}
     arguments = [places.get(word, word) for word in shlex.split(command)]
