@@ -1,4 +1,4 @@
-"""The pages that lie elsewhere in the repository, and links between files as links between pages.
+"""The pages that lie elsewhere in the repository, links between files as links between pages, and generated parts.
 
 A page links to files by their places in the repository, so that its links work there, too. The README is the home page,
 and what the benchmarks wrote is part of the site.
@@ -8,6 +8,9 @@ import posixpath
 import re
 from pathlib import Path
 
+import api
+import gallery
+import private_names
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -23,6 +26,14 @@ RESULTS = {
 }
 ADDED = MOVED | RESULTS
 _PLACES = {source: place for place, source in ADDED.items()}
+
+#: What is made as the site is built, by the name in ``<!-- generated: NAME -->``.
+GENERATED = {
+    "policies": gallery.policies,
+    "private names": private_names.table,
+    "recipes": gallery.recipes,
+    "reference": api.reference,
+}
 
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)(?P<path>[^)#\s]+)(?P<rest>#[^)\s]*)?(?=\))")
 
@@ -42,7 +53,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         source = posixpath.normpath(posixpath.join(posixpath.dirname(source_of(place)), link["path"]))
         return posixpath.relpath(place_of(source), posixpath.dirname(place) or ".") + (link["rest"] or "")
 
-    return _LINK.sub(linked, markdown)
+    return re.sub(r"<!-- generated: (.*) -->", lambda mark: GENERATED[mark[1]](), _LINK.sub(linked, markdown))
 
 
 def source_of(place: str) -> str:
