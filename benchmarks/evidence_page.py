@@ -78,8 +78,7 @@ ROWS = (
     Row(
         "You only have ten minutes",
         "CyclicSGD(model.parameters(), lr=found.suggest()[1], momentum=0.9, policy=LinearDecay(total_steps))",
-        "`found` is the result of [lr_range_test](../README.md#find-the-rate-then-cycle-in-it), which takes a hundred "
-        "steps or two.",
+        "`found` is the result of [lr_range_test](find_your_rate.md), which takes a hundred steps or two.",
         untuned,
     ),
 )
@@ -90,7 +89,7 @@ PAGE = """\
 
 **Take `{recommended}` unless you have a reason for another.** It warms up
 for a twentieth of the training and then falls on a straight line to 0. `total_steps` counts optimizer steps:
-`epochs * len(loader)`. `lr` is the peak; the [range test](../README.md#find-the-rate-then-cycle-in-it) finds it.
+`epochs * len(loader)`. `lr` is the peak; the [range test](find_your_rate.md) finds it.
 
 {table}
 

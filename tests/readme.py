@@ -1,4 +1,4 @@
-"""The Python blocks of the README and of the pages in docs/, as the tests run them."""
+"""The README and the pages in docs/, and their Python blocks as the tests run them."""
 
 import re
 import sys
@@ -47,7 +47,14 @@ _MOVE = re.compile(
 )
 
 #: What to write instead of torch's schedulers: calls of ``opt`` and keyword arguments of CyclicSGD, as code.
-MOVES = [(row["theirs"], row["ours"]) for row in _MOVE.finditer(README)]
+MOVES = [(row["theirs"], row["ours"]) for row in _MOVE.finditer(PAGES["docs/moving_over.md"])]
+
+
+def table(page, first):
+    """The rows of the table on a page whose head begins with this, each as the texts of its cells."""
+    rows = PAGES[page][PAGES[page].index(first) :].split("\n\n")[0].splitlines()[2:]
+    assert rows
+    return [[cell.strip() for cell in re.split(r" \|(?= |$)", row)[:-1]] for row in (row[1:] for row in rows)]
 
 
 def run_snippet(file, test="", /, **given):

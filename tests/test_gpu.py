@@ -59,7 +59,7 @@ def test_a_captured_step_follows_rate_and_momentum():
 
 @pytest.mark.gpu
 def test_a_captured_sgd_follows_a_rate_in_a_tensor_and_no_momentum():
-    """What the README says of torch's: a rate written into ``lr`` counts at the next replay, an edited momentum not."""
+    """What docs/cuda_graphs.md says of torch's: a rate in ``lr`` counts at the next replay, a momentum not."""
     param, lr = torch.nn.Parameter(torch.zeros(1, device="cuda")), torch.tensor(0.5, device="cuda")
     optimizer = torch.optim.SGD([param], lr=lr, momentum=0.5, fused=True)
     param.grad = torch.ones_like(param)

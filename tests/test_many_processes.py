@@ -1,7 +1,7 @@
 """Many processes on torch's own engine: the same schedule on every rank, the same weights as one process.
 
 Each launch starts real gloo processes, which import torch anew, so one launch serves several claims: the scenarios
-return what they saw, and the tests compare. Saving, loading and reporting are the README's own functions.
+return what they saw, and the tests compare. Saving, loading and reporting are those of docs/many_processes.md.
 """
 
 import os
@@ -26,12 +26,12 @@ ROWS = 8  # in the batch of one update, over all processes
 POLICY = Triangular(step_size_up=3)
 LRS = (0.1, 0.05)
 
-_README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-_BLOCKS = re.findall(r"^```python\n(.*?)^```", _README.split("\n## Many processes\n")[1].split("\n## ")[0], re.M | re.S)
+_PAGE = (Path(__file__).resolve().parents[1] / "docs" / "many_processes.md").read_text()
+_BLOCKS = re.findall(r"^```python\n(.*?)^```", _PAGE, re.MULTILINE | re.DOTALL)
 
 
-def readme():
-    """The functions that the README's section defines."""
+def documented():
+    """The functions that the page defines."""
     functions = {"torch": torch}
     for block in _BLOCKS:
         exec(block, functions)
@@ -165,7 +165,7 @@ def plateau(rank, world_size, folder):
     model = make_model()
     optimizer, alone = make_optimizer(model, PLATEAU), make_optimizer(make_model(), PLATEAU)
     zero_model, zero = make_zero(PLATEAU)
-    functions = readme()
+    functions = documented()
     for step, metric in enumerate(METRICS[rank]):
         functions["report"](optimizer, torch.tensor(metric, dtype=torch.float64))
         functions["report"](zero.optim, torch.tensor(metric, dtype=torch.float64))
@@ -191,7 +191,7 @@ def sharded(rank, world_size, folder, **options):
     share = {"rank": rank, "world_size": world_size}
     model = shard(make_model())
     optimizer = make_optimizer(model, **options)
-    save, folder = readme()["save"], f"{folder}/from-{world_size}"
+    save, folder = documented()["save"], f"{folder}/from-{world_size}"
     save(model, optimizer, f"{folder}/at-0")
     seen = train(model, optimizer, range(CUT), **share)
     for flatten in (False, True):
@@ -206,7 +206,9 @@ def resumed(rank, world_size, folder):
     for flatten in (False, True):
         model = shard(make_model())
         optimizer = make_optimizer(model)
-        readme()["load"](model, optimizer, f"{folder}/from-2/at-{CUT}-{flatten}", flatten_optimizer_state_dict=flatten)
+        documented()["load"](
+            model, optimizer, f"{folder}/from-2/at-{CUT}-{flatten}", flatten_optimizer_state_dict=flatten
+        )
         seen = train(model, optimizer, range(CUT, STEPS), rank=rank, world_size=world_size)
         results[flatten] = whole(model), seen
     return results
@@ -216,7 +218,7 @@ def sharded_from_rate_0(rank, world_size, folder):
     """One checkpoint before the first update, at which the rate is 0."""
     model = shard(make_model(zero_head=True))
     optimizer = make_optimizer(model, LambdaPolicy(warm_up_from_0))
-    readme()["save"](model, optimizer, f"{folder}/from-rate-0")
+    documented()["save"](model, optimizer, f"{folder}/from-rate-0")
     seen = train(model, optimizer, range(STEPS), rank=rank, world_size=world_size)
     return whole(model), seen
 
@@ -227,7 +229,7 @@ def from_sgd(rank, world_size, folder):
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
     share = {"rank": rank, "world_size": world_size}
-    functions = readme()
+    functions = documented()
     model = shard(make_model())
     sgd = SGD(make_groups(model), momentum=0.9)
     train(model, sgd, range(CUT), **share)
@@ -443,7 +445,7 @@ def test_from_sgd_through_a_distributed_checkpoint(two):
 def _train_with_checkpoints(rank, world_size, folder, moment):
     """Trains from the newest checkpoint on, with one after every other update; rank 1 dies at ``moment``."""
     join(rank, world_size, f"{folder}/rendezvous-{moment}")
-    functions = readme()
+    functions = documented()
     model = shard(make_model())
     optimizer = make_optimizer(model)
     if newest := functions["latest"](folder):

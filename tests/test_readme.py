@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import matplotlib as mpl
 import pytest
 import torch
-from readme import AFTER, BEFORE, BLOCKS, MOVES, PAGES, README, ROOT, SNIPPETS
+from readme import AFTER, BEFORE, BLOCKS, MOVES, PAGES, ROOT, SNIPPETS, table
 from torch.optim import lr_scheduler
 
 import cyclic_optim
@@ -45,11 +45,8 @@ def test_every_other_block_is_run_by_a_test_of_its_own():
 
 def test_the_compatibility_table_names_tests_that_exist():
     """Each row that claims something names the tests that show it."""
-    table = README[README.index("| package | version |") :].split("\n\n")[0]
-    rows = table.splitlines()[2:]
-    assert rows
-    for row in rows:
-        *_, version, _, tests = map(str.strip, row.strip("|").split("|"))
+    for row in table("docs/frameworks.md", "| package | version |"):
+        _, version, _, tests = row
         if version.startswith("not"):
             continue
         files = re.findall(r"`(tests/\S+\.py)`", tests)
@@ -60,7 +57,7 @@ def test_the_compatibility_table_names_tests_that_exist():
 def test_the_compatibility_table_tells_the_pinned_versions():
     """The versions in the table are those of constraints.txt, and all that the ecosystem extra installs is in it."""
     pins = dict(re.findall(r"^([\w-]+)==([^;\s]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
-    rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \|", README, re.MULTILINE)
+    rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \|", PAGES["docs/frameworks.md"], re.MULTILINE)
     assert {name: pins[name] for name, _ in rows} == dict(rows)
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
@@ -91,24 +88,25 @@ def test_what_to_write_instead_is_the_same_schedule(theirs, ours):
             each.step()
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page):
-    """Links within a page go to headings that there are, the others to files that there are."""
-    text, folder = PAGES[page], (ROOT / page).parent
-    links = re.findall(r"\]\(([^)]+)\)", text)
-    assert len(links) > (20 if page == "README.md" else 0)
-    for link in links:
-        if not link.startswith("https://"):
-            file, _, anchor = link.partition("#")
-            target = folder / file if file else ROOT / page
-            assert target.is_file(), link
-            assert not anchor or anchor in anchors_of(target.read_text()), link
-
-
-def anchors_of(text):
-    """The anchors of a page's headings."""
+def anchors(text):
+    """The places in a page to which a link may lead: its headings."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
+def test_links_lead_somewhere(page):
+    """Links go to files that there are, and to headings that there are in them."""
+    text = (ROOT / page).read_text()
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert page != "README.md" or len(links) > 20
+    for link in links:
+        if not link.startswith("https://"):
+            path, _, heading = link.partition("#")
+            file = (ROOT / page).parent / path if path else ROOT / page
+            assert file.is_file(), link
+            assert not heading or heading in anchors(file.read_text()), link
 
 
 def on_meta():
@@ -153,9 +151,8 @@ NOT_CAPTURABLE = {
 
 def test_the_table_of_what_cannot_be_captured_tells_the_errors():
     """Each row that names an error names the one that is raised, in its words."""
-    table = README[README.index("| not with `CyclicSGD(capturable=True)` |") :].split("\n\n")[0]
-    rows = [re.match(r"\| (.*) \| `(\w+): (.*)` \|$", row) for row in table.splitlines()[2:]]
-    rows = [row.groups() for row in rows if row]
+    cells = table("docs/cuda_graphs.md", "| not with `CyclicSGD(capturable=True)` |")
+    rows = [(what, *error.groups()) for what, then in cells if (error := re.fullmatch(r"`(\w+): (.*)`", then))]
     assert len(rows) == len(NOT_CAPTURABLE)
     for what, error, message in rows:
         ((options, others, act),) = [case for start, case in NOT_CAPTURABLE.items() if what.startswith(start)]
@@ -169,5 +166,5 @@ def test_the_table_of_what_cannot_be_captured_tells_the_errors():
 
 def test_the_policy_table_names_every_policy():
     """Every policy has a row, and every row a policy."""
-    table = README[README.index("## Policies") : README.index("The triangular ones")]
-    assert set(re.findall(r"^\| `(\w+)\(", table, re.MULTILINE)) == set(POLICIES)
+    first = [row[0] for row in table("docs/policies.md", "| policy | factor of the peak |")]
+    assert {name[1] for name in (re.match(r"`(\w+)\(", cell) for cell in first) if name} == {*POLICIES}

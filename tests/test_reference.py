@@ -1,18 +1,11 @@
-"""The API reference: what is public is documented, and the README's command makes a page of it that reads as meant."""
+"""The docstrings of which the API reference is made: all that is public has one, it explains all, its examples run."""
 
 import doctest
 import inspect
-import os
 import re
-import shlex
-import subprocess
-import sys
 from dataclasses import fields
-from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
-from readme import README, ROOT
 
 import cyclic_optim
 from cyclic_optim import testing
@@ -105,96 +98,3 @@ def test_an_example_shows_what_it_prints(example):
     report = []
     assert len(EXAMPLES) > 5
     assert doctest.DocTestRunner(verbose=False).run(example, out=report.append).failed == 0, "".join(report)
-
-
-# --- the page
-
-
-class Page(HTMLParser):
-    """What a reader of the reference sees."""
-
-    VOID = frozenset({"br", "hr", "img", "input", "link", "meta", "wbr"})
-
-    def __init__(self, html):
-        super().__init__()
-        self.ids, self.links = [], set()
-        self.docstrings, self.prose, self.code = {}, [], []
-        self.headings, self.emphasized = set(), set()
-        self._open = []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        if tag in ("section", "div", "dd") and "id" in attributes:
-            self.ids.append(attributes["id"])
-        if attributes.get("href", "").startswith("#"):
-            self.links.add(attributes["href"][1:])
-        if tag not in self.VOID:
-            self._open.append((tag, attributes))
-
-    def handle_endtag(self, tag):
-        while tag not in self.VOID and self._open.pop()[0] != tag:
-            pass
-
-    def handle_data(self, data):
-        if not any("docstring" in attributes.get("class", "").split() for _, attributes in self._open):
-            return
-        tags = {tag for tag, _ in self._open}
-        of = [attributes["id"] for _, attributes in self._open if "id" in attributes][-1:]
-        if of:
-            self.docstrings[of[0]] = self.docstrings.get(of[0], "") + data
-        if tags & {"h1", "h2", "h3", "h4", "h5", "h6"}:
-            self.headings.add(data)
-        if tags & {"em", "i"}:
-            self.emphasized.add(data)
-        if "pre" not in tags:
-            (self.code if "code" in tags else self.prose).append(data)
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    (command,) = re.findall(r"pdoc (--.* -o build/api cyclic_optim)$", README, re.MULTILINE)
-    folder = tmp_path_factory.mktemp("api")
-    places = {"build/api": str(folder), "docs": str(ROOT / "docs")}
-    arguments = [places.get(word, word) for word in shlex.split(command)]
-    # The package under test, whichever is installed.
-    environment = {**os.environ, "PYTHONPATH": str(Path(cyclic_optim.__file__).parents[1])}
-    command = [sys.executable, "-m", "pdoc", *arguments]
-    made = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
-    assert not made.stderr
-    return Page((folder / "cyclic_optim.html").read_text(encoding="utf-8"))
-
-
-def from_public_classes(cls):
-    """The methods that a class has from itself or another public class."""
-    homes = {name: next(base for base in cls.__mro__ if name in vars(base)) for name in methods(cls)}
-    return {name for name, home in homes.items() if home in PUBLIC.values()}
-
-
-def test_the_page_has_every_public_name_and_nothing_private(page):
-    """All names of ``__all__`` in their order, each with its methods, inherited ones too, and a docstring for each."""
-    assert [name for name in page.ids if "." not in name] == cyclic_optim.__all__
-    for name, public in PUBLIC.items():
-        assert page.docstrings[name].strip()
-        shown = {member.partition(".")[2] for member in page.ids if member.startswith(f"{name}.")} - {"__init__"}
-        assert not [member for member in shown if member.startswith("_")]
-        if inspect.isclass(public):
-            assert from_public_classes(public) <= shown
-            assert all(page.docstrings[f"{name}.{member}"].strip() for member in own_methods(public))
-            assert shown <= methods(public).keys() | inspect.get_annotations(public).keys()
-    assert all("Alias" not in page.docstrings[f"Values.{field}"] for field in cyclic_optim.Values._fields)
-
-
-def test_no_markup_is_left_in_what_is_read(page):
-    """Roles, literals, code blocks and sections of the docstrings are rendered, and nothing else is taken for them."""
-    assert not re.findall(r".*(?:`|::|:\w+:|\*\*|==|--|\$\$|\\|^\.\.).*", "".join(page.prose), re.MULTILINE)
-    assert not [code for code in page.code if re.match(r"[~.`:]", code)]
-    assert page.headings == {"Arguments:", "Attributes:", "Example:", "Raises:", "Returns:"}
-    assert not page.emphasized
-
-
-def test_links_within_the_page_lead_somewhere(page):
-    """What is linked is on the page."""
-    assert set(cyclic_optim.__all__) <= page.links
-    assert page.links <= set(page.ids)

@@ -70,8 +70,8 @@ def test_the_record_has_every_case_and_enough_of_each(suggestions):
         ]
 
 
-def test_the_readme_says_what_the_record_says(report):
-    """The shares in the README are those of the record, and ours is ahead of every other rule in both."""
+def test_the_page_says_what_the_record_says(report):
+    """The shares in docs/find_your_rate.md are those of the record, and ours is ahead of every other rule in both."""
     cases = [report.Case.of(name, case) for name, case in json.loads(RECORD.read_text())["cases"].items()]
 
     def shares(name, some=cases):
@@ -79,9 +79,8 @@ def test_the_readme_says_what_the_record_says(report):
 
     named = {"minimum": "`minimum`, in its own package, with", "steepest": "`steep` with"}
     named["torch_lr_finder"] = "pytorch-lr-finder's with"
-    paragraph = " ".join(
-        (FOLDER.parent / "README.md").read_text().split("**Is it any good?**")[1].split("- **")[0].split()
-    )
+    page = (FOLDER.parent / "docs" / "find_your_rate.md").read_text()
+    paragraph = " ".join(page.split("## Is it any good?")[1].split("## ")[0].split())
     ours, others = shares(report.OURS), [f"`{rule}`{where}" for rule in RULES for where in ("", ", as in its package")]
     assert all(mine > max(theirs) for mine, theirs in zip(ours, zip(*map(shares, others), strict=True), strict=True))
     good, near = (f"{100 * part:.0f} %" for part in ours)

@@ -1,11 +1,11 @@
-"""The README's table of torch's bugs: what it says of torch.optim.SGD is so on the versions that it names, and only
-there."""
+"""The table of torch's bugs in docs/promises.md: what it says of torch.optim.SGD is so on the versions that it names,
+and only there."""
 
 import re
 
 import pytest
 import torch
-from readme import README
+from readme import table
 from torch_bugs import BUGS, RIGHT, observed
 
 
@@ -15,9 +15,7 @@ def version(text):
 
 def rows():
     """The rows of the table: the case, what happens, and the first and last torch on which it was seen."""
-    table = README[README.index("| case | `SGD(fused=True)` |") :].split("\n\n")[0]
-    for row in table.splitlines()[2:]:
-        case, what, seen, _ = map(str.strip, row.strip("|").split(" | "))
+    for case, what, seen, _ in table("docs/promises.md", "| case | `SGD(fused=True)` |"):
         first, last = re.fullmatch(r"(2\.\d+) to (2\.\d+)", seen).groups()
         yield case, what, version(first), version(last)
 

@@ -138,7 +138,7 @@ def errors(request, scripts):
 
 
 @checked
-@pytest.mark.parametrize("page", sorted({block.page for block in FOUND}))
+@pytest.mark.parametrize("page", dict.fromkeys(block.page for block in FOUND))
 def test_the_blocks_of_a_page_pass(errors, page):
     """Every Python block of the page passes. The lines are the page's."""
     names = [f"blocks/block_{i}.py" for i, block in enumerate(FOUND) if block.page == page]

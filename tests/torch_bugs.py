@@ -1,4 +1,4 @@
-"""What torch.optim.SGD does in each case of the README's table of bugs, on the torch that is installed.
+"""What torch.optim.SGD does in each case of the table of bugs in docs/promises.md, on the torch that is installed.
 
 ``python tests/torch_bugs.py`` prints it; it needs torch alone.
 """
@@ -166,7 +166,7 @@ def forward_mode():
     return RIGHT if tangent.tolist() == [0.0] * 3 else "the derivative is lost"
 
 
-#: By the text in the README's table.
+#: By the text in the table.
 BUGS = {
     "parameter and gradient laid out differently in memory (one of them channels_last, say)": layouts,
     "a parameter whose first gradient comes after others have stepped": a_late_gradient,

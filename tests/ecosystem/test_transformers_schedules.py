@@ -1,4 +1,4 @@
-"""transformers' learning-rate schedules: the policy in the README's table for each is the real function's schedule."""
+"""transformers' learning-rate schedules: the policy in docs/moving_over.md for each is the function's schedule."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def assert_follows(policy, optimizer, scheduler, steps=T):
     ("theirs", "ours"), [move for move in MOVES if move[0].startswith("get_")], ids=lambda code: code.split("(")[0]
 )
 def test_what_to_write_instead(theirs, ours, w):
-    """The README's policy for each function gives its rates at every step of a run, without and with all warm-up."""
+    """The table's policy for each function gives its rates at every step of a run, without and with all warm-up."""
     rest, optimizer = T - w, sgd()
     given = {"w": w, "T": T, "d": min(8, rest), "c": 3 if rest % 3 == 0 else 1, "t": 40, "m": 0.1, "e": 0.03, "p": 2.0}
     function = getattr(transformers, theirs.split("(")[0])

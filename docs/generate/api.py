@@ -1,0 +1,20 @@
+"""The page of the API: every public name, in the order of ``cyclic_optim.__all__``."""
+
+import cyclic_optim
+
+#: The first name of each section.
+SECTIONS = {
+    "CyclicSGD": "Optimizers",
+    "Policy": "Policies",
+    "lr_range_test": "The range test",
+    "plot_policy": "Pictures",
+}
+
+
+def reference() -> str:
+    parts = []
+    for name in cyclic_optim.__all__:
+        if name in SECTIONS:
+            parts.append(f"## {SECTIONS[name]}")
+        parts.append(f"::: cyclic_optim.{name}")
+    return "\n\n".join(parts)
