@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .groups import MARKS, Kinds, check_has_string_keys
+from .groups import MARKS, Kinds, add_policy_key, check_has_string_keys
 from .policies import Policy
 from .policies.spec import check_description, rebuild
 from .rules import finite, shown
@@ -238,7 +238,8 @@ def adopt(groups: list[Group], previous: list[Group], known: Known, slots: Slots
         elif old["policy"] is not None:
             _start(group, old, groups[:i], slots)
             kinds.check_scheduled(group)
-    _add_policy_key(groups)
+    if any(group.get("policy") is not None for group in groups):
+        add_policy_key(groups)
     for message in messages:
         warn(message)
     _warn_of_values({i: found for i, found in differences.items() if found is not None})
@@ -246,13 +247,6 @@ def adopt(groups: list[Group], previous: list[Group], known: Known, slots: Slots
     for group in groups:
         group.update(known.stored(group))
     return by_hand
-
-
-def _add_policy_key(groups: list[Group]) -> None:
-    """Give every group the key ``policy``, where any group has a policy."""
-    if any(group.get("policy") is not None for group in groups):
-        for group in groups:
-            group.setdefault("policy", None)
 
 
 def _check_presence(groups: list[Group]) -> None:

@@ -259,6 +259,12 @@ def check_groups(groups: list[Group]) -> None:
         raise ValueError("need at least one param group beside a policy, whose counter they keep, got none")
 
 
+def add_policy_key(groups: list[Group]) -> None:
+    """Give every group the key ``policy``, as all have it beside a schedule."""
+    for group in groups:
+        group.setdefault("policy", None)
+
+
 def check_schedules(groups: list[Group]) -> None:
     """Refuse what no schedule can go on from: no group, or one from which a key of its schedule was removed."""
     check_groups(groups)

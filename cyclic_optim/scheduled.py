@@ -246,6 +246,7 @@ class Scheduled(Optimizer):
             group["policy"] = self._known.text(policy)
         else:
             check_unscheduled(group, is_told=names_policy)
+            group["policy"] = None  # which it keeps beside a schedule
         self._schedules = self._schedules.for_groups(self, [*peers, group])
         self._schedules.join(self)
         self._to_device()

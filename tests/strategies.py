@@ -91,6 +91,11 @@ def parameter(dtype=torch.float64):
     return param
 
 
+def held_momentum(momentum):
+    """A momentum as the device holds it: in float32, but above 0 where it is above 0, as at 0 there is none."""
+    return max(torch.tensor(momentum, dtype=torch.float32).item(), 2.0**-149) if momentum > 0 else 0.0
+
+
 # --- kinds of policies
 
 

@@ -12,7 +12,7 @@ import torch
 import torch_versions
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from strategies import policies
+from strategies import held_momentum, policies
 from torch._dynamo.utils import counters
 from torch.optim import Adam, AdamW, NAdam, RMSprop
 
@@ -87,7 +87,7 @@ def assert_at(optimizer, policy, step, peaks=(0.05, 0.01)):
         assert group["schedule_step"].item() == step
         assert group["lr"].item() == torch.tensor(peak * lr_factor, dtype=torch.float32).item()
         if momentum is not None:
-            assert group["betas"][0].item() == torch.tensor(momentum, dtype=torch.float32).item()
+            assert group["betas"][0].item() == held_momentum(momentum)
 
 
 def assert_close(ours, theirs, tolerance=2e-5):

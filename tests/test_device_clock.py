@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import FAR, finite_policies, periodic_policies, policies, steps
+from strategies import FAR, finite_policies, held_momentum, periodic_policies, policies, steps
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -18,7 +18,7 @@ from cyclic_optim import (
     Triangular,
     Triangular2,
 )
-from cyclic_optim.device.clock import LEAST_MOMENTUM, DeviceClock, Position
+from cyclic_optim.device.clock import DeviceClock, Position
 
 CPU = torch.device("cpu")
 
@@ -27,11 +27,6 @@ peaks = st.floats(1e-4, 10) | st.sampled_from([0.1, 1.0])
 
 def rounded(number):
     return torch.tensor(number, dtype=torch.float32).item()
-
-
-def held_momentum(number):
-    """In float32; what is above 0 stays above it."""
-    return max(rounded(number), LEAST_MOMENTUM) if number > 0 else 0.0
 
 
 def horizon_for(policy, least=300):

@@ -356,10 +356,12 @@ def test_a_removed_key_of_a_schedule_is_named(key, capturable):
         lambda: optimizer.reschedule(lr=0.5),
         lambda: optimizer.load_state_dict(saved),
         lambda: optimizer.add_param_group({"params": [parameter(torch.float32)]}),
+        lambda: optimizer.add_param_group({"params": [parameter(torch.float32)], "policy": None}),
     ):
         with pytest.raises(ValueError, match=f"^need .*'?{key}'? .*param group"):
             call()
         assert {name: repr(value) for name, value in first.items()} == shown
+        assert key not in second
     second[key] = removed
     optimizer.step()
     assert column(optimizer, "schedule_step") == [2, 2]

@@ -431,7 +431,8 @@ def test_from_sgd_through_a_distributed_checkpoint(two):
     train(model, sgd, range(CUT))
     optimizer = make_optimizer(model)
     start = values(make_optimizer(make_model()))
-    optimizer.load_state_dict(sgd.state_dict())
+    with pytest.warns(UserWarning, match="the schedule starts at step 0"):
+        optimizer.load_state_dict(sgd.state_dict())
     schedule = train(model, optimizer, range(CUT, STEPS))
     for weights, seen, partial in two[from_sgd]:
         assert seen == schedule

@@ -14,7 +14,7 @@ import torch
 
 from ..checkpoint import fill
 from ..grad_mode import with_grad
-from ..groups import MARKS, SCHEDULE_KEYS, check_schedule_keys, check_schedules
+from ..groups import MARKS, SCHEDULE_KEYS, add_policy_key, check_schedule_keys, check_schedules
 from ..host.schedules import gradients_are_zero, is_zero, warn_of_scheduler
 from ..native import ABSENT, holds
 from ..policies import Policy, Values
@@ -257,23 +257,21 @@ class DeviceSchedules:
     # -- between steps ------------------------------------------------------------------------------------------------
 
     def for_groups(self, optimizer: Any, groups: list[Group]) -> Schedules:
-        for group in groups:
-            group.setdefault("policy", None)
         return self
 
     def join(self, optimizer: Any) -> None:
         groups = optimizer.param_groups
         i, group = len(groups) - 1, groups[-1]
         self.update.check(group, self.clock.device)
-        undo = self.remember()
+        undo = [undoing(groups[:-1]), self.remember()]
         try:
             plain = [*self.plain(groups[:-1]), dict(group)]
             self._make_room()
             self._put(groups, plain, [i])
             self.update.create(self, i, group, optimizer.state)
         except BaseException:
-            undo()
-            self.shown.show(groups[:-1])
+            for put_back in undo:
+                put_back()
             for param in group["params"]:
                 optimizer.state.pop(param, None)
             raise
@@ -349,7 +347,8 @@ class DeviceSchedules:
         fill(groups, previous, keys)
 
     def adopted(self, groups: list[Group], by_hand: dict[int, set[str]]) -> None:
-        """No-op: loaded numbers are written into tensors later, when nothing else can fail."""
+        """Loaded numbers are written into tensors later, when nothing else can fail."""
+        add_policy_key(groups)
 
     def loaded(self, optimizer: Any, previous: Any) -> None:
         groups = optimizer.param_groups

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import native
 from ..grad_mode import with_grad
-from ..groups import HELD_BY_ALL, MARKS, check_rate, check_schedule_keys, check_schedules
+from ..groups import HELD_BY_ALL, MARKS, add_policy_key, check_rate, check_schedule_keys, check_schedules
 from ..native import ABSENT
 from ..policies.asked import values_at
 from ..schedule import (
@@ -320,10 +320,8 @@ class HostSchedules:
     # -- between steps --------------------------------------------------------------------------------------------
 
     def for_groups(self, optimizer: Any, groups: list[Group]) -> Schedules:
-        had: list[Any] = self._written.columns[0]
-        for i, group in enumerate(groups):
-            if i >= len(had) or had[i] is None:  # else the key of a schedule was removed, which join refuses
-                group.setdefault("policy", None)
+        if self._written.n == 0:  # new here; from then on a group without the key is one that it was removed from
+            add_policy_key(groups)
         return self
 
     def join(self, optimizer: Any) -> None:
@@ -399,6 +397,7 @@ class HostSchedules:
         fill(groups, previous, keys)
 
     def adopted(self, groups: list[Group], by_hand: dict[int, set[str]]) -> None:
+        add_policy_key(groups)
         self._remember_written(groups, {i for i, edited in by_hand.items() if "lr" in edited})
         for i, edited in by_hand.items():
             for name in edited - {"lr"}:
