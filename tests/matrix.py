@@ -137,7 +137,7 @@ def _environment(pair: Pair, python: Path, folder: Path) -> Path:
         _logged([sys.executable, "-m", "pip", "--python", own, "install", "--quiet", "--upgrade", "pip"], log)
     constraints = ["-c", "constraints.txt"] if pair.constrained else []
     # An older package with a wheel rather than a newer one that has to be compiled.
-    options = ["--quiet", "--no-input", "--prefer-binary", *constraints]
+    options = ["--quiet", "--no-input", "--no-compile", "--prefer-binary", *constraints]
     _logged([own, "-m", "pip", "install", *options, f"torch=={pair.torch}", "-e", ".[test]"], log, cwd=clone)
     return own
 

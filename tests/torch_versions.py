@@ -17,4 +17,5 @@ def since(*version, reason):
 differentiable_numbers = since(2, 7, reason="SGD(differentiable=True) takes no tensors that require a gradient")
 flattened_missing_state = since(2, 10, reason="a flattened state dict without a parameter's state cannot be loaded")
 first_part_by_milestone = since(2, 13, reason="SequentialLR begins with its first part, though a milestone is 0")
+compiles_assigned_betas = since(2, 10, reason="torch.compile stops at betas that were assigned under a compiled step")
 compiles_edits = since(2, 8, reason="torch.compile stops at some values and branches that an edit or a report leads to")

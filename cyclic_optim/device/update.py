@@ -79,7 +79,7 @@ class BaseUpdate:
         if slot.key != BETA1.key:
             return momentum
         shown, betas = self._betas.get(i, ()), group["betas"]
-        is_same = bool(shown) and shown[0] is momentum and len(shown) == len(betas)
+        is_same = len(shown) == len(betas) and shown[0] is momentum  # no bool(shown): torch 2.8 cannot trace it
         if is_same and is_object(betas, shown):
             return shown
         if not is_same:
