@@ -19,7 +19,6 @@ MODULES = (
     "evidence_report",
     "evidence_tasks",
     "evidence_training",
-    "convergence_statistics",
 )
 RECORD = FOLDER / "results" / "evidence.json"
 
@@ -277,12 +276,7 @@ class Invented:
         return [[80 + self.merit(question.arm) + math.sqrt(n) - away + noise / 5 for n in question.epochs]] * 2
 
 
-@pytest.fixture(scope="module")
-def invented(arms):
-    return Invented(arms, lambda arm: len(arm) / 10)
-
-
-def test_the_grid_chooses_by_validation_and_every_cell_is_trained(evidence, arms, invented):
+def test_the_grid_chooses_by_validation_and_every_cell_is_trained(evidence, arms):
     """Each arm, task, budget and seed, at the range test's rate and at the best of the grid, which is the one with the
     best validation accuracy."""
     kept = Invented(arms, lambda arm: 0.0, best=3.0)

@@ -94,20 +94,25 @@ def test_what_to_write_instead_is_the_same_schedule(theirs, ours):
             each.step()
 
 
+def anchors(text):
+    """Of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    """Links within a page go to headings that there are, the others to files that there are."""
+    """Links go to files that there are, and within a page, of this file or another, to headings that there are."""
     text, folder = PAGES[page], (ROOT / page).parent
-    anchors = {
-        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, re.M)
-    }
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert len(links) > (20 if page == "README.md" else 0)
     for link in links:
-        if link.startswith("#"):
-            assert link[1:] in anchors, link
-        elif not link.startswith("https://"):
-            assert (folder / link).is_file(), link
+        if link.startswith("https://"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = folder / file if file else ROOT / page
+        assert target.is_file(), link
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
 
 
 def on_meta():
