@@ -1,4 +1,5 @@
-"""Every benchmark that needs no argument, one after another; but ``convergence.py``, which takes an hour by itself.
+"""Every benchmark that needs no argument, one after another; but ``convergence.py`` and ``evidence.py``, which take an
+hour and more by themselves.
 
 Run it with::
 
@@ -28,6 +29,7 @@ BENCHMARKS = (
     "suggestions.py",
     "low_good_high.py",
     "letters.py",
+    "speedrun.py",
 )
 
 
