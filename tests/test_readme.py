@@ -2,7 +2,10 @@
 
 import configparser
 import math
+import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -31,6 +34,15 @@ def test_a_block_runs(block):
         **{name: getattr(cyclic_optim, name) for name in cyclic_optim.__all__},
     }
     exec(block, namespace)
+
+
+def test_the_tutorial_runs_as_a_script(tmp_path):
+    """So it does from anywhere, and says that a run that was stopped ends with the same weights."""
+    environment = {**os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "docs" / "start.py")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "to the bit: True" in done.stdout
 
 
 def test_every_other_block_is_run_by_a_test_of_its_own():
@@ -95,7 +107,7 @@ def anchors(text):
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "docs/start.py"])
 def test_links_lead_somewhere(page):
     """Links go to files that there are, and to headings that there are in them."""
     text = (ROOT / page).read_text()

@@ -3,10 +3,7 @@
 import io
 import re
 
-import matplotlib as mpl
-
-mpl.use("svg")
-from matplotlib import pyplot
+from cycler import cycler
 from matplotlib.figure import Figure
 
 from cyclic_optim import plotting
@@ -22,6 +19,7 @@ COLOURS = {
     plotting.STOP_COLOUR: "currentColor",
 }
 STYLE = {
+    "axes.prop_cycle": cycler(color=[plotting.LR_COLOUR, plotting.OTHER_STYLES[0][0], plotting.OTHER_STYLES[1][0]]),
     "axes.edgecolor": _TEXT,
     "axes.facecolor": "none",
     "axes.labelcolor": _TEXT,
@@ -41,11 +39,14 @@ STYLE = {
 
 
 def svg(figure: Figure, name: str) -> str:
-    """The figure as one line of HTML, and its memory freed. ``name`` is what a screen reader says."""
+    """The figure as one line of HTML. ``name`` is what a screen reader says."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    pyplot.close(figure)
-    drawn = file.getvalue()
+    return themed(file.getvalue(), name)
+
+
+def themed(drawn: str, name: str) -> str:
+    """What matplotlib drew in ``STYLE``, as one line of HTML in the page's colours."""
     drawn = drawn[drawn.index("<svg") :]
     for colour, shown in COLOURS.items():
         drawn = drawn.replace(colour, shown)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import figures
-from matplotlib import pyplot
+import matplotlib as mpl
+from matplotlib.figure import Figure
 
 from cyclic_optim import Policy, Values, plot_policy
 from cyclic_optim.plotting import brief
@@ -103,8 +104,9 @@ def as_markdown(text: str) -> str:
 
 def curve(policy: Policy, steps: int, name: str) -> str:
     """The policy's picture."""
-    with pyplot.rc_context(figures.STYLE):
-        figure, ax = pyplot.subplots(figsize=(6.4, 2.3), layout="constrained")
+    with mpl.rc_context(figures.STYLE):
+        figure = Figure(figsize=(6.4, 2.3), layout="constrained")
+        ax = figure.subplots()
         plot_policy(policy, steps, ax=ax)
         ax.set_title("")
         ax.set_ylabel("factor of the peak")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import api
 import gallery
+import notebook
 import private_names
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -25,7 +26,7 @@ RESULTS = {
     for file in sorted(ROOT.glob(f"benchmarks/results/*.{kind}"))
 }
 ADDED = MOVED | RESULTS
-_PLACES = {source: place for place, source in ADDED.items()}
+_PLACES = {source: place for place, source in ADDED.items()} | {"docs/start.py": "start.md"}
 
 #: What is made as the site is built, by the name in ``<!-- generated: NAME -->``.
 GENERATED = {
@@ -41,6 +42,8 @@ _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)(?P<path>[^)#\s]+)(?P<rest>#[^)\s]*)?(?=
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     for place, source in ADDED.items():
         files.append(File.generated(config, place, abs_src_path=str(ROOT / source)))
+    files.append(File.generated(config, "start.md", content=notebook.page()))
+    files.append(File.generated(config, "start.ipynb", content=notebook.notebook()))
     return files
 
 
