@@ -10,23 +10,31 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, fields
 from typing import Any, NamedTuple
 
 from . import __version__
-from .plotting import OTHERS, Moment, brief, check_arguments, needs_log, plot_policy, require_matplotlib, sampled, trace
+from .plotting import (
+    DEFAULT_STEPS,
+    OTHERS,
+    Moment,
+    brief,
+    check_arguments,
+    default_steps,
+    needs_log,
+    plot_policy,
+    require_matplotlib,
+    sampled,
+    trace,
+)
 from .policies import POLICIES, Policy
 from .policies.expression import parsed
 from .rules import Rule, finite, whole
 
 WIDEST_CHART = 100
 LR_ROWS, OTHER_ROWS = 13, 7  # odd: one row is the middle
-DEFAULT_STEPS = (
-    "to the policy's end and a tenth more; without an end three cycles of one that repeats exactly, else six times "
-    "the longest number of steps in it, else 10, 100, ... until a tenth of the peak is passed, or 1000"
-)
 EXPRESSION = "expression"
 METAVARS: dict[Any, str] = {int: "N", float: "NUMBER", str: "WORD", tuple: "N"}
 
@@ -315,29 +323,6 @@ def _preview(arguments: argparse.Namespace) -> int:
         return _print_chart(policy, steps, lr)
     except (TypeError, ValueError, OverflowError) as error:
         parser.error(str(error))
-
-
-def default_steps(policy: Policy) -> int:
-    """The default number of steps to show; ``DEFAULT_STEPS`` is the rule in words."""
-    if policy.end:
-        return policy.end + math.ceil(policy.end / 10) + 1
-    if policy.period and policy.period > 1:
-        return 3 * policy.period + 1
-    longest = max(_lengths(policy), default=0)
-    if longest:
-        return 6 * longest
-    return next((10**k for k in range(1, 7) if policy.at(10**k).lr_factor < 0.1), 1000)
-
-
-def _lengths(policy: Policy) -> Iterator[int]:
-    """The numbers of steps in a policy and its parts."""
-    for field in _fields(type(policy)):
-        value, rule = getattr(policy, field.name), field.metadata.get("rule")
-        for item in value if isinstance(value, tuple) else [value]:
-            if isinstance(item, Policy):
-                yield from _lengths(item)
-            elif rule is not None and rule.kind in (int, tuple) and item is not None:
-                yield item
 
 
 def _print_csv(policy: Policy, steps: int, lr: float) -> int:

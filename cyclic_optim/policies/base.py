@@ -7,7 +7,10 @@ from abc import ABC, abstractmethod
 from dataclasses import fields, is_dataclass
 from functools import cached_property
 from math import sin
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class Values(NamedTuple):
@@ -100,6 +103,32 @@ class Policy(ABC):
         """
         if state is not None:
             raise ValueError(f"need no state of reports for {self!r}, got {state!r}")
+
+    def plot(self, steps: int, lr: float = 1.0, ax: Axes | None = None) -> Axes:
+        """Draw the values over the steps 0..steps-1: :func:`plot_policy` as a method. Needs matplotlib.
+
+        A notebook shows a smaller picture, which needs no matplotlib, where the policy itself is a cell's last line.
+
+        Args:
+            steps: how many optimizer steps to draw, at least 1.
+            lr: the peak rate, by which the policy's factor is multiplied.
+            ax: where to draw (default: a new figure).
+
+        Returns:
+            The Axes of the learning rate.
+
+        Raises:
+            ValueError, TypeError, ImportError: as for :func:`plot_policy`.
+        """
+        from ..plotting import plot_policy
+
+        return plot_policy(self, steps, lr, ax)
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows: the curves as an inline SVG picture; None, for the text, where ``at`` fails."""
+        from ..svg import or_none, policy_html
+
+        return or_none(lambda: policy_html(self))
 
     def __getstate__(self) -> Any:
         # Cached values are left out and computed anew: another version may compute them differently.

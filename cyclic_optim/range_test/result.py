@@ -297,17 +297,17 @@ class LRRangeTest:
         lr = [ratio * max_lr for ratio in self.ratios] if apart else max_lr
         return {"lr": lr, "policy": policy(max_lr / base_lr)}
 
-    def _repr_png_(self) -> bytes | None:
-        """The picture that :meth:`plot` draws, for a notebook; None where matplotlib is missing."""
-        from ..plotting import range_test_png
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows: the curve as an inline SVG picture, which needs no matplotlib."""
+        from ..svg import or_none, range_test_html
 
-        return range_test_png(self)
+        return or_none(lambda: range_test_html(self))
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the losses over the rate; returns the Axes. Needs matplotlib.
 
         Marked are the suggested range, the lowest loss of a single step, and the rate at which the test stopped. A
-        notebook shows this picture also where the result itself is a cell's last line.
+        notebook shows a smaller picture, which needs no matplotlib, where the result itself is a cell's last line.
 
         Args:
             ax: where to draw (default: a new figure).
