@@ -12,7 +12,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, Field, fields
+from dataclasses import Field, fields
 from typing import Any, NamedTuple
 
 from . import __version__
@@ -30,6 +30,7 @@ from .plotting import (
     trace,
 )
 from .policies import POLICIES, Policy
+from .policies.base import is_required
 from .policies.expression import parsed
 from .rules import Rule, finite, whole
 
@@ -159,7 +160,7 @@ def _add_field(group: argparse._ArgumentGroup, field: Field[Any], documented: st
     if rule.kind is bool:
         group.add_argument(option, action=argparse.BooleanOptionalAction, **common)
         return
-    common.update(required=_required(field), metavar=METAVARS[rule.kind])
+    common.update(required=is_required(field), metavar=METAVARS[rule.kind])
     if rule.kind is tuple:
         # The rule for the whole sequence is checked by the policy.
         group.add_argument(option, nargs="*", type=_length, **common)
@@ -170,7 +171,7 @@ def _add_field(group: argparse._ArgumentGroup, field: Field[Any], documented: st
 def _help(field: Field[Any], rule: Rule, documented: str) -> str:
     """The docstring's text for a field, and in brackets its rule and its default."""
     notes = [rule.text.format(field.name)] if rule.text else []
-    if _required(field):
+    if is_required(field):
         notes.append("required")
     elif field.default is not None:
         notes.append(f"default: {field.default}")
@@ -191,15 +192,11 @@ def option_fields(policy: type[Policy]) -> list[Field[Any]]:
 def _code_only(policy: type[Policy]) -> list[str]:
     """The required fields that cannot be given as options: functions and policies."""
     offered = option_fields(policy)
-    return [field.name for field in _fields(policy) if field not in offered and _required(field)]
+    return [field.name for field in _fields(policy) if field not in offered and is_required(field)]
 
 
 def _fields(policy: type[Policy]) -> tuple[Field[Any], ...]:
     return fields(policy)  # type: ignore[arg-type]  # all of the table are dataclasses
-
-
-def _required(field: Field[Any]) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _number(text: str) -> int | float | str:

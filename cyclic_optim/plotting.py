@@ -10,8 +10,8 @@ from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .policies.asked import values_at
-from .policies.base import Policy
-from .rules import finite, whole
+from .policies.base import Policy, class_hint
+from .rules import finite, shown, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +79,7 @@ def require_matplotlib() -> None:
 def check_arguments(policy: Policy, steps: int, lr: float) -> tuple[int, float]:
     """``steps`` and ``lr`` as plain numbers, or an error that states the rule and the value."""
     if not isinstance(policy, Policy):
-        raise TypeError(f"need policy to be a Policy, got {policy=}")
+        raise TypeError(f"need policy to be a Policy, got policy={shown(policy)}{class_hint(policy)}")
     return whole(1)["rule"]("steps", steps), finite("lr", lr, minimum=0)
 
 

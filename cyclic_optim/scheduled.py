@@ -268,7 +268,8 @@ class Scheduled(Optimizer):
     def _policy_for(self, group: Group) -> Policy | None:
         """The policy that a new group names, or the optimizer's."""
         named: Any = group.pop("policy", self._policy)
-        if isinstance(named, str):  # a group of another optimizer, or a copy of one of these
+        # A group of another optimizer, or a copy of one of these; other texts are a mistake.
+        if isinstance(named, str) and (named in self._known or named.startswith("{")):
             if named in self._known:
                 return self._known.policy(named)
             if self._policy is None:

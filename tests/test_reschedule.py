@@ -473,7 +473,11 @@ BAD = {
     "steps": ({"step": [1, 2, 3]}, TypeError, "need step to be an int"),
     "a negative step": ({"step": -1}, ValueError, "need 0 <= step, got step=-1"),
     "no room": ({"step": 2**62}, ValueError, r"need step < 2\*\*62, got step=4611686018427387904"),
-    "a class": ({"policy": OneCycle}, TypeError, r"pass an instance, OneCycle\(\.\.\.\)"),
+    "a class": (
+        {"policy": OneCycle},
+        TypeError,
+        r"pass an instance, policy=OneCycle\(total_steps=",
+    ),
     "a function": ({"policy": lambda step: 1.0}, TypeError, "wrap a function of the step in LambdaPolicy"),
     "a policy's text": ({"policy": '{"name": "Constant", "fields": {}}'}, TypeError, "need policy to be a Policy"),
     "a policy that fails there": ({"policy": Failing(), "step": 3}, ArithmeticError, "no values"),

@@ -845,7 +845,7 @@ def test_a_groups_own_bad_arguments_are_refused(group, message):
 def test_an_uncalled_policy_says_to_call_it():
     """Passing the class instead of an instance, or a bare function, says what to write."""
     param = torch.nn.Parameter(torch.ones(1))
-    with pytest.raises(TypeError, match=r"pass an instance, OneCycle\(\.\.\.\)"):
+    with pytest.raises(TypeError, match=r"pass an instance, policy=OneCycle\(total_steps=len\(loader\) \* epochs\)"):
         CyclicSGD([param], policy=OneCycle)
     with pytest.raises(TypeError, match="wrap a function of the step in LambdaPolicy"):
         CyclicSGD([param], policy=lambda step: 1.0)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import fields, is_dataclass
-from functools import cached_property
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cached_property, partial
 from math import sin
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..rules import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,11 +153,44 @@ class Policy(ABC):
                     object.__setattr__(self, field.name, value)
 
 
-def class_hint(value: object) -> str:
-    """The end of an error message: the way out where a policy's class was given instead of an instance."""
-    if isinstance(value, type) and issubclass(value, Policy):
-        return f": pass an instance, {value.__name__}(...)"
-    return ""
+def class_hint(value: object, keyword: str = "") -> str:
+    """The end of an error message: what to write where a policy's class, or a partial of it, was given."""
+    policy = value.func if isinstance(value, partial) else value
+    if not isinstance(policy, type) or not issubclass(policy, Policy):
+        return ""
+    if isinstance(value, partial):
+        return f": call it, {keyword}{written(policy, *value.args, **value.keywords)}"
+    if policy is Policy:
+        return f": pass an instance of a subclass, for example {keyword}OneCycle(total_steps=len(loader) * epochs)"
+    return f": pass an instance, {keyword}{written(policy)}"
+
+
+#: The field that is commonly the length of the whole run.
+_WHOLE_RUN = {
+    "OneCycle": "total_steps",
+    "LinearDecay": "total_steps",
+    "WarmupStableDecay": "total_steps",
+    "CosineDecay": "t_max",
+    "PolynomialDecay": "total_iters",
+}
+
+
+def written(policy: type[Policy], *args: Any, **arguments: Any) -> str:
+    """How a policy is made in code, with these arguments and all that it cannot do without."""
+    if not is_dataclass(policy):
+        return f"{policy.__name__}(...)"
+    required = [field.name for field in fields(policy)[len(args) :] if is_required(field)]
+    run = _WHOLE_RUN.get(policy.__name__)
+    missing = {name: "len(loader) * epochs" if name == run else "..." for name in required if name not in arguments}
+    given = {name: shown(value) for name, value in arguments.items()}
+    return (
+        f"{policy.__name__}({', '.join([*map(shown, args), *(f'{k}={v}' for k, v in {**missing, **given}.items())])})"
+    )
+
+
+def is_required(field: Field[Any]) -> bool:
+    """Whether a dataclass cannot be made without this field."""
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def steady_from(policy: Policy) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any
 from ..rules import shown
 from .base import Policy
 
-_EPOCHS = {"total_steps": "total_steps=epochs * steps_per_epoch"}
+_EPOCHS = {"total_steps": "total_steps=len(loader) * epochs"}
 _LENGTHS = {name: f"{name}, in optimizer steps" for name in ("t_max", "total_steps", "total_iters")}
 _LOWEST = {
     "min_factor": "min_factor={} / lr, a fraction of the peak",
