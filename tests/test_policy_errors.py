@@ -216,7 +216,7 @@ def test_a_float_for_steps_says_to_pass_an_int(name, field, value):
 
 
 def test_total_steps_as_a_float_is_refused():
-    """The usual epochs * len(loader) / accumulation is refused with the cure in the message."""
+    """The usual len(loader) * epochs / accumulation is refused with the cure in the message."""
     with pytest.raises(TypeError, match=r"need total_steps to be an int .* got total_steps=500\.0: pass an int"):
         OneCycle(total_steps=10 * 100 / 2)
 

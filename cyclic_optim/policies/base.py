@@ -31,7 +31,8 @@ class Policy(ABC):
 
     Subclass it, write ``at``, and the optimizer can use it. ``at`` must be a pure function of the step (the same
     step always gives the same values, in whatever order) and be defined for every integer ``0 <= step < 2**63``,
-    counted in optimizer steps, not epochs. A frozen dataclass is the natural form: it prints, compares and pickles.
+    counted in optimizer steps, not epochs (a run has ``len(loader) * epochs``). A frozen dataclass is the natural
+    form: it prints, compares and pickles.
 
         @dataclass(frozen=True)
         class Sawtooth(Policy):

@@ -264,14 +264,14 @@ class LRRangeTest:
 
         For the optimizer that was tested, or one with the same param groups:
 
-            optimizer.reschedule(**result.one_cycle(total_steps), step=0)
+            optimizer.reschedule(**result.one_cycle(total_steps=len(loader) * epochs), step=0)
 
         and for a new one ``CyclicSGD(model.parameters(), **result.one_cycle(total_steps))``. If the groups have rates
         of their own, ``lr`` is a list with a rate for each of them, in the proportion that they were tested in. Only
         ``reschedule`` takes a list: a constructor's ``lr`` does not reach a group that has a rate of its own.
 
         Args:
-            total_steps: optimizer steps of the whole run.
+            total_steps: optimizer steps of the whole run: ``len(loader) * epochs``.
             options: other arguments of :class:`OneCycle`.
 
         Raises:
@@ -283,7 +283,7 @@ class LRRangeTest:
         """The lr and policy of a straight line from ``max_lr`` down to 0; see :meth:`one_cycle`.
 
         Args:
-            total_steps: optimizer steps of the whole run.
+            total_steps: optimizer steps of the whole run: ``len(loader) * epochs``.
             options: other arguments of :class:`LinearDecay`.
 
         Raises:
