@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from helpers import FALLING, made
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -22,7 +23,6 @@ from cyclic_optim import (
     CyclicAdamW,
     CyclicSGD,
     LambdaPolicy,
-    LRRangeTest,
     OneCycle,
     Plateau,
     Policy,
@@ -448,14 +448,6 @@ def test_a_policy_that_breaks_later_is_shown_as_text():
 
 
 # --- a range test
-
-
-def made(losses, **others):
-    lrs = [1e-4 * 1.25**i for i in range(len(losses))]
-    return LRRangeTest(lrs, losses, "exponential", "the loss diverged at lr=1", 0.5, **others)
-
-
-FALLING = [2.0] * 20 + [2.0 - i / 10 for i in range(16)] + [3.0, 5.0]
 
 
 def scaled(result, lr):

@@ -13,6 +13,7 @@ import matplotlib as mpl
 import pytest
 import torch
 import tqdm.auto
+from helpers import FALLING, made
 
 mpl.use("Agg")
 
@@ -266,14 +267,6 @@ def test_a_notebook_without_ipywidgets_gets_a_line_and_no_warning(options):
 
 
 # --- afterwards
-
-
-def made(losses, **others):
-    lrs = [1e-4 * 1.25**i for i in range(len(losses))]
-    return LRRangeTest(lrs, losses, "exponential", "the loss diverged at lr=1", 0.5, **others)
-
-
-FALLING = [2.0] * 20 + [2.0 - i / 10 for i in range(16)] + [3.0, 5.0]
 
 
 def test_the_text_of_a_result_stays():
