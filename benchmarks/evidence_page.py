@@ -89,7 +89,7 @@ PAGE = """\
 
 **Take `{recommended}` unless you have a reason for another.** It warms up
 for a twentieth of the training and then falls on a straight line to 0. `total_steps` counts optimizer steps:
-`epochs * len(loader)`. `lr` is the peak; the [range test](find_your_rate.md) finds it.
+`len(loader) * epochs`. `lr` is the peak; the [range test](find_your_rate.md) finds it.
 
 {table}
 

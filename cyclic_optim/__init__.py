@@ -1,6 +1,6 @@
 """Optimizers that own their learning-rate and momentum schedule. The README is the tour, this the reference.
 
-    optimizer = CyclicSGD(model.parameters(), lr=0.1, policy=OneCycle(total_steps=1000))
+    optimizer = CyclicSGD(model.parameters(), lr=0.1, policy=OneCycle(total_steps=len(loader) * epochs))
 
 :class:`CyclicSGD` and :class:`CyclicAdamW` are ready made, and :func:`cyclic` makes one of any other torch optimizer;
 their methods are those of :class:`Scheduled`. A :class:`Policy` defines learning rate and momentum over the steps, and

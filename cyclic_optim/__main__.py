@@ -10,23 +10,32 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, Field, fields
+from dataclasses import Field, fields
 from typing import Any, NamedTuple
 
 from . import __version__
-from .plotting import OTHERS, Moment, brief, check_arguments, needs_log, plot_policy, require_matplotlib, sampled, trace
+from .plotting import (
+    DEFAULT_STEPS,
+    OTHERS,
+    Moment,
+    brief,
+    check_arguments,
+    default_steps,
+    needs_log,
+    plot_policy,
+    require_matplotlib,
+    sampled,
+    trace,
+)
 from .policies import POLICIES, Policy
+from .policies.base import is_required
 from .policies.expression import parsed
 from .rules import Rule, finite, whole
 
 WIDEST_CHART = 100
 LR_ROWS, OTHER_ROWS = 13, 7  # odd: one row is the middle
-DEFAULT_STEPS = (
-    "to the policy's end and a tenth more; without an end three cycles of one that repeats exactly, else six times "
-    "the longest number of steps in it, else 10, 100, ... until a tenth of the peak is passed, or 1000"
-)
 EXPRESSION = "expression"
 METAVARS: dict[Any, str] = {int: "N", float: "NUMBER", str: "WORD", tuple: "N"}
 
@@ -151,7 +160,7 @@ def _add_field(group: argparse._ArgumentGroup, field: Field[Any], documented: st
     if rule.kind is bool:
         group.add_argument(option, action=argparse.BooleanOptionalAction, **common)
         return
-    common.update(required=_required(field), metavar=METAVARS[rule.kind])
+    common.update(required=is_required(field), metavar=METAVARS[rule.kind])
     if rule.kind is tuple:
         # The rule for the whole sequence is checked by the policy.
         group.add_argument(option, nargs="*", type=_length, **common)
@@ -162,7 +171,7 @@ def _add_field(group: argparse._ArgumentGroup, field: Field[Any], documented: st
 def _help(field: Field[Any], rule: Rule, documented: str) -> str:
     """The docstring's text for a field, and in brackets its rule and its default."""
     notes = [rule.text.format(field.name)] if rule.text else []
-    if _required(field):
+    if is_required(field):
         notes.append("required")
     elif field.default is not None:
         notes.append(f"default: {field.default}")
@@ -183,15 +192,11 @@ def option_fields(policy: type[Policy]) -> list[Field[Any]]:
 def _code_only(policy: type[Policy]) -> list[str]:
     """The required fields that cannot be given as options: functions and policies."""
     offered = option_fields(policy)
-    return [field.name for field in _fields(policy) if field not in offered and _required(field)]
+    return [field.name for field in _fields(policy) if field not in offered and is_required(field)]
 
 
 def _fields(policy: type[Policy]) -> tuple[Field[Any], ...]:
     return fields(policy)  # type: ignore[arg-type]  # all of the table are dataclasses
-
-
-def _required(field: Field[Any]) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _number(text: str) -> int | float | str:
@@ -315,29 +320,6 @@ def _preview(arguments: argparse.Namespace) -> int:
         return _print_chart(policy, steps, lr)
     except (TypeError, ValueError, OverflowError) as error:
         parser.error(str(error))
-
-
-def default_steps(policy: Policy) -> int:
-    """The default number of steps to show; ``DEFAULT_STEPS`` is the rule in words."""
-    if policy.end:
-        return policy.end + math.ceil(policy.end / 10) + 1
-    if policy.period and policy.period > 1:
-        return 3 * policy.period + 1
-    longest = max(_lengths(policy), default=0)
-    if longest:
-        return 6 * longest
-    return next((10**k for k in range(1, 7) if policy.at(10**k).lr_factor < 0.1), 1000)
-
-
-def _lengths(policy: Policy) -> Iterator[int]:
-    """The numbers of steps in a policy and its parts."""
-    for field in _fields(type(policy)):
-        value, rule = getattr(policy, field.name), field.metadata.get("rule")
-        for item in value if isinstance(value, tuple) else [value]:
-            if isinstance(item, Policy):
-                yield from _lengths(item)
-            elif rule is not None and rule.kind in (int, tuple) and item is not None:
-                yield item
 
 
 def _print_csv(policy: Policy, steps: int, lr: float) -> int:

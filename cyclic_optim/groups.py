@@ -10,10 +10,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
 
+from .mistaken import policy_hint
 from .policies import Policy
-from .policies.base import class_hint
 from .rules import finite, shown
 from .slots import OWN_DECAY, Group
 from .torch_private import is_readable
@@ -116,38 +115,7 @@ def check_policy(policy: object) -> None:
     """Refuse anything but a policy or None; the message has the way out for common mistakes."""
     if policy is None or isinstance(policy, Policy):
         return
-    hint = class_hint(policy) or _scheduler_hint(policy)
-    if callable(policy) and not hint:
-        hint = ": wrap a function of the step in LambdaPolicy"
-    raise TypeError(f"need policy to be a Policy or None, got {policy=}{hint}")
-
-
-#: The policy for each of torch's schedulers, in hints.
-POLICY_OF = {
-    "ChainedScheduler": "Product",
-    "ConstantLR": "Sequential",
-    "CosineAnnealingLR": "CosineDecay",
-    "CosineAnnealingWarmRestarts": "CosineRestarts",
-    "CyclicLR": "Triangular",
-    "ExponentialLR": "ExponentialDecay",
-    "LambdaLR": "LambdaPolicy",
-    "LinearLR": "LinearRamp",
-    "MultiStepLR": "MultiStepDecay",
-    "OneCycleLR": "OneCycle",
-    "PolynomialLR": "PolynomialDecay",
-    "ReduceLROnPlateau": "Plateau",
-    "SequentialLR": "Sequential",
-    "StepLR": "StepDecay",
-}
-
-
-def _scheduler_hint(value: object) -> str:
-    """The way out where a torch scheduler, or its class, was given as policy."""
-    kind = value if isinstance(value, type) else type(value)
-    if not issubclass(kind, LRScheduler):
-        return ""
-    instead = f"{POLICY_OF[kind.__name__]}(...) is its policy" if kind.__name__ in POLICY_OF else "pass a policy"
-    return f": {instead}; from_torch(optimizer, scheduler) takes over a run that is under way"
+    raise TypeError(f"need policy to be a Policy or None, got policy={shown(policy)}{policy_hint(policy)}")
 
 
 def check_named(*others: object) -> None:

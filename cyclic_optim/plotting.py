@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .policies.asked import values_at
-from .policies.base import Policy
-from .rules import finite, whole
+from .policies.base import Policy, class_hint
+from .rules import finite, shown, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,28 +79,59 @@ def require_matplotlib() -> None:
 def check_arguments(policy: Policy, steps: int, lr: float) -> tuple[int, float]:
     """``steps`` and ``lr`` as plain numbers, or an error that states the rule and the value."""
     if not isinstance(policy, Policy):
-        raise TypeError(f"need policy to be a Policy, got {policy=}")
+        raise TypeError(f"need policy to be a Policy, got policy={shown(policy)}{class_hint(policy)}")
     return whole(1)["rule"]("steps", steps), finite("lr", lr, minimum=0)
 
 
-def trace(policy: Policy, steps: Iterable[int], lr: float) -> Iterator[Moment]:
-    """The values at these steps, by the same arithmetic and checks as in the optimizer."""
-    state = policy.initial_state()
+def trace(policy: Policy, steps: Iterable[int], lr: float, state: dict[str, Any] | None = None) -> Iterator[Moment]:
+    """The values at these steps, by the arithmetic and checks of the optimizer; before any report by default."""
+    state = policy.initial_state() if state is None else state
     for step in steps:
         lr_factor, momentum, weight_decay_factor = values_at(policy, step, state)
         yield Moment(step, lr * lr_factor, momentum, weight_decay_factor)
 
 
-def sampled(steps: int) -> Sequence[int]:
-    """The steps 0..steps-1, or at most ``MOST_STEPS`` of them with the first and the last among them.
+#: The rule of `default_steps` in words.
+DEFAULT_STEPS = (
+    "to the policy's end and a tenth more; without an end three cycles of one that repeats exactly, else six times "
+    "the longest number of steps in it, else 10, 100, ... until a tenth of the peak is passed, or 1000"
+)
+
+
+def default_steps(policy: Policy) -> int:
+    """The number of steps to show where none is given."""
+    if policy.end:
+        return policy.end + math.ceil(policy.end / 10) + 1
+    if policy.period and policy.period > 1:
+        return 3 * policy.period + 1
+    longest = max(_lengths(policy), default=0)
+    if longest:
+        return 6 * longest
+    return next((10**k for k in range(1, 7) if values_at(policy, 10**k, policy.initial_state()).lr_factor < 0.1), 1000)
+
+
+def _lengths(policy: Policy) -> Iterator[int]:
+    """The numbers of steps in a policy and its parts."""
+    found: tuple[Field[Any], ...] = fields(policy) if is_dataclass(policy) else ()
+    for field in found:
+        value, rule = getattr(policy, field.name), field.metadata.get("rule")
+        for item in value if isinstance(value, tuple) else [value]:
+            if isinstance(item, Policy):
+                yield from _lengths(item)
+            elif rule is not None and rule.kind in (int, tuple) and item is not None:
+                yield item
+
+
+def sampled(steps: int, most: int = MOST_STEPS) -> Sequence[int]:
+    """The steps 0..steps-1, or at most so many of them with the first and the last among them.
 
     The others are one of each of equally long intervals, at a different place in each: otherwise a cycle as long as
     the interval would look like a constant.
     """
-    if steps <= MOST_STEPS:
+    if steps <= most:
         return range(steps)
     golden = (math.sqrt(5) - 1) / 2
-    inner = (int((i + i * golden % 1) / MOST_STEPS * steps) for i in range(1, MOST_STEPS - 1))
+    inner = (int((i + i * golden % 1) / most * steps) for i in range(1, most - 1))
     return sorted({0, *inner, steps - 1})
 
 
@@ -256,7 +286,7 @@ def plot_range_test(result: RangeTestCurve, ax: Axes | None = None) -> Axes:
         ImportError: matplotlib is not installed.
     """
     ax = _axes(ax)
-    losses, smoothed = _finite_or_gap(result.losses), _finite_or_gap(result.smoothed)
+    losses, smoothed = finite_or_gap(result.losses), finite_or_gap(result.smoothed)
     maximize = getattr(result, "maximize", False)
     ax.plot(result.lrs, losses, color=LR_COLOUR, alpha=0.35, linewidth=1, label="each step")
     # The smoothed curve ends before the first loss that is not finite.
@@ -281,24 +311,8 @@ def plot_range_test(result: RangeTestCurve, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def range_test_png(result: RangeTestCurve) -> bytes | None:
-    """The picture of :func:`plot_range_test` as a PNG file, or None where matplotlib is missing.
-
-    pyplot is not used: a notebook would show its figure a second time.
-    """
-    try:
-        require_matplotlib()
-    except ImportError:
-        return None
-    from matplotlib.figure import Figure
-
-    figure, file = Figure(layout="constrained"), io.BytesIO()
-    plot_range_test(result, ax=figure.subplots())
-    figure.savefig(file, format="png")
-    return file.getvalue()
-
-
-def _finite_or_gap(losses: Iterable[float]) -> list[float]:
+def finite_or_gap(losses: Iterable[float]) -> list[float]:
+    """The losses as floats, NaN in place of those that cannot be drawn."""
     return [float(loss) if math.isfinite(loss) else math.nan for loss in losses]
 
 
@@ -308,17 +322,22 @@ def _scale_range_test(
     # Rates whose losses cannot be drawn are in view, too: they were tried.
     ax.update_datalim([(lr, 0) for lr in lrs], updatey=False)
     ax.autoscale_view()
-    sign = -1 if maximize else 1
-    limits = _loss_limits([sign * loss for loss in losses], [sign * loss for loss in smoothed])
+    limits = loss_limits(losses, smoothed, maximize)
     if limits is not None:
-        ax.set_ylim(min(sign * limit for limit in limits), max(sign * limit for limit in limits))
+        ax.set_ylim(*limits)
 
 
-def _loss_limits(losses: Sequence[float], smoothed: Sequence[float]) -> tuple[float, float] | None:
+def loss_limits(
+    losses: Sequence[float], smoothed: Sequence[float], maximize: bool = False
+) -> tuple[float, float] | None:
     """The limits of the losses' axis: the lowest smoothed loss, the highest of the descent, and the noise around them.
 
-    None where there are too few losses, or all are equal: the axis then shows everything.
+    Of a maximized loss they are those of the negated losses. None where there are too few losses, or all are equal: the
+    axis then shows everything.
     """
+    if maximize:
+        limits = loss_limits([-loss for loss in losses], [-loss for loss in smoothed])
+        return None if limits is None else (-limits[1], -limits[0])
     known = [loss for loss in smoothed if not math.isnan(loss)]
     if len(known) < 2:
         return None

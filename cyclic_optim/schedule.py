@@ -272,7 +272,7 @@ def warn_of_end(policy: Policy, step: int, lr_factor: float) -> bool:
     if step < length:
         return False
     warn(
-        f"step {step + 1} of a policy of {length} steps: lengths are in optimizer steps, epochs * len(loader). From "
+        f"step {step + 1} of a policy of {length} steps: lengths are in optimizer steps, len(loader) * epochs. From "
         f"here on lr is {lr_factor:.3g} * max_lr; reschedule(policy=...) goes on under another policy than "
         f"{shown(policy)}"
     )

@@ -14,7 +14,7 @@ from .groups import Kinds, check_capturable, check_groups, check_keys, check_pol
 from .policies import Policy
 from .rules import shown
 from .schedule import Known, changes_of, enrol, to_numbers, undoing
-from .slots import Group, Slots, slots_of
+from .slots import LR, Group, Slots, slots_of
 from .torch_private import (
     NO_STATE_DICT_HOOKS,
     SUPPORTS_AMP_SCALING,
@@ -212,6 +212,23 @@ class Scheduled(Optimizer):
             lines += [f"Parameter Group {i}", *(f"    {key}: {shown[key]!s}" for key in sorted(shown, key=str))]
         return "\n".join([*lines, ")"])
 
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows: each schedule as an inline SVG picture, its groups' clocks and their current values.
+
+        None, for the text, without a policy, and where a policy or a value set by hand is not valid. With
+        ``capturable=True`` it synchronizes with the device, to read the clocks.
+        """
+        from .svg import optimizer_html, or_none
+
+        slots = (LR, *self._slots.present)
+        columns = {slot.where: slot.read for slot in slots if any(slot.key in group for group in self.param_groups)}
+
+        def draw() -> str | None:
+            groups = self._known.resolved(self._schedules.plain(self.param_groups))
+            return optimizer_html(type(self).__name__, groups, columns)
+
+        return or_none(draw)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; its ``lr`` is its peak.
 
@@ -254,7 +271,8 @@ class Scheduled(Optimizer):
     def _policy_for(self, group: Group) -> Policy | None:
         """The policy that a new group names, or the optimizer's."""
         named: Any = group.pop("policy", self._policy)
-        if isinstance(named, str):  # a group of another optimizer, or a copy of one of these
+        # A group of another optimizer, or a copy of one of these; other texts are a mistake.
+        if isinstance(named, str) and (named in self._known or named.startswith("{")):
             if named in self._known:
                 return self._known.policy(named)
             if self._policy is None:

@@ -70,7 +70,7 @@ plt.show()
 
 # %%
 epochs = 10
-total_steps = epochs * len(loader)
+total_steps = len(loader) * epochs
 settings = found.one_cycle(total_steps)
 ax = plot_policy(settings["policy"], total_steps, lr=settings["lr"])
 ax.set_title("")
@@ -149,16 +149,16 @@ assert same
 
 # %%
 model, loader, rates = make_model(), make_loader(), []
-settings = found.triangular(step_size_up=2 * len(loader))
+settings = found.triangular(step_size_up=len(loader) * 2)
 optimizer = CyclicSGD(model.parameters(), momentum=0.9, **settings)
 train(model, optimizer, loader, 6, rates)
 rate = optimizer.param_groups[0]["lr"]
-optimizer.reschedule(policy=CosineDecay(2 * len(loader)), lr=rate, step=0)
+optimizer.reschedule(policy=CosineDecay(len(loader) * 2), lr=rate, step=0)
 train(model, optimizer, loader, 2, rates)
 
 figure, ax = plt.subplots(layout="constrained")
 ax.plot(rates)
-ax.axvline(6 * len(loader), linestyle=":", color="gray")
+ax.axvline(len(loader) * 6, linestyle=":", color="gray")
 ax.set_xlabel("optimizer step")
 ax.set_ylabel("learning rate")
 plt.show()

@@ -81,3 +81,11 @@ def same_bits(one, other):
 
 def _equal(one, other):
     return len(one) == len(other) > 0 and all(map(torch.equal, one, other))
+
+
+class WatchedSGD(CyclicSGD):
+    """Notes what each step used."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.witness = Witness(self)

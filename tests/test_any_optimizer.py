@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import io
 import pickle
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from helpers import through_a_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import Problem, flat, policies, problems
@@ -237,10 +237,7 @@ def assert_same(ours, theirs, rtol=0.0):
 
 def saved(optimizer):
     """A state dict that has been in a file."""
-    buffer = io.BytesIO()
-    torch.save(optimizer.state_dict(), buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
+    return through_a_file(optimizer.state_dict())
 
 
 def model_of(seed=0):

@@ -1,7 +1,6 @@
 """One checkpoint is all there is to save, and resuming from it is exact."""
 
 import copy
-import io
 import json
 import pickle
 import re
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch_versions
+from helpers import build, one_param, through_a_file
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import flat, implementations, policies, problems, sgd_options
@@ -36,28 +36,10 @@ from cyclic_optim import (
 from cyclic_optim.testing import check_optimizer
 
 
-def through_a_file(state_dict):
-    file = io.BytesIO()
-    torch.save(state_dict, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
 def take_steps(params, optimizer, problem, steps):
     for step in steps:
         problem.set_grads(params, step)
         optimizer.step()
-
-
-def build(problem, policy, **options):
-    params = problem.params()
-    return params, CyclicSGD([{"params": group} for group in params], policy=policy, **options)
-
-
-def one_param(**options):
-    param = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
-    param.grad = torch.full((3,), 0.5, dtype=torch.float64)
-    return param, CyclicSGD([param], **options)
 
 
 def snapshot(optimizer):

@@ -13,6 +13,7 @@ import weakref
 
 import pytest
 import torch
+from helpers import params_of
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import SGD
 from torch_database import SGD_ENTRY
@@ -50,10 +51,6 @@ def make(cls=CyclicSGD, named=False, options=OPTIONS, dtype=torch.float32, **way
     params = [torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=dtype)) for shape in SHAPES]
     rows = [(f"p{i}", param) for i, param in enumerate(params)] if named else params
     return cls([{"params": rows[:2]}, {"params": rows[2:], "lr": 0.05, "weight_decay": 0.01}], **options, **way)
-
-
-def params_of(optimizer):
-    return [param for group in optimizer.param_groups for param in group["params"]]
 
 
 def set_grads(optimizer, step):

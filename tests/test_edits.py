@@ -1,7 +1,6 @@
 """Edits of a param group: of its peak, clock, policy, rate or momentum; each counts at the very next step."""
 
 import copy
-import io
 import itertools
 import pickle
 import warnings
@@ -9,6 +8,7 @@ import warnings
 import pytest
 import torch
 import torch_versions
+from helpers import column, number, params_of, through_a_file
 from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import parameter, policies
@@ -26,10 +26,6 @@ def built(policy, *, capturable=False, lr=1.0, momentum=0.0, count=2, **options)
     return CyclicSGD(groups, momentum=momentum, policy=policy, capturable=capturable, **options)
 
 
-def params_of(optimizer):
-    return [param for group in optimizer.param_groups for param in group["params"]]
-
-
 def moved(optimizer, step=None):
     """How far each parameter moves in a step, over its gradient: without momentum, the rate that was used."""
     before = [param.detach().clone() for param in params_of(optimizer)]
@@ -38,23 +34,8 @@ def moved(optimizer, step=None):
     return [((old - param.detach()) / param.grad)[0].item() for old, param in pairs]
 
 
-def number(value):
-    return value.item() if isinstance(value, torch.Tensor) else value
-
-
-def column(optimizer, key):
-    return [number(group.get(key)) for group in optimizer.param_groups]
-
-
 def saved(optimizer, key):
     return [group[key] for group in optimizer.state_dict()["param_groups"]]
-
-
-def through_a_file(state_dict):
-    file = io.BytesIO()
-    torch.save(state_dict, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def assign(group, key, value):

@@ -1,7 +1,10 @@
 """What an error says, to the letter: the rule, the values, and the cure where there is one."""
 
+import ast
+import inspect
 import math
 from fractions import Fraction
+from functools import partial
 
 import pytest
 import torch
@@ -28,9 +31,10 @@ from cyclic_optim import (
     lr_range_test,
     supervised_step,
 )
-from cyclic_optim.groups import POLICY_OF
 from cyclic_optim.interop import _SCHEDULERS
+from cyclic_optim.mistaken import POLICY_OF
 from cyclic_optim.policies import POLICIES, describe, rebuild
+from cyclic_optim.policies.base import written
 from cyclic_optim.rules import shown
 
 
@@ -490,30 +494,31 @@ OPTIMIZER_MESSAGES = [
         lambda: built(SCHEDULERS.OneCycleLR),
         TypeError,
         "need policy to be a Policy or None, got policy=<class 'torch.optim.lr_scheduler.OneCycleLR'>: "
-        f"OneCycle(...) is its policy; {UNDER_WAY}",
+        f"write policy=OneCycle(total_steps=len(loader) * epochs), with the peak as lr; {UNDER_WAY}",
     ),
     (
         lambda: built(SCHEDULERS.MultiplicativeLR),
         TypeError,
         "need policy to be a Policy or None, got policy=<class 'torch.optim.lr_scheduler.MultiplicativeLR'>: "
-        f"pass a policy; {UNDER_WAY}",
+        f"write a policy; {UNDER_WAY}",
     ),
     (
         lambda: built(OneCycle),
         TypeError,
         "need policy to be a Policy or None, got policy=<class 'cyclic_optim.policies.onecycle.OneCycle'>: "
-        "pass an instance, OneCycle(...)",
+        "pass an instance, policy=OneCycle(total_steps=len(loader) * epochs)",
     ),
     (
         lambda: built(math.sin),
         TypeError,
         "need policy to be a Policy or None, got policy=<built-in function sin>: "
-        "wrap a function of the step in LambdaPolicy",
+        "wrap a function of the step in LambdaPolicy, policy=LambdaPolicy(sin)",
     ),
     (
         lambda: built("OneCycle"),
         TypeError,
-        "need policy to be a Policy or None, got policy='OneCycle'",
+        "need policy to be a Policy or None, got policy='OneCycle': "
+        "pass the policy itself, policy=OneCycle(total_steps=len(loader) * epochs)",
     ),
     (
         lambda: built(Constant(), capturable=1),
@@ -816,12 +821,107 @@ def test_every_scheduler_of_torchs_is_told_its_policy(name):
     assert POLICY_OF[name] in POLICIES
     with pytest.raises(TypeError) as raised:
         built(scheduler)
-    assert str(raised.value).endswith(f": {POLICY_OF[name]}(...) is its policy; {UNDER_WAY}")
+    made = written(POLICIES[POLICY_OF[name]])
+    assert str(raised.value).endswith(f": write policy={made}, with the peak as lr; {UNDER_WAY}")
 
 
 def test_whatever_from_torch_takes_has_a_policy_in_the_hints():
     """No scheduler that can be taken over is left without the name of its policy."""
     assert {scheduler.__name__ for scheduler in _SCHEDULERS} <= POLICY_OF.keys()
+
+
+class Mine(Policy):
+    def at(self, step):
+        return 1.0, None
+
+
+ONE_CYCLE = "policy=OneCycle(total_steps=len(loader) * epochs)"
+MISTAKEN = {
+    "a class": (OneCycle, f": pass an instance, {ONE_CYCLE}"),
+    "a class without arguments": (Triangular, ": pass an instance, policy=Triangular()"),
+    "a class with several": (
+        WarmupStableDecay,
+        ": pass an instance, policy=WarmupStableDecay(total_steps=len(loader) * epochs, warmup=..., decay=...)",
+    ),
+    "a class of the user's": (Mine, ": pass an instance, policy=Mine(...)"),
+    "the abstract class": (Policy, f": pass an instance of a subclass, for example {ONE_CYCLE}"),
+    "a partial": (partial(OneCycle, pct_start=0.2), f": call it, {ONE_CYCLE[:-1]}, pct_start=0.2)"),
+    "a full partial": (partial(OneCycle, 90, three_phase=True), ": call it, policy=OneCycle(90, three_phase=True)"),
+    "a name": ("onecycle", f": pass the policy itself, {ONE_CYCLE}"),
+    "a name in another style": ("one-cycle", f": pass the policy itself, {ONE_CYCLE}"),
+    "a misspelt name": ("OneCyle", f": pass the policy itself, {ONE_CYCLE}"),
+    "a scheduler's name": ("OneCycleLR", f": pass the policy itself, {ONE_CYCLE}"),
+    "a name of others": ("cosine", ": pass the policy itself, policy=CosineDecay(t_max=len(loader) * epochs)"),
+    "another name": ("fast", f": pass the policy itself, for example {ONE_CYCLE}"),
+    "no name": ("", f": pass the policy itself, for example {ONE_CYCLE}"),
+    "code": ("OneCycle(total_steps=90)", ": write it without quotes, policy=OneCycle(total_steps=90)"),
+    "a scheduler": (object.__new__(SCHEDULERS.OneCycleLR), f": write {ONE_CYCLE}, with the peak as lr; {UNDER_WAY}"),
+    "a scheduler's class": (SCHEDULERS.OneCycleLR, f": write {ONE_CYCLE}, with the peak as lr; {UNDER_WAY}"),
+    "a partial scheduler": (
+        partial(SCHEDULERS.OneCycleLR, max_lr=0.1),
+        f": write {ONE_CYCLE}, with the peak as lr; {UNDER_WAY}",
+    ),
+    "a function": (far, ": wrap a function of the step in LambdaPolicy, policy=LambdaPolicy(far)"),
+    "a lambda": (lambda step: 1.0, ": wrap a function of the step in LambdaPolicy, policy=LambdaPolicy(fn)"),
+    "a function that makes one": (lambda: OneCycle(90), ": call a function that makes a policy, policy=fn()"),
+}
+
+ROUTES = {
+    "CyclicSGD": built,
+    "CyclicAdamW": lambda policy: CyclicAdamW([param(1)], policy=policy),
+    "cyclic": lambda policy: cyclic(torch.optim.RMSprop)([param(1)], policy=policy),
+    "a param group": lambda policy: CyclicSGD([{"params": [param(1)], "policy": policy}], lr=0.1),
+    "a param group beside a policy": lambda policy: built(Constant()).add_param_group(
+        {"params": [param(1)], "policy": policy}
+    ),
+    "reschedule": lambda policy: built(Constant()).reschedule(policy=policy),
+    "reschedule of a group": lambda policy: built().reschedule(policy=policy, group=0),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("name", MISTAKEN)
+def test_what_is_no_policy_is_refused_with_what_to_write(name, route):
+    """Wherever a policy is given, a class, a scheduler, a name or a function is refused, and the error has the cure."""
+    given, cure = MISTAKEN[name]
+    with pytest.raises(TypeError) as raised:
+        ROUTES[route](given)
+    assert str(raised.value).startswith("need policy to be a Policy or None, got policy=")
+    assert str(raised.value).endswith(cure)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_what_to_write_can_be_written(name):
+    """For every policy it names all arguments that it cannot do without, and no other."""
+    (call,) = ast.parse(written(POLICIES[name])).body
+    parameters = inspect.signature(POLICIES[name]).parameters.values()
+    required = [one.name for one in parameters if one.default is inspect.Parameter.empty]
+    assert [argument.arg for argument in call.value.keywords] == required
+
+
+@pytest.mark.parametrize(
+    ("given", "cure"),
+    [
+        (object.__new__(SCHEDULERS.OneCycleLR), ": pass its optimizer"),
+        (CyclicSGD, ": pass an instance, CyclicSGD(model.parameters(), lr=0.1)"),
+        (
+            OneCycle,
+            ": a range test needs none, result.one_cycle(total_steps=len(loader) * epochs) has its policy",
+        ),
+        (
+            OneCycle(90),
+            ": a range test needs none, result.one_cycle(total_steps=len(loader) * epochs) has its policy",
+        ),
+        ("sgd", "got 'sgd'"),
+    ],
+    ids=["a scheduler", "an optimizer's class", "a policy's class", "a policy", "a name"],
+)
+def test_a_range_test_of_no_optimizer_says_what_to_pass(given, cure):
+    """The error has the cure where there is one."""
+    with pytest.raises(TypeError) as raised:
+        lr_range_test(torch.nn.Linear(1, 1), given, lambda: 1.0)
+    assert str(raised.value).startswith("need optimizer to be a torch.optim.Optimizer, got ")
+    assert str(raised.value).endswith(cure)
 
 
 @cases(OPTIMIZER_MESSAGES)

@@ -1,7 +1,6 @@
 """Every param group has a schedule of its own: policy, peak, clock and momentum."""
 
 import copy
-import io
 import pickle
 import sys
 import warnings
@@ -10,6 +9,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from helpers import through_a_file
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import carries_code, flat, parameter, policies, problems, sgd_options
@@ -55,13 +55,6 @@ def shown(optimizer):
 
 def weights(optimizer):
     return [param.detach().clone() for group in optimizer.param_groups for param in group["params"]]
-
-
-def through_a_file(state_dict):
-    file = io.BytesIO()
-    torch.save(state_dict, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def same(ours, theirs):

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import params_of
 from readme import ROOT, run_snippet
 
 from cyclic_optim import (
@@ -438,10 +439,6 @@ def shown(optimizer):
     """What the schedule has in force, in plain numbers."""
     groups = optimizer.param_groups
     return [{key: plain(value) for key, value in group.items() if key != "params"} for group in groups]
-
-
-def params_of(optimizer):
-    return [param for group in optimizer.param_groups for param in group["params"]]
 
 
 def set_grads(optimizer, sparse=False):

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from helpers import params_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,10 +18,6 @@ from cyclic_optim.host import fused
 SHAPES = [(2, 3, 2, 2), (2, 3, 2, 2), (4, 5), (4, 5), (1,), (1,), (130, 130)]
 WAYS = {"policy": {"policy": Constant()}, "fused=True": {"fused": True}}
 pytestmark = pytest.mark.usefixtures("part")
-
-
-def params_of(optimizer):
-    return [param for group in optimizer.param_groups for param in group["params"]]
 
 
 def other_layout(tensor):

@@ -104,7 +104,7 @@ def test_the_ninth_step_of_eight_is_told_so():
         optimizer.step()
     (warning,) = caught
     assert str(warning.message) == (
-        "step 9 of a policy of 8 steps: lengths are in optimizer steps, epochs * len(loader). From here on lr is 4e-06 "
+        "step 9 of a policy of 8 steps: lengths are in optimizer steps, len(loader) * epochs. From here on lr is 4e-06 "
         f"* max_lr; reschedule(policy=...) goes on under another policy than {OneCycle(total_steps=8)!r}"
     )
     assert warning.filename == __file__

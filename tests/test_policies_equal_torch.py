@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import LR_FUNCTIONS, SCALE_FUNCTIONS
+from strategies import LR_FUNCTIONS, SCALE_FUNCTIONS, momenta
 from torch.optim import lr_scheduler as torch_schedules
 
 from cyclic_optim import (
@@ -83,12 +83,6 @@ CYCLIC_LR_NOISE = 1e-13
 def one_and_a_half(count):
     """A scale above 1, which torch allows too."""
     return 1 + 0.5 * (count % 2)
-
-
-@st.composite
-def momenta(draw):
-    base, top = sorted(draw(st.tuples(st.floats(0, 0.99), st.floats(0, 0.99))))
-    return {"cycle_momentum": draw(st.booleans()), "base_momentum": base, "max_momentum": top}
 
 
 @st.composite

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from helpers import lr_factors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import COMPOSITES, POLICY_STRATEGIES, lengths, policies, steps, units
@@ -37,10 +38,6 @@ from cyclic_optim.policies import describe, rebuild
 from cyclic_optim.policies.base import steady_from
 
 WARM = Warmup(Plateau(factor=0.5, patience=0), 4)
-
-
-def lr_factors(policy, count):
-    return [policy.at(step).lr_factor for step in range(count)]
 
 
 # --- warm-up

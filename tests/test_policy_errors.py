@@ -216,7 +216,7 @@ def test_a_float_for_steps_says_to_pass_an_int(name, field, value):
 
 
 def test_total_steps_as_a_float_is_refused():
-    """The usual epochs * len(loader) / accumulation is refused with the cure in the message."""
+    """The usual len(loader) * epochs / accumulation is refused with the cure in the message."""
     with pytest.raises(TypeError, match=r"need total_steps to be an int .* got total_steps=500\.0: pass an int"):
         OneCycle(total_steps=10 * 100 / 2)
 
@@ -294,7 +294,7 @@ def test_warm_up_and_cool_down_must_fit():
         ([Plateau(), Plateau(patience=3)], [3], ValueError, r"at most one policy .* got Plateau\(.*and Plateau\("),
         ([Sequential([Constant()], []), "Constant"], [3], TypeError, r"policies\[1\]='Constant'"),
         ([Constant(), None], [3], TypeError, r"policies\[1\]=None"),
-        ([Constant, Constant()], [3], TypeError, r"policies\[0\]=<class .*>: pass an instance, Constant\(\.\.\.\)"),
+        ([Constant, Constant()], [3], TypeError, r"policies\[0\]=<class .*>: pass an instance, Constant\(\)$"),
         (Constant(), [3], TypeError, r"policies=Constant\(\)"),
         (None, [], TypeError, "policies=None"),
     ],
@@ -421,7 +421,7 @@ TORCHS_WORDS = [
     (
         lambda: OneCycle(epochs=3, steps_per_epoch=4),
         "OneCycle, got epochs=3, steps_per_epoch=4: "
-        "instead of epochs and steps_per_epoch, total_steps=epochs * steps_per_epoch",
+        "instead of epochs and steps_per_epoch, total_steps=len(loader) * epochs",
     ),
     (
         lambda: OneCycle(torch_optimizer(), 0.1, total_steps=9),

@@ -15,6 +15,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from helpers import lr_factors
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from strategies import (
@@ -67,10 +68,6 @@ from cyclic_optim.testing import check_policy
 far_lengths = lengths() | st.integers(1, FAR) | st.integers(FAR // 2, FAR)
 cos_or_linear = st.sampled_from(["cos", "linear"])
 plain_policies = policies().filter(lambda policy: not carries_code(policy))
-
-
-def lr_factors(policy, count):
-    return [policy.at(step).lr_factor for step in range(count)]
 
 
 def ramps_of(policy):

@@ -1,4 +1,4 @@
-"""What a range test shows while it runs and afterwards: a bar in a terminal, and a picture in a notebook."""
+"""What a range test shows while it runs and afterwards: a bar, a text and a plot."""
 
 import io
 import math
@@ -13,10 +13,11 @@ import matplotlib as mpl
 import pytest
 import torch
 import tqdm.auto
+from helpers import FALLING, made
 
 mpl.use("Agg")
 
-from matplotlib import image, pyplot
+from matplotlib import pyplot
 
 from cyclic_optim import CyclicSGD, LRRangeTest, lr_range_test
 from cyclic_optim.range_test.progress import Progress
@@ -268,56 +269,11 @@ def test_a_notebook_without_ipywidgets_gets_a_line_and_no_warning(options):
 # --- afterwards
 
 
-def made(losses, **others):
-    lrs = [1e-4 * 1.25**i for i in range(len(losses))]
-    return LRRangeTest(lrs, losses, "exponential", "the loss diverged at lr=1", 0.5, **others)
-
-
-FALLING = [2.0] * 20 + [2.0 - i / 10 for i in range(16)] + [3.0, 5.0]
-
-
-@pytest.mark.parametrize(
-    "losses", [FALLING, [*FALLING, math.nan], [1.0] * 40, [math.nan], []], ids=["range", "nan", "flat", "one", "none"]
-)
-def test_a_notebook_shows_a_picture(losses):
-    """IPython asks an object for its PNG file: there is one for every result, with colours in it."""
-    pixels = image.imread(io.BytesIO(made(losses)._repr_png_()))
-    assert min(pixels.shape[:2]) > 300
-    assert pixels[..., :3].std() > 0.01
-
-
-def test_the_picture_of_a_result_is_its_plot():
-    """It has the pixels of what plot draws into a figure of the same size."""
-    found = made(FALLING)
-    axes = pyplot.subplots(layout="constrained")[1]
-    try:
-        found.plot(axes)
-        file = io.BytesIO()
-        axes.figure.savefig(file, format="png")
-    finally:
-        pyplot.close(axes.figure)
-    pixels, expected = (image.imread(io.BytesIO(data)) for data in (found._repr_png_(), file.getvalue()))
-    assert (pixels == expected).all()
-
-
-def test_the_picture_leaves_pyplot_alone():
-    """No figure of pyplot's is made, which a notebook would show a second time, or become the current one."""
-    before = pyplot.get_fignums()
-    made(FALLING)._repr_png_()
-    assert pyplot.get_fignums() == before
-
-
 def test_the_text_of_a_result_stays():
     """print and a terminal show the text, with the two rates."""
     found = made(FALLING)
     assert repr(found) == str(found)
     assert repr(found).startswith("LRRangeTest(base_lr=")
-
-
-def test_without_matplotlib_a_notebook_shows_the_text(monkeypatch):
-    """IPython then gets None for the picture, as its protocol has it, and shows the text alone."""
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert made(FALLING)._repr_png_() is None
 
 
 def test_a_maximized_loss_is_drawn_upside_down():

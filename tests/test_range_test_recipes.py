@@ -126,7 +126,7 @@ def test_gradient_accumulation():
     assert found.suggest() == pytest.approx(whole.suggest(), rel=1e-5)  # sums in another order
     below = [loss for loss in whole.losses if loss < whole.losses[0]]
     assert found.losses[: len(below)] == pytest.approx(whole.losses[: len(below)], rel=1e-3)
-    assert after["optimizer"].policy.total_steps == epochs * len(loader) // 4
+    assert after["optimizer"].policy.total_steps == len(loader) * epochs // 4
     assert train(after["model"], after["optimizer"], list(small_loader(512, 32)) * epochs) < 0.3
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import matplotlib as mpl
 import pytest
 import torch
-from readme import AFTER, BEFORE, BLOCKS, MOVES, PAGES, ROOT, SNIPPETS, table
+from readme import AFTER, BEFORE, BLOCKS, FOUND, MOVES, PAGES, README, ROOT, SNIPPETS, table
 from torch.optim import lr_scheduler
 
 import cyclic_optim
@@ -20,7 +20,7 @@ from cyclic_optim.policies import POLICIES
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0])
 def test_a_block_runs(block):
-    """Each Python block runs after the imports that its reader has made, with a model and a loader of theirs."""
+    """Each Python block runs after its reader's imports, with a model, a loader and a number of epochs of theirs."""
     mpl.use("Agg")
     torch.manual_seed(0)
     inputs = torch.randn(64, 8)
@@ -31,6 +31,7 @@ def test_a_block_runs(block):
         "model": torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3)),
         "loader": torch.utils.data.DataLoader(data, batch_size=16, shuffle=True),
         "loss_fn": torch.nn.CrossEntropyLoss(),
+        "epochs": 3,
         **{name: getattr(cyclic_optim, name) for name in cyclic_optim.__all__},
     }
     exec(block, namespace)
@@ -180,3 +181,26 @@ def test_the_policy_table_names_every_policy():
     """Every policy has a row, and every row a policy."""
     first = [row[0] for row in table("docs/policies.md", "| policy | factor of the peak |")]
     assert {name[1] for name in (re.match(r"`(\w+)\(", cell) for cell in first) if name} == {*POLICIES}
+
+
+#: The lengths of a run in texts: a product of a number of batches and a number of epochs.
+_LENGTH = re.compile(r"(?:\w*epochs?|\d+) \* len\(\w*loader\)|\w*epochs \* (?:steps_per_epoch|batches)")
+
+
+def test_the_length_of_a_run_is_written_in_one_form():
+    """It is ``len(loader) * epochs`` on every page and in every docstring: no reader wonders what differs."""
+    texts = PAGES | {file.name: file.read_text() for file in ROOT.glob("cyclic_optim/**/*.py")}
+    assert {name: found for name, text in texts.items() if (found := _LENGTH.findall(text))} == {}
+    assert "total_steps=len(loader) * epochs" in README
+
+
+def test_every_one_cycle_of_an_example_has_the_length_of_its_run():
+    """No block of a page gives a OneCycle a number of steps that fits no reader's data."""
+    calls = re.findall(
+        r"OneCycle\((?:total_steps=)?([^,)]*(?:\([^)]*\))?[^,)]*)",
+        "\n".join(
+            block.code for block in FOUND if block.page != "docs/property_testing.md"
+        ),  # where nothing is trained
+    )
+    assert calls
+    assert [call for call in calls if call.isdigit()] == []

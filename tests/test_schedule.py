@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers import OwnStep, build, one_param
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import reference_step
@@ -36,19 +37,8 @@ pytestmark = pytest.mark.usefixtures("short_tables")
 TOLERANCE = {torch.float64: {"rtol": 1e-11, "atol": 1e-12}, torch.float32: {"rtol": 1e-4, "atol": 1e-5}}
 
 
-def build(problem, policy, **options):
-    params = problem.params()
-    return params, CyclicSGD([{"params": group} for group in params], policy=policy, **options)
-
-
 def shown(optimizer):
     return [(group["lr"], group["momentum"]) for group in optimizer.param_groups]
-
-
-def one_param(**options):
-    param = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
-    param.grad = torch.full((3,), 0.5, dtype=torch.float64)
-    return param, CyclicSGD([param], **options)
 
 
 @given(problem=problems(), policy=policies(), options=sgd_options(), steps=st.integers(1, 6))
@@ -325,13 +315,6 @@ HOOKS = {
     "global pre": lambda optimizer, hook: register_optimizer_step_pre_hook(hook),
     "global post": lambda optimizer, hook: register_optimizer_step_post_hook(hook),
 }
-
-
-class OwnStep(CyclicSGD):
-    """A subclass that does something more in each step."""
-
-    def step(self, closure=None):
-        return super().step(closure)
 
 
 class WrappedStep(CyclicSGD):
@@ -876,7 +859,7 @@ def test_a_groups_own_bad_arguments_are_refused(group, message):
 def test_an_uncalled_policy_says_to_call_it():
     """Passing the class instead of an instance, or a bare function, says what to write."""
     param = torch.nn.Parameter(torch.ones(1))
-    with pytest.raises(TypeError, match=r"pass an instance, OneCycle\(\.\.\.\)"):
+    with pytest.raises(TypeError, match=r"pass an instance, policy=OneCycle\(total_steps=len\(loader\) \* epochs\)"):
         CyclicSGD([param], policy=OneCycle)
     with pytest.raises(TypeError, match="wrap a function of the step in LambdaPolicy"):
         CyclicSGD([param], policy=lambda step: 1.0)

@@ -12,6 +12,7 @@ import warnings
 
 import pytest
 import torch
+from helpers import OwnStep, params_of
 from torch.optim import SGD
 from torch.utils.data import DataLoader, Dataset
 
@@ -27,10 +28,6 @@ def build(seed=0, shapes=((3, 2), (fused.SMALL + 1,), (4,)), policy=POLICY, **op
     params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
     groups = [{"params": [param], "lr": 0.1 / (i + 1)} for i, param in enumerate(params)]
     return CyclicSGD(groups, **{"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "policy": policy, **options})
-
-
-def params_of(optimizer):
-    return [param for group in optimizer.param_groups for param in group["params"]]
 
 
 def take_steps(optimizer, steps, seed=0):
@@ -336,13 +333,6 @@ def test_a_closure_may_step_another_optimizer():
     for _ in range(3):
         outer.step(closure)
     assert {group["schedule_step"] for group in (*outer.param_groups, *inner.param_groups)} == {4}
-
-
-class OwnStep(CyclicSGD):
-    """A subclass that does something more in each step."""
-
-    def step(self, closure=None):
-        return super().step(closure)
 
 
 def step_in_step(cls, **options):

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import fields, is_dataclass
-from functools import cached_property
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cached_property, partial
 from math import sin
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..rules import shown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class Values(NamedTuple):
@@ -30,7 +35,8 @@ class Policy(ABC):
 
     For one of your own, subclass this class and write ``at``. It must be a pure function of the step (the same step
     always gives the same values, in whatever order) and be defined for every integer ``0 <= step < 2**63``, counted in
-    optimizer steps, not epochs. A frozen dataclass is the natural form: it prints, compares and pickles.
+    optimizer steps, not epochs (a run has ``len(loader) * epochs``). A frozen dataclass is the natural form: it prints,
+    compares and pickles.
 
         @dataclass(frozen=True)
         class Sawtooth(Policy):
@@ -105,6 +111,32 @@ class Policy(ABC):
         if state is not None:
             raise ValueError(f"need no state of reports for {self!r}, got {state!r}")
 
+    def plot(self, steps: int, lr: float = 1.0, ax: Axes | None = None) -> Axes:
+        """Draw the values over the steps 0..steps-1: :func:`plot_policy` as a method. Needs matplotlib.
+
+        A notebook shows a smaller picture, which needs no matplotlib, where the policy itself is a cell's last line.
+
+        Args:
+            steps: how many optimizer steps to draw, at least 1.
+            lr: the peak rate, by which the policy's factor is multiplied.
+            ax: where to draw (default: a new figure).
+
+        Returns:
+            The Axes of the learning rate.
+
+        Raises:
+            ValueError, TypeError, ImportError: as for :func:`plot_policy`.
+        """
+        from ..plotting import plot_policy
+
+        return plot_policy(self, steps, lr, ax)
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows: the curves as an inline SVG picture; None, for the text, where ``at`` fails."""
+        from ..svg import or_none, policy_html
+
+        return or_none(lambda: policy_html(self))
+
     def __getstate__(self) -> Any:
         # Cached values are left out and computed anew: another version may compute them differently.
         state = getattr(super(), "__getstate__", lambda: self.__dict__)()
@@ -126,11 +158,44 @@ class Policy(ABC):
                     object.__setattr__(self, field.name, value)
 
 
-def class_hint(value: object) -> str:
-    """The end of an error message: the way out where a policy's class was given instead of an instance."""
-    if isinstance(value, type) and issubclass(value, Policy):
-        return f": pass an instance, {value.__name__}(...)"
-    return ""
+def class_hint(value: object, keyword: str = "") -> str:
+    """The end of an error message: what to write where a policy's class, or a partial of it, was given."""
+    policy = value.func if isinstance(value, partial) else value
+    if not isinstance(policy, type) or not issubclass(policy, Policy):
+        return ""
+    if isinstance(value, partial):
+        return f": call it, {keyword}{written(policy, *value.args, **value.keywords)}"
+    if policy is Policy:
+        return f": pass an instance of a subclass, for example {keyword}OneCycle(total_steps=len(loader) * epochs)"
+    return f": pass an instance, {keyword}{written(policy)}"
+
+
+#: The field that is commonly the length of the whole run.
+_WHOLE_RUN = {
+    "OneCycle": "total_steps",
+    "LinearDecay": "total_steps",
+    "WarmupStableDecay": "total_steps",
+    "CosineDecay": "t_max",
+    "PolynomialDecay": "total_iters",
+}
+
+
+def written(policy: type[Policy], *args: Any, **arguments: Any) -> str:
+    """How a policy is made in code, with these arguments and all that it cannot do without."""
+    if not is_dataclass(policy):
+        return f"{policy.__name__}(...)"
+    required = [field.name for field in fields(policy)[len(args) :] if is_required(field)]
+    run = _WHOLE_RUN.get(policy.__name__)
+    missing = {name: "len(loader) * epochs" if name == run else "..." for name in required if name not in arguments}
+    given = {name: shown(value) for name, value in arguments.items()}
+    return (
+        f"{policy.__name__}({', '.join([*map(shown, args), *(f'{k}={v}' for k, v in {**missing, **given}.items())])})"
+    )
+
+
+def is_required(field: Field[Any]) -> bool:
+    """Whether a dataclass cannot be made without this field."""
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def steady_from(policy: Policy) -> int | None:

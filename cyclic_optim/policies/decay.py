@@ -310,7 +310,7 @@ class LinearDecay(FallsToMinFactor):
     made at it, and none at 0. It is :class:`WarmupStableDecay` without the stable part. It does not change momentum.
 
     Args:
-        total_steps: optimizer steps of the whole run.
+        total_steps: optimizer steps of the whole run: ``len(loader) * epochs``.
         warmup: optimizer steps of the warm-up, 0 for none.
         min_factor: where the line ends, as a fraction of the peak.
 
@@ -366,7 +366,7 @@ class WarmupStableDecay(FallsToMinFactor):
     ``total_steps`` updates is made at it, and none at 0. The policy does not change momentum.
 
     Args:
-        total_steps: optimizer steps of the whole run.
+        total_steps: optimizer steps of the whole run: ``len(loader) * epochs``.
         warmup: optimizer steps of the warm-up, 0 for none.
         decay: optimizer steps of the cool-down, 0 for none.
         shape: ``"linear"``, ``"cosine"`` or ``"sqrt"``.

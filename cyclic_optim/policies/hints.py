@@ -10,7 +10,7 @@ from ..rules import shown
 from .base import Policy
 
 _LENGTH_FIELDS = ("t_max", "total_steps", "total_iters")
-_EPOCHS = {name: f"{name}=epochs * steps_per_epoch" for name in _LENGTH_FIELDS}
+_EPOCHS = {name: f"{name}=len(loader) * epochs" for name in _LENGTH_FIELDS}
 _LENGTHS = {name: f"{name}, in optimizer steps" for name in _LENGTH_FIELDS}
 _LOWEST = {
     "min_factor": "min_factor={} / lr, a fraction of the peak",

@@ -54,7 +54,8 @@ class OneCycle(Policy):
     torch divides by zero: step 0 is then at the peak.
 
     Args:
-        total_steps: optimizer steps of the whole run (epochs * len(loader) / accumulation).
+        total_steps: optimizer steps of the whole run: ``len(loader) * epochs``, divided by the number of
+            batches accumulated for one step.
         pct_start: fraction of the steps spent climbing.
         anneal_strategy: ``"cos"`` or ``"linear"``.
         cycle_momentum: whether momentum moves too, inversely to the learning rate.

@@ -264,14 +264,14 @@ class LRRangeTest:
 
         For the optimizer that was tested, or one with the same param groups:
 
-            optimizer.reschedule(**result.one_cycle(total_steps), step=0)
+            optimizer.reschedule(**result.one_cycle(total_steps=len(loader) * epochs), step=0)
 
         and for a new one ``CyclicSGD(model.parameters(), **result.one_cycle(total_steps))``. If the groups have rates
         of their own, ``lr`` is a list with a rate for each of them, in the proportion that they were tested in. Only
         ``reschedule`` takes a list: a constructor's ``lr`` does not reach a group that has a rate of its own.
 
         Args:
-            total_steps: optimizer steps of the whole run.
+            total_steps: optimizer steps of the whole run: ``len(loader) * epochs``.
             options: other arguments of :class:`OneCycle`.
 
         Raises:
@@ -283,7 +283,7 @@ class LRRangeTest:
         """The lr and policy of a straight line from ``max_lr`` down to 0; see :meth:`one_cycle`.
 
         Args:
-            total_steps: optimizer steps of the whole run.
+            total_steps: optimizer steps of the whole run: ``len(loader) * epochs``.
             options: other arguments of :class:`LinearDecay`.
 
         Raises:
@@ -297,17 +297,17 @@ class LRRangeTest:
         lr = [ratio * max_lr for ratio in self.ratios] if apart else max_lr
         return {"lr": lr, "policy": policy(max_lr / base_lr)}
 
-    def _repr_png_(self) -> bytes | None:
-        """The picture that :meth:`plot` draws, for a notebook; None where matplotlib is missing."""
-        from ..plotting import range_test_png
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows: the curve as an inline SVG picture, which needs no matplotlib."""
+        from ..svg import or_none, range_test_html
 
-        return range_test_png(self)
+        return or_none(lambda: range_test_html(self))
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the losses over the rate; returns the Axes. Needs matplotlib.
 
         Marked are the suggested range, the lowest loss of a single step, and the rate at which the test stopped. A
-        notebook shows this picture also where the result itself is a cell's last line.
+        notebook shows a smaller picture, which needs no matplotlib, where the result itself is a cell's last line.
 
         Args:
             ax: where to draw (default: a new figure).

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
 import torch
 from torch.amp import GradScaler
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
+from ..policies import Policy
+from ..policies.base import class_hint
 from ..policies.decay import ExponentialRamp, LinearRamp
 from ..rules import one_of
 from .contents import Place
@@ -187,11 +190,22 @@ class Climb:
         return f"the data ended after {len(self.losses)} steps"
 
 
+def _optimizer_hint(value: object) -> str:
+    """The end of an error message: what to pass instead of this as the optimizer."""
+    if isinstance(value, LRScheduler):
+        return ": pass its optimizer"
+    if isinstance(value, type) and issubclass(value, Optimizer):
+        return f": pass an instance, {value.__name__}(model.parameters(), lr=0.1)"
+    if isinstance(value, Policy) or class_hint(value):
+        return ": a range test needs none, result.one_cycle(total_steps=len(loader) * epochs) has its policy"
+    return ""
+
+
 def _check_kinds(model: Any, optimizer: Any, train_step: Any, validation: Any, also: Any) -> None:
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"need model to be a torch.nn.Module, got {model!r}")
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"need optimizer to be a torch.optim.Optimizer, got {optimizer!r}")
+        raise TypeError(f"need optimizer to be a torch.optim.Optimizer, got {optimizer!r}{_optimizer_hint(optimizer)}")
     for name, function in (("train_step", train_step), ("validation", validation or (lambda: None))):
         if not callable(function):
             raise TypeError(f"need {name} to be a function, got {function!r}: supervised_step makes one from a loader")

@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from frameworks import LOSS, LR, Witness, bare_loop, framework, promised, same_bits, small_loader, small_model
+from frameworks import (
+    LOSS,
+    LR,
+    WatchedSGD,
+    bare_loop,
+    framework,
+    promised,
+    same_bits,
+    small_loader,
+    small_model,
+)
 from processes import run_script
 from readme import run_snippet
 
@@ -15,14 +25,6 @@ pytestmark = pytest.mark.ecosystem
 
 STEPS = 4  # of two batches each
 POLICY = OneCycle(total_steps=STEPS)
-
-
-class WatchedSGD(CyclicSGD):
-    """Notes what each step used."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.witness = Witness(self)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import torch
 from frameworks import (
     LOSS,
     LR,
-    Witness,
+    WatchedSGD,
     bare_loop,
     framework,
     promised,
@@ -17,7 +17,7 @@ from frameworks import (
 )
 from readme import run_snippet
 
-from cyclic_optim import CyclicSGD, OneCycle
+from cyclic_optim import OneCycle
 
 lightning = framework("lightning")
 pytestmark = [
@@ -30,14 +30,6 @@ pytestmark = [
 
 STEPS = 24  # 3 epochs of 8 batches
 POLICY = OneCycle(total_steps=STEPS)
-
-
-class WatchedSGD(CyclicSGD):
-    """Notes what each step used."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.witness = Witness(self)
 
 
 def train(folder, checkpoint=None, **options):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from frameworks import LOSS, LR, Witness, framework, promised, same_bits, small_data, small_model
+from frameworks import LOSS, LR, WatchedSGD, framework, promised, same_bits, small_data, small_model
 from readme import run_snippet
 
-from cyclic_optim import CyclicSGD, OneCycle
+from cyclic_optim import OneCycle
 
 transformers = framework("transformers")
 pytestmark = pytest.mark.ecosystem
@@ -24,14 +24,6 @@ class Model(torch.nn.Module):
     def forward(self, inputs, labels):
         logits = self.body(inputs)
         return {"loss": LOSS(logits, labels), "logits": logits}
-
-
-class WatchedSGD(CyclicSGD):
-    """Notes what each step used."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.witness = Witness(self)
 
 
 def train(folder, checkpoint=None, **options):
