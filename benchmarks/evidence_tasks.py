@@ -50,7 +50,7 @@ class Task(NamedTuple):
 
 
 def drawn_letters(seed: int) -> Data:
-    parts = letters((5_000, 2_000, 5_000))[:3]
+    parts = letters((4_000, 2_000, 5_000))[:3]
     return Data(*((images.contiguous(memory_format=torch.channels_last), labels) for images, labels in parts))
 
 
@@ -157,9 +157,9 @@ def image_network(side: int) -> nn.Module:
 
 
 TASKS = {
-    "letters": Task("letters, residual network", drawn_letters, residual, 128, 39),
+    "letters": Task("letters, residual network", drawn_letters, residual, 128, 31),
     "mnist1d": Task("mnist1d, the convolutional network of its paper", mnist1d, signal_network, 100, 40),
-    "mnist": Task("5,000 images of MNIST, convolutional network", mnist, lambda: image_network(14), 64, 54),
+    "mnist": Task("5,000 images of MNIST, convolutional network", mnist, lambda: image_network(14), 100, 35),
     "digits": Task("digits, convolutional network", digits, lambda: image_network(8), 32, 28),
     "text": Task("characters of Python source, transformer", text, Transformer, 16, 40),
 }

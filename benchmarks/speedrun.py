@@ -59,7 +59,7 @@ KEPT = HERE.parent / "build" / "speedrun"
 TASK = "mnist"
 TARGET = 95.0  # percent of the test part
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-LENGTHS, GRID_EPOCHS = (1, 2, 3, 4, 6, 8, 12), 4
+LENGTHS, GRID_EPOCHS = (1, 2, 3, 4, 6, 8, 12, 16, 20), 6
 WEIGHT_DECAY = 5e-4
 
 

@@ -81,13 +81,13 @@ def test_the_table_says_what_the_record_says(speedrun):
     """The rates of the grid, and the steps of the shortest training that ends with the accuracy aimed at."""
     found = speedrun.experiment(speedrun.FULL, 1, Invented())
     assert found["rates"] == {"the recipe": 0.03, speedrun.ONE_RATE: 0.03, "SGD, OneCycleLR": 0.1}
-    setting = {"scope": speedrun.FULL._asdict(), "target": 95.0, "steps_per_epoch": 54, "command": "python"}
+    setting = {"scope": speedrun.FULL._asdict(), "target": 95.0, "steps_per_epoch": 35, "command": "python"}
     record = {**setting, **found, "environment": importlib.import_module("harness").environment()}
-    assert speedrun.steps_to_target(record, "the recipe") == [3 * 54] * 10
-    assert speedrun.steps_to_target(record, "SGD, OneCycleLR") == [6 * 54] * 10
-    assert speedrun.steps_to_target({**record, "target": 100.0}, "SGD, OneCycleLR") == [math.inf] * 10
+    assert speedrun.steps_to_target(record, "the recipe") == [3 * 35] * 10
+    assert speedrun.steps_to_target(record, "SGD, OneCycleLR") == [6 * 35] * 10
+    assert speedrun.steps_to_target({**record, "target": 200.0}, "SGD, OneCycleLR") == [math.inf] * 10
     text = speedrun.report(record)
     assert "| the recipe " in text
-    assert "| 162 " in text
-    assert "| 324 " in text
+    assert "| 105 " in text
+    assert "| 210 " in text
     assert "10 of 10" in text
