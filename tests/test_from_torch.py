@@ -793,6 +793,7 @@ def test_a_counted_update_shows_how_often_the_scheduler_was_stepped(options):
         CyclicAdamW.from_torch(optimizer, scheduler)
 
 
+@torch_versions.muon
 def test_where_an_optimizer_counts_no_updates_it_has_to_be_said():
     """Muon writes to its buffers in a way of its own: their writes are not taken for SGD's."""
     optimizer = of_base(torch.optim.Muon)

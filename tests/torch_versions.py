@@ -15,6 +15,7 @@ def since(*version, reason):
 
 
 differentiable_numbers = since(2, 7, reason="SGD(differentiable=True) takes no tensors that require a gradient")
+muon = since(2, 9, reason="there is no Muon")
 flattened_missing_state = since(2, 10, reason="a flattened state dict without a parameter's state cannot be loaded")
 first_part_by_milestone = since(2, 13, reason="SequentialLR begins with its first part, though a milestone is 0")
 compiles_assigned_betas = since(2, 10, reason="torch.compile stops at betas that were assigned under a compiled step")
