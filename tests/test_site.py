@@ -181,9 +181,10 @@ def browser():
         browser.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_search_finds_what_is_there(browser, address, scheme):
+@pytest.mark.parametrize(("scheme", "opened"), [("light", "from a server"), ("dark", "as a file")])
+def test_the_search_finds_what_is_there(browser, site, address, scheme, opened):
     """A search for OneCycle finds its entry in the reference; no request leaves the machine, nothing fails."""
+    address = address if opened == "from a server" else f"{site.resolve().as_uri()}/"
     page = browser.new_context(color_scheme=scheme).new_page()
     requests, complaints = [], []
     page.on("request", lambda request: requests.append(request.url))

@@ -80,7 +80,7 @@ def test_the_page_says_what_the_record_says(report):
     named = {"minimum": "`minimum`, in its own package, with", "steepest": "`steep` with"}
     named["torch_lr_finder"] = "pytorch-lr-finder's with"
     page = (FOLDER.parent / "docs" / "find_your_rate.md").read_text()
-    paragraph = " ".join(page.split("## Is it any good?")[1].split("## ")[0].split())
+    paragraph = " ".join(page.split("## How good is the suggestion?")[1].split("## ")[0].split())
     ours, others = shares(report.OURS), [f"`{rule}`{where}" for rule in RULES for where in ("", ", as in its package")]
     assert all(mine > max(theirs) for mine, theirs in zip(ours, zip(*map(shares, others), strict=True), strict=True))
     good, near = (f"{100 * part:.0f} %" for part in ours)
