@@ -10,8 +10,10 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
+import sanitize
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -217,6 +219,11 @@ def test_the_layout_is_of_the_memory_after_everything_was_read():
         found = native.layout([{"params": [param, result]}], state, ("momentum_buffer", "started"))
     assert moved
     assert found == native.layout([{"params": [param]}], state, ("momentum_buffer", "started"))
+
+
+def test_the_tests_that_are_run_with_sanitizers_are_there():
+    """Each test file that ``tests/sanitize.py`` names exists."""
+    assert [name for name in sanitize.TESTS if not Path(__file__).with_name(name).is_file()] == []
 
 
 # -- switched off, and never beyond an object ------------------------------------------------------------------------
