@@ -220,7 +220,11 @@ class Half(Policy):
         return 0.5, 0.9
 
 
-@pytest.mark.parametrize("policy", [Sawtooth(30), Half(), LambdaPolicy(lambda step: 1 / (1 + step))], ids=repr)
+@pytest.mark.parametrize(
+    "policy",
+    [Sawtooth(30), Half(), LambdaPolicy(lambda step: 1 / (1 + step))],
+    ids=lambda policy: type(policy).__name__,
+)
 def test_a_policy_of_the_users_shows_itself(policy):
     """An ``at`` is all that it takes."""
     assert_is_a_display(policy._repr_html_())
