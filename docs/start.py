@@ -168,6 +168,6 @@ print(f"test accuracy: {accuracy(model):.1%}")
 # ## Where to go on
 #
 # - [Find your rate](find_your_rate.md): the range test in detail, for your own kind of training
-# - [Which policy?](policies.md) and the [gallery](gallery.md) of all of them
+# - [Which policy?](which_policy.md) and the [gallery](gallery.md) of all of them
 # - [Steer it](steer.md), [Groups](groups.md), [Save and resume](resume.md)
 # - [Moving over](moving_over.md) from torch's schedulers, also in mid-training

@@ -133,30 +133,32 @@ def _environment(pair: Pair, python: Path, folder: Path) -> Path:
         file.unlink(missing_ok=True)
     shutil.rmtree(clone, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    _logged(["git", "clone", "--quiet", "--shared", ROOT, clone], log)
+    _logged(pair, ["git", "clone", "--quiet", "--shared", ROOT, clone], log)
     if not own.exists():
         # This pip installs one there: not every Python has ensurepip.
-        _logged([python, "-m", "venv", "--without-pip", folder / "env"], log)
-        _logged([sys.executable, "-m", "pip", "--python", own, "install", "--quiet", "--upgrade", "pip"], log)
+        _logged(pair, [python, "-m", "venv", "--without-pip", folder / "env"], log)
+        _logged(pair, [sys.executable, "-m", "pip", "--python", own, "install", "--quiet", "--upgrade", "pip"], log)
     constraints = ["-c", "constraints.txt"] if pair.constrained else []
     # An older package with a wheel rather than a newer one that has to be compiled.
     options = ["--quiet", "--no-input", "--no-compile", "--prefer-binary", *constraints]
-    _logged([own, "-m", "pip", "install", *options, f"torch=={pair.torch}", "-e", ".[test]"], log, cwd=clone)
+    _logged(pair, [own, "-m", "pip", "install", *options, f"torch=={pair.torch}", "-e", ".[test]"], log, cwd=clone)
     return own
 
 
-def _logged(command: list[str | Path], log: Path, cwd: Path = ROOT) -> None:
+def _logged(pair: Pair, command: list[str | Path], log: Path, cwd: Path = ROOT) -> None:
     with log.open("a") as file:
-        done = subprocess.run(command, cwd=cwd, stdout=file, stderr=subprocess.STDOUT, env=_variables())
+        done = subprocess.run(command, cwd=cwd, stdout=file, stderr=subprocess.STDOUT, env=_variables(pair))
     if done.returncode:
         lines = [line for line in log.read_text().splitlines() if line.startswith(("ERROR", "error", "fatal", "╰─>"))]
         raise NotRunError(" ".join(lines) or f"{command[0]} ended with {done.returncode}; see {log.name}")
 
 
-def _variables() -> dict[str, str]:
+def _variables(pair: Pair) -> dict[str, str]:
     """Nothing of the caller's that would lead imports elsewhere; fewer drawn cases; one thread."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    return {**kept, "HYPOTHESIS_PROFILE": "matrix", "OMP_NUM_THREADS": "1"}
+    # Or a package that does not know of free threading, Triton's for Python 3.13, would switch the GIL on.
+    free_threaded = {"PYTHON_GIL": "0"} if pair.python.endswith("t") else {}
+    return {**kept, **free_threaded, "HYPOTHESIS_PROFILE": "matrix", "OMP_NUM_THREADS": "1"}
 
 
 def _test(pair: Pair, python: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -169,7 +171,7 @@ def _test(pair: Pair, python: Path, folder: Path, options: argparse.Namespace) -
     command = [python, "-m", "pytest", *PYTEST.split(), "-n", options.jobs, f"--junitxml={xml}"]
     command += [f"--ignore=tests/test_{name}.py" for name in OF_BENCHMARKS] + shlex.split(options.pytest)
     with (folder / "pytest.log").open("w") as file:
-        done = subprocess.run(command, cwd=clone, stdout=file, stderr=subprocess.STDOUT, env=_variables())
+        done = subprocess.run(command, cwd=clone, stdout=file, stderr=subprocess.STDOUT, env=_variables(pair))
     result: dict[str, Any] = {**json.loads(about.stdout), "minutes": round((time.monotonic() - started) / 60, 1)}
     if not xml.exists():
         raise NotRunError(f"pytest ended with {done.returncode} before its report")

@@ -412,7 +412,7 @@ def test_reschedule_goes_into_the_same_tensors(changes, policy, step, peaks):
     assert_at(optimizer, OneCycle(60), 8)
 
 
-@torch_versions.compiles_assigned_betas
+@torch_versions.compiles_edits
 def test_edits_by_hand_are_followed():
     """lr and betas edited by hand count for one step; beta2 stays, is shown as a tensor and saved as a number."""
     policy, twin = OneCycle(60), two_groups(AdamW)

@@ -17,6 +17,9 @@ def since(*version, reason):
 differentiable_numbers = since(2, 7, reason="SGD(differentiable=True) takes no tensors that require a gradient")
 muon = since(2, 9, reason="there is no Muon")
 flattened_missing_state = since(2, 10, reason="a flattened state dict without a parameter's state cannot be loaded")
+loops_before_dispatch = since(2, 10, reason="make_fx(pre_dispatch=True) cannot trace the loops over parameters, SGD's")
+ranges_are_operations = since(
+    2, 13, reason="FlopCounterMode and make_fx do not see the range of a step, not SGD's either"
+)
 first_part_by_milestone = since(2, 13, reason="SequentialLR begins with its first part, though a milestone is 0")
-compiles_assigned_betas = since(2, 10, reason="torch.compile stops at betas that were assigned under a compiled step")
-compiles_edits = since(2, 8, reason="torch.compile stops at some values and branches that an edit or a report leads to")
+compiles_edits = since(2, 8, reason="torch.compile cannot follow assigned betas and many reports")

@@ -232,7 +232,7 @@ class DeviceSchedules:
         groups, attributes = optimizer.param_groups, optimizer.__dict__
         if "step" in attributes and not torch.compiler.is_compiling():
             self._warned_of_scheduler = self._warned_of_scheduler or warn_of_scheduler(optimizer, False)
-        if not holds(groups, self.shown.keys, self.shown.columns):
+        if not holds(groups, *self.shown.compared):
             check_schedules(groups)
             if self._is_dry_run(optimizer):
                 optimizer._create_state()

@@ -26,7 +26,7 @@ class Shown:
 
     ===================  ====================================================================================
     ``given``            the numbers that were written into each group's tensors, before float32 rounded them
-    ``keys, columns``    what the groups show: for each key the objects in all groups
+    ``compared``         what the groups show: keys, and for each of them the objects in all groups
     ``has_momentum``     of each group, whether its momentum is ever other than 0
     ===================  ====================================================================================
     """
@@ -34,8 +34,8 @@ class Shown:
     def __init__(self, clock: DeviceClock, update: BaseUpdate, slot: Slot | None) -> None:
         self._clock, self._update, self._slot = clock, update, slot
         self.given: list[Group] = []
-        self.keys: tuple[str, ...] = self._watched(False)
-        self.columns: tuple[list[Any], ...] = ([],) * len(self.keys)
+        keys = self._watched(False)
+        self.compared: tuple[tuple[str, ...], tuple[list[Any], ...]] = keys, ([],) * len(keys)
         self.has_momentum: tuple[bool, ...] = ()
 
     def _watched(self, moves_decay: bool) -> tuple[str, ...]:
@@ -48,9 +48,9 @@ class Shown:
         clock = self._clock
         tensors = {"lr": clock.lr[i]}
         if clock.parts[i].policy is not None:
-            tensors |= {"max_lr": clock.max_lr[i], "schedule_step": clock.steps[i]}
+            tensors.update(max_lr=clock.max_lr[i], schedule_step=clock.steps[i])  # torch 2.6 cannot trace |=
         if self.moves_decay(i):
-            tensors |= {"weight_decay": clock.weight_decay[i], OWN_DECAY: clock.max_weight_decay[i]}
+            tensors.update({"weight_decay": clock.weight_decay[i], OWN_DECAY: clock.max_weight_decay[i]})
         if self.shows_momentum(i):
             tensors["momentum"] = clock.momentum[i]
         return tensors
@@ -75,7 +75,7 @@ class Shown:
                     group[key] = tensor
         keys = self._watched(any(map(self.moves_decay, range(len(groups)))))
         columns = tuple([group.get(key, ABSENT) for group in groups] for key in keys)
-        vars(self).update(keys=keys, columns=columns)  # an interrupt finds both or none
+        self.compared = keys, columns  # at once: an interrupt finds both or none
 
     def _show_momentum(self, i: int, group: Group, tensor: Tensor) -> None:
         assert self._slot is not None
@@ -86,7 +86,8 @@ class Shown:
 
     def _is_shown(self, i: int, stored: Any) -> bool:
         """Whether this holds the momentum that group i showed last."""
-        return i < len(self.columns[-1]) and is_object(stored, self.columns[-1][i])
+        stored_before = self.compared[1][-1]
+        return i < len(stored_before) and is_object(stored, stored_before[i])
 
     def stored_number(self, i: int, group: Group, momentum: float) -> Any:
         """What group i stores for this momentum, in numbers."""
@@ -122,18 +123,19 @@ class Shown:
 
     def show_again(self, groups: list[Group]) -> None:
         """After pickling, which makes two objects of one: let groups show their tensors; other values are edits."""
-        before = self.columns
+        keys, before = self.compared
         edits = [
             (k, i, group[key])
-            for k, key in enumerate(self.keys)
+            for k, key in enumerate(keys)
             for i, group in enumerate(groups)
             if key in group and not _is_equal(group[key], before[k][i])
         ]
         self.show(groups)
+        keys, columns = self.compared
         for k, i, value in edits:
-            groups[i][self.keys[k]] = value
-            if value is self.columns[k][i]:  # a policy: no tensor was shown in its place
-                self.columns[k][i] = before[k][i]
+            groups[i][keys[k]] = value
+            if value is columns[k][i]:  # a policy: no tensor was shown in its place
+                columns[k][i] = before[k][i]
 
 
 def holds_traced(groups: list[Group], keys: tuple[str, ...], columns: tuple[list[Any], ...]) -> bool:
