@@ -275,6 +275,7 @@ def test_every_public_name_is_exported():
 def test_metadata():
     """The version is told once, the package is typed, and torch is its one requirement."""
     assert metadata.version("cyclic_optim") == cyclic_optim.__version__
+    assert f"\nversion: {cyclic_optim.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert resources.files("cyclic_optim").joinpath("py.typed").is_file()
     required = [line for line in metadata.requires("cyclic_optim") if "extra" not in line]
     assert required == ["torch>=2.6"]
