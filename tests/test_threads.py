@@ -7,6 +7,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 
@@ -173,6 +174,7 @@ def test_under_a_lock_a_checkpoint_of_another_thread_is_exact():
         for step in range(total):
             with lock:
                 take_steps(optimizer, [step])
+            time.sleep(0.001)  # a lock is not fair: without the GIL this thread could take it every time
         rest.set()
 
     def save():
