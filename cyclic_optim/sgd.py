@@ -57,9 +57,9 @@ class CyclicSGD(Scheduled, SGD):
     buffers may hold a part of its update then, as with SGD.
 
     During a step, another thread may step another optimizer, and may call :meth:`state_dict` of this one (not with
-    ``capturable``). Nothing else is safe: ``loss.backward()`` or ``optimizer.zero_grad()`` for the same parameters can
-    free a gradient that the step reads, and crash the process, as with every optimizer of torch. Hold a lock around
-    both.
+    ``capturable``, nor on a free-threaded Python). Nothing else is safe: ``loss.backward()`` or
+    ``optimizer.zero_grad()`` for the same parameters can free a gradient that the step reads, and crash the process, as
+    with every optimizer of torch. Hold a lock around both.
 
     Args:
         params: parameters, named parameters or param groups to optimize.

@@ -164,7 +164,7 @@ def _variables(pair: Pair) -> dict[str, str]:
 def _test(pair: Pair, python: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     clone, xml, started = folder / "clone", folder / "junit.xml", time.monotonic()
     about = subprocess.run(
-        [python, "-c", ABOUT_ENVIRONMENT], cwd=clone, capture_output=True, text=True, env=_variables()
+        [python, "-c", ABOUT_ENVIRONMENT], cwd=clone, capture_output=True, text=True, env=_variables(pair)
     )
     if about.returncode:
         raise NotRunError(f"import fails: {about.stderr.splitlines()[-1]}")
