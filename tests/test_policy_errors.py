@@ -417,7 +417,7 @@ def torch_optimizer():
 
 TORCHS_WORDS = [
     (lambda: OneCycle(max_lr=0.1, total_steps=9), "OneCycle, got max_lr=0.1: instead of max_lr, the optimizer's lr"),
-    (lambda: CosineDecay(epochs=3), "instead of epochs, t_max=epochs * steps_per_epoch"),
+    (lambda: CosineDecay(epochs=3), "instead of epochs, t_max=len(loader) * epochs"),
     (
         lambda: OneCycle(epochs=3, steps_per_epoch=4),
         "OneCycle, got epochs=3, steps_per_epoch=4: "
