@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch_versions
 from processes import leave
 
 from cyclic_optim import CyclicSGD, Triangular
@@ -61,6 +62,7 @@ def _worker(rank, folder):
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
     """What two processes came to, by kind: one pair of them for all, since starting one takes seconds."""
+    torch_versions.need_fully_shard_on_cpu()
     folder = tmp_path_factory.mktemp("sharded")
     mp.spawn(_worker, args=(str(folder),), nprocs=2)
     return torch.load(folder / "sharded.pt")

@@ -263,7 +263,7 @@ def test_a_notebook_without_ipywidgets_gets_a_line_and_no_warning(options):
     printed, shown = script(notebook + TEST_IN_A_SCRIPT, *options)
     assert printed == "3\n"
     assert "lr range test" in shown
-    assert "Warning" not in shown
+    assert "Warning" not in shown.replace("ResourceWarning", "")  # torch 2.6 leaves a temporary folder to Python's exit
 
 
 # --- afterwards

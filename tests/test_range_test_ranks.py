@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch_versions
 from processes import leave
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -218,6 +219,7 @@ def _work(rank, world_size, folder):
 @pytest.fixture(scope="module", params=[2, 4])
 def ranks(request, tmp_path_factory):
     """What the scenarios returned, by scenario and rank."""
+    torch_versions.need_fully_shard_on_cpu()
     folder, world_size = tmp_path_factory.mktemp("ranks"), request.param
     mp.spawn(_work, args=(world_size, str(folder)), nprocs=world_size)
     seen = [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(world_size)]

@@ -15,7 +15,8 @@ from cyclic_optim.device import triton_sgd
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 POINTERS = {"tensors": "*i64", "numbers": "*fp32", "blocks": "*i32", "grads": "*i64"}
 POINTERS |= {"grad_scale": "*fp32", "found_inf": "*fp32"}
-CAPABILITIES = (80, 90, 120)
+#: Triton 3.2 has no assembler for the last.
+CAPABILITIES = (80, 90) if triton.__version__.startswith("3.2.") else (80, 90, 120)
 #: Kernels by the dtypes that occur, and the bits of a parameter in each.
 KERNELS = {"float32": [32], "bfloat16": [16], "float16": [16], "all": [32, 16, 16]}
 every_kernel = pytest.mark.parametrize("dtypes", KERNELS)
@@ -36,7 +37,7 @@ def compiled(tmp_path_factory):
                 **dict(zip(("FLOAT32", "BFLOAT16", "FLOAT16"), flags, strict=True)), "BLOCK": triton_sgd.BLOCK
             }  # fmt: skip
             signature = {**(pointers or POINTERS), **dict.fromkeys(constants, "constexpr")}
-            source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+            source = ASTSource(kernel, signature, constants)  # the third has another name in Triton 3.2
             code = triton.compile(
                 source,
                 target=GPUTarget("cuda", capability, 32),
@@ -88,7 +89,7 @@ def test_unaligned_tensors_are_accessed_an_element_at_a_time(compiled, capabilit
 def test_no_double_precision(compiled, capability, dtypes):
     """Neither arithmetic nor conversions: consumer GPUs do it 64 times as slowly."""
     ptx, sass, _ = compiled(capability, dtypes)
-    assert "f64" not in ptx
+    assert not re.search(r"(?<!%)f64", ptx)  # %f64 is a register
     assert not re.search(r"\bD(ADD|MUL|FMA|SETP|MNMX)\b|\bMUFU\S*64|\bF2F\S*F64|\bI2F\S*F64", sass)
 
 
@@ -119,7 +120,7 @@ def test_flags_of_started_buffers_compile(compiled, capability):
     pointers = {"started": "*i64", "momenta": "*i64", "count": "i32", "found_inf": "*fp32"}
     ptx, _, usage = compiled(capability, kernel=triton_sgd.started_kernel, pointers=pointers, BLOCK=256)
     assert "st.global" in ptx
-    assert "f64" not in ptx
+    assert not re.search(r"(?<!%)f64", ptx)  # %f64 is a register
     assert "STACK:0" in usage
 
 

@@ -14,6 +14,16 @@ def since(*version, reason):
     return pytest.mark.xfail(version > TORCH, reason=f"torch before {'.'.join(map(str, version))}: {reason}")
 
 
+def need_fully_shard_on_cpu():
+    """For a fixture, where every test that uses it is expected to fail."""
+    if TORCH < (2, 8):
+        pytest.xfail("torch before 2.8: fully_shard cannot run on a CPU")
+
+
+#: Whether SequentialLR with a milestone at 0 begins with the part after it. Before 2.13 it begins with the first part.
+FIRST_PART_BY_MILESTONE = TORCH >= (2, 13)
+
+
 differentiable_numbers = since(2, 7, reason="SGD(differentiable=True) takes no tensors that require a gradient")
 muon = since(2, 9, reason="there is no Muon")
 flattened_missing_state = since(2, 10, reason="a flattened state dict without a parameter's state cannot be loaded")
