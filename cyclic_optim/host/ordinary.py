@@ -15,9 +15,9 @@ from .fused import SMALL, Group, Rows, State, by_op, read_rows
 def update_ordinary(groups: list[Group], state: State, grad_scale: Tensor | None) -> Rows:
     """Update all ordinary tensors (``_native.c`` says which); returns the others, for :func:`.fused.fused_update`.
 
-    With a loss scale all of them go through torch's op, which divides the gradients by it. This is a no-op under a
-    dispatch mode, which has to see the operations, in forward-mode AD, and where a group holds an unusual number or
-    flag, which is to be checked before anything moves.
+    With a loss scale all of them go through torch's op, which divides the gradients by it. Everything is
+    returned under a dispatch mode, which has to see the operations, in forward-mode AD, and where a group holds an
+    unusual number or flag, which is to be checked before anything moves.
     """
     if native.compiled is None or _is_watched():
         return read_rows(groups)
