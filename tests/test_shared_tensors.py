@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch_versions
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import parameter, policies
@@ -23,6 +24,8 @@ OPTIMIZERS = {
     "CyclicSGD, capturable": partial(CyclicSGD, capturable=True),
     "CyclicAdamW": partial(CyclicAdamW, foreach=False),
 }
+#: Their updates are torch's own.
+UPDATES_OF_TORCH = (OPTIMIZERS["CyclicSGD, foreach"], OPTIMIZERS["CyclicAdamW"])
 all_optimizers = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 
 
@@ -54,8 +57,10 @@ all_shared = pytest.mark.parametrize("share", SHARED.values(), ids=SHARED.keys()
 
 @all_shared
 @all_optimizers
-def test_a_rate_assigned_to_every_group_lasts_for_one_step(make, share):
+def test_a_rate_assigned_to_every_group_lasts_for_one_step(make, share, request):
     """The assigned rate is used, then each group has its own again; the tensor that was assigned stays as it is."""
+    if make in UPDATES_OF_TORCH and share is SHARED["views of one element"]:
+        request.applymarker(torch_versions.rates_of_a_dimension)
     optimizer, given_lr = make(groups_of(), policy=HALVING), tensor()
     for step in range(1, 4):
         assign(optimizer, share(given_lr))

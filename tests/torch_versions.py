@@ -25,6 +25,7 @@ FIRST_PART_BY_MILESTONE = TORCH >= (2, 13)
 
 
 differentiable_numbers = since(2, 7, reason="SGD(differentiable=True) takes no tensors that require a gradient")
+rates_of_a_dimension = since(2, 7, reason="torch's updates take no rate of one element in a tensor with a dimension")
 muon = since(2, 9, reason="there is no Muon")
 flattened_missing_state = since(2, 10, reason="a flattened state dict without a parameter's state cannot be loaded")
 loops_before_dispatch = since(2, 10, reason="make_fx(pre_dispatch=True) cannot trace the loops over parameters, SGD's")
