@@ -70,3 +70,12 @@ def short_tables():
         for name in ("HORIZON", "LEAST_ROWS"):
             patch.setattr(clock, name, getattr(clock, name) // 100)
         yield
+
+
+@pytest.fixture
+def threads():
+    """A number of threads that nothing sets by itself."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield 3
+    torch.set_num_threads(before)

@@ -52,6 +52,23 @@ def through_a_file(state_dict):
     return torch.load(file, weights_only=True)
 
 
+def assert_same(ours, theirs, rtol=0.0):
+    """Equal, to the bit or nearly, in containers of any kind."""
+    if isinstance(ours, (torch.Tensor, dict, list, tuple)):
+        assert type(ours) is type(theirs)
+    if isinstance(theirs, torch.Tensor):
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol, equal_nan=True)
+    elif isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys()
+        for key in theirs:
+            assert_same(ours[key], theirs[key], rtol)
+    elif isinstance(theirs, (list, tuple)):
+        for mine, other in zip(ours, theirs, strict=True):
+            assert_same(mine, other, rtol)
+    else:
+        assert ours == theirs
+
+
 # --- policies
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers import through_a_file
+from helpers import assert_same, through_a_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import Problem, flat, policies, problems
@@ -219,27 +219,6 @@ def numbers(group):
     return {key: group.get(key) for key in ("lr", "betas", "momentum", "weight_decay")}
 
 
-def assert_same(ours, theirs, rtol=0.0):
-    """Equal, to the bit or nearly, in containers of any kind."""
-    if isinstance(theirs, torch.Tensor):
-        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol, equal_nan=True)
-    elif isinstance(theirs, dict):
-        assert ours.keys() == theirs.keys()
-        for key in theirs:
-            assert_same(ours[key], theirs[key], rtol)
-    elif isinstance(theirs, (list, tuple)):
-        assert type(ours) is type(theirs)
-        for mine, other in zip(ours, theirs, strict=True):
-            assert_same(mine, other, rtol)
-    else:
-        assert ours == theirs
-
-
-def saved(optimizer):
-    """A state dict that has been in a file."""
-    return through_a_file(optimizer.state_dict())
-
-
 def model_of(seed=0):
     torch.manual_seed(seed)
     return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)).double()
@@ -393,7 +372,7 @@ def test_lbfgs_resumes_from_lists():
     optimizer = cyclic(LBFGS)(model.parameters(), lr=0.5, max_iter=4, policy=policy)
     for _ in range(3):
         optimizer.step(closure_of(model, []))
-    weights, checkpoint = copy.deepcopy(model.state_dict()), saved(optimizer)
+    weights, checkpoint = copy.deepcopy(model.state_dict()), through_a_file(optimizer.state_dict())
     other = model_of(1)
     other.load_state_dict(weights)
     resumed = cyclic(LBFGS)(other.parameters(), lr=0.5, max_iter=4, policy=policy)
@@ -561,7 +540,7 @@ def test_a_users_optimizer_keeps_its_arguments_and_state(policy):
     assert optimizer.calls == 3
     twin, resumed = one_param(CyclicSigns, policy, lr=0.1)
     twin.data.copy_(param.data)
-    checkpoint = saved(optimizer)
+    checkpoint = through_a_file(optimizer.state_dict())
     resumed.load_state_dict(checkpoint)
     assert resumed.param_groups[0]["damping"] == 0.5
     assert_same(resumed.state_dict(), checkpoint)
@@ -753,7 +732,7 @@ def test_a_resumed_run_goes_on_to_the_bit(name, data):
     for param, twin in zip(flat(ours), flat(theirs), strict=True):
         twin.data.copy_(param.data)
     resumed = ready(cyclic(case.cls)([{"params": p} for p in theirs], lr=0.1, policy=given_in_code, **options))
-    resumed.load_state_dict(saved(optimizer))
+    resumed.load_state_dict(through_a_file(optimizer.state_dict()))
     assert resumed.policies == optimizer.policies
     for step in range(3, 6):
         problem.set_grads(ours, step)
@@ -778,13 +757,13 @@ def test_checkpoints_of_the_base_and_for_the_base(name):
     has_count = "step" in base.state[param]
     counted = r"after 1 updates: .* reschedule\(step=1\)" if has_count else r"reschedule\(step=\.\.\.\)"
     with pytest.warns(UserWarning, match=f"is of a run without a schedule, .*{counted}.*from_torch"):
-        optimizer.load_state_dict(saved(base))
+        optimizer.load_state_dict(through_a_file(base.state_dict()))
     ready(optimizer)
     group = optimizer.param_groups[0]
     assert (group["schedule_step"], group["max_lr"]) == (0, 0.1)
     assert group["lr"] == 0.1 * plain_policy(case).at(0).lr_factor
     optimizer.step()
-    base.load_state_dict(saved(optimizer))
+    base.load_state_dict(through_a_file(optimizer.state_dict()))
     base.step()
     assert numbers(base.param_groups[0]) == numbers(group)
 
@@ -795,7 +774,7 @@ def test_a_fresh_checkpoint_of_the_base_starts_the_schedule_without_a_word(name)
     case = CASES[name]
     param = torch.nn.Parameter(torch.ones(2, 3, dtype=torch.float64))
     _, optimizer = one_param(cyclic(case.cls), plain_policy(case), lr=0.1)
-    optimizer.load_state_dict(saved(ready(case.cls([param], lr=0.3))))
+    optimizer.load_state_dict(through_a_file(ready(case.cls([param], lr=0.3)).state_dict()))
     assert optimizer.param_groups[0]["schedule_step"] == 0
 
 

@@ -4,12 +4,12 @@ On the CPU torch takes a capturable step only where it is compiled.
 """
 
 import copy
-import io
 import pickle
 
 import pytest
 import torch
 import torch_versions
+from helpers import params_of, through_a_file
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from strategies import held_momentum, policies
@@ -45,10 +45,6 @@ def two_groups(cls=CyclicAdamW, *, seed=0, shapes=((3, 4), (5,), ()), peaks=(0.0
     params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     groups = [{"params": params[:1], "lr": peaks[0]}, {"params": params[1:], "lr": peaks[1]}]
     return cls(groups, **options)
-
-
-def params_of(optimizer):
-    return [param for group in optimizer.param_groups for param in group["params"]]
 
 
 def set_grads(optimizer, step):
@@ -98,13 +94,6 @@ def assert_close(ours, theirs, tolerance=2e-5):
 def is_bounded(policy):
     """Whether its table is small; momentum near 1 or tiny rates are fine."""
     return (policy.end or policy.period or 10**9) < 10**5
-
-
-def saved(optimizer):
-    buffer = io.BytesIO()
-    torch.save(optimizer.state_dict(), buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 def shown_tensors(optimizer):
@@ -298,7 +287,7 @@ def test_a_state_dict_is_plain_numbers():
     optimizer = two_groups(policy=OneCycle(30), capturable=True, betas=(0.9, 0.98))
     run(optimizer, compiled(optimizer), range(5))
     lr_factor, momentum, _ = OneCycle(30).at(5)
-    for group, peak in zip(saved(optimizer)["param_groups"], (0.05, 0.01), strict=True):
+    for group, peak in zip(through_a_file(optimizer.state_dict())["param_groups"], (0.05, 0.01), strict=True):
         assert group["lr"] == peak * lr_factor
         assert group["betas"] == (momentum, 0.98)
         assert (type(group["max_lr"]), type(group["schedule_step"])) == (float, int)
@@ -316,7 +305,7 @@ def test_loading_goes_into_the_same_tensors():
     step_of = compiled(optimizer)
     run(optimizer, step_of, range(3))
     before = shown_tensors(optimizer)
-    optimizer.load_state_dict(saved(source))
+    optimizer.load_state_dict(through_a_file(source.state_dict()))
     assert all(one is other for one, other in zip(shown_tensors(optimizer), before, strict=True))
     with torch.no_grad():
         for param, its in zip(params_of(optimizer), params_of(source), strict=True):
@@ -335,7 +324,7 @@ def test_a_failed_load_leaves_the_tensors_as_they_were(monkeypatch):
     optimizer = two_groups(policy=OneCycle(60), capturable=True)
     run(optimizer, compiled(optimizer), range(3))
     before = [tensor.clone() for tensor in shown_tensors(optimizer)]
-    good = saved(two_groups(policy=OneCycle(60), betas=(0.5, 0.5)))
+    good = through_a_file(two_groups(policy=OneCycle(60), betas=(0.5, 0.5)).state_dict())
     wrong = copy.deepcopy(good)
     wrong["param_groups"][1]["lr"] = wrong["param_groups"][1]["max_lr"] = 1e39
     with pytest.raises(ValueError, match="need"):
@@ -358,7 +347,7 @@ def test_capturable_is_the_codes(capturable):
     source = two_groups(policy=policy, capturable=not capturable)
     run(source, source.step if capturable else compiled(source), range(5))
     optimizer = two_groups(policy=policy, capturable=capturable)
-    optimizer.load_state_dict(saved(source))
+    optimizer.load_state_dict(through_a_file(source.state_dict()))
     assert {group["capturable"] for group in optimizer.param_groups} == {capturable}
     with torch.no_grad():
         for param, its in zip(params_of(optimizer), params_of(source), strict=True):

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from helpers import assert_same, through_a_file
 from hypothesis import example, given
 from hypothesis import strategies as st
 from questions import NoQuestions
@@ -46,26 +47,6 @@ def everything(optimizer):
     groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     params = [param.detach() for group in optimizer.param_groups for param in group["params"]]
     return copy.deepcopy((groups, params, [state for state in optimizer.state.values() if state]))
-
-
-def assert_same(ours, theirs):
-    """Equal to the bit, in containers of any kind."""
-    assert type(ours) is type(theirs)
-    if isinstance(ours, torch.Tensor):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
-    elif isinstance(ours, dict):
-        assert ours.keys() == theirs.keys()
-        assert_same(list(ours.values()), [theirs[key] for key in ours])
-    elif isinstance(ours, (list, tuple)):
-        for mine, other in zip(ours, theirs, strict=True):
-            assert_same(mine, other)
-    else:
-        assert ours == theirs
-
-
-def through_a_file(state_dict, tmp_path):
-    torch.save(state_dict, tmp_path / "checkpoint.pt")
-    return torch.load(tmp_path / "checkpoint.pt", weights_only=True)
 
 
 # --- the update
@@ -523,14 +504,14 @@ def test_the_momentum_of_a_group_without_a_policy_is_saved_as_it_was_given():
     assert optimizer.state_dict()["param_groups"][0]["momentum"] == 0.3
 
 
-def test_a_state_dict_is_plain_numbers(tmp_path):
+def test_a_state_dict_is_plain_numbers():
     """The very groups that the host's path saves, in full precision, and a file that weights_only reads."""
     _, optimizer = one_param(OneCycle(20), lr=0.1)
     _, host = one_param(OneCycle(20), lr=0.1, capturable=False)
     for _ in range(7):
         optimizer.step()
         host.step()
-    saved = through_a_file(optimizer.state_dict(), tmp_path)
+    saved = through_a_file(optimizer.state_dict())
     assert saved["param_groups"] == host.state_dict()["param_groups"]
     assert saved["state"][0].keys() == {"momentum_buffer"}
     sgd = SGD([torch.nn.Parameter(torch.ones(3))], lr=9.0)

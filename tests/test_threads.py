@@ -50,15 +50,6 @@ def everything(optimizer):
 
 
 @pytest.fixture
-def threads():
-    """A number of threads that nothing sets by itself."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield 3
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
 def hasty():
     """Python changes from one thread to another as often as it can."""
     before = sys.getswitchinterval()
