@@ -52,9 +52,14 @@ MOVES = [(row["theirs"], row["ours"]) for row in _MOVE.finditer(PAGES["docs/movi
 
 def table(page, first):
     """The rows of the table on a page whose head begins with this, each as the texts of its cells."""
-    rows = PAGES[page][PAGES[page].index(first) :].split("\n\n")[0].splitlines()[2:]
+    return rows_of(PAGES[page], first)[1:]
+
+
+def rows_of(text, first):
+    """The same of any text, with the head."""
+    head, _, *rows = text[text.index(first) :].split("\n\n")[0].splitlines()
     assert rows
-    return [[cell.strip() for cell in re.split(r" \|(?= |$)", row)[:-1]] for row in (row[1:] for row in rows)]
+    return [[cell.strip() for cell in re.split(r" \|(?= |$)", row)[:-1]] for row in (row[1:] for row in (head, *rows))]
 
 
 def run_snippet(file, test="", /, **given):
