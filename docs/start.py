@@ -39,7 +39,7 @@ def make_loader() -> DataLoader:
 
 def accuracy(model: torch.nn.Module) -> float:
     with torch.no_grad():
-        return (model(test_x.float()).argmax(1) == test_y).double().mean().item()
+        return float((model(test_x.float()).argmax(1) == test_y).double().mean())
 
 
 # %% [markdown]
@@ -148,7 +148,8 @@ assert same
 # `found.triangular`. When it is to end, it cools down from the rate where it is.
 
 # %%
-model, loader, rates = make_model(), make_loader(), []
+model, loader = make_model(), make_loader()
+rates: list[float] = []
 settings = found.triangular(step_size_up=len(loader) * 2)
 optimizer = CyclicSGD(model.parameters(), momentum=0.9, **settings)
 train(model, optimizer, loader, 6, rates)

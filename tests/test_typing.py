@@ -1,4 +1,4 @@
-"""Type checkers, on scripts as a user writes them: the blocks of README.md and docs/, right uses, and wrong ones.
+"""Type checkers, on scripts as a user writes them: the code of README.md and docs/, right uses, and wrong ones.
 
 Each checker runs once for all of them.
 """
@@ -39,6 +39,9 @@ disallow_untyped_defs = False
 disallow_untyped_calls = False
 disallow_any_generics = False
 disallow_subclassing_any = False
+
+[mypy-sklearn.*]
+ignore_missing_imports = True
 """
 TORCHS_OWN = 'is not exported from module "torch.distributed.checkpoint"'
 
@@ -92,6 +95,7 @@ def scripts(tmp_path_factory):
     (folder / "blocks" / "__init__.py").touch()
     for i, block in enumerate(FOUND):
         (folder / "blocks" / f"block_{i}.py").write_text(script(block))
+    (folder / "blocks" / "start.py").write_text((ROOT / "docs" / "start.py").read_text())
     (folder / "mypy.ini").write_text(MYPY)
     return folder
 
@@ -119,7 +123,7 @@ def by_mypy(folder):
 
 def by_pyright(folder):
     found = json.loads(output_of(folder, "pyright", "--pythonpath", sys.executable, "--outputjson"))
-    assert found["summary"]["filesAnalyzed"] == len(FOUND) + 4
+    assert found["summary"]["filesAnalyzed"] == len(FOUND) + 5
     for one in found["generalDiagnostics"]:
         if one["severity"] == "error" and TORCHS_OWN not in one["message"]:
             yield folder / one["file"], one["range"]["start"]["line"] + 1, one["message"]
@@ -143,6 +147,12 @@ def test_the_blocks_of_a_page_pass(errors, page):
     """Every Python block of the page passes. The lines are the page's."""
     names = [f"blocks/block_{i}.py" for i, block in enumerate(FOUND) if block.page == page]
     assert [error for name in names for error in errors[name]] == []
+
+
+@checked
+def test_the_tutorial_passes(errors):
+    """docs/start.py passes, as a script."""
+    assert errors["blocks/start.py"] == []
 
 
 @checked
