@@ -20,6 +20,7 @@ import pytest
 from readme import ROOT
 
 import cyclic_optim
+import cyclic_optim.testing
 from cyclic_optim.policies import POLICIES
 
 pytestmark = pytest.mark.site
@@ -54,6 +55,7 @@ class Page(HTMLParser):
         super().__init__()
         self.ids, self.links, self.loaded, self.prose, self.headings = set(), set(), set(), [], []
         self._open = []
+        self.title = re.search(r"<h1[^>]*>([^<]*)", html)[1]
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
@@ -84,6 +86,10 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def pages(site):
     return {path.relative_to(site).as_posix(): Page(path.read_text()) for path in site.rglob("*.html")}
+
+
+#: What torch calls, and users do not.
+TORCHS = {"profile_hook_step"}
 
 
 def public_methods(cls):
@@ -127,14 +133,15 @@ def test_nothing_is_loaded_from_elsewhere(site, pages):
 
 
 def test_the_reference_has_every_public_name_and_nothing_private(pages):
-    """All names of ``__all__`` in their order, each with the methods that it documents."""
+    """All names of ``__all__`` in their order, with the methods that each documents; and those of the testing kit."""
     shown = [name.removeprefix("cyclic_optim.") for name in pages["api.html"].headings]
     assert [name for name in shown if "." not in name] == cyclic_optim.__all__
+    assert {f"testing.{name}" for name in cyclic_optim.testing.__all__} <= {*shown}
     assert not [name for name in shown if re.search(r"(^|\.)_(?!_)", name)]
     for name in cyclic_optim.__all__:
         public = getattr(cyclic_optim, name)
         if inspect.isclass(public):
-            assert {f"{name}.{method}" for method in public_methods(public)} <= {*shown}
+            assert {f"{name}.{method}" for method in public_methods(public) - TORCHS} <= {*shown}
 
 
 def test_no_markup_is_left_in_the_reference(pages):
@@ -209,3 +216,10 @@ def test_no_page_is_wider_than_a_phone(browser, address, pages):
     for name in pages:
         page.goto(address + name)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+
+
+def test_a_record_says_what_was_measured(pages):
+    """The page of each record has a heading in words, not the name of its file."""
+    titles = [page.title for name, page in pages.items() if name.startswith("benchmarks/")]
+    assert titles
+    assert [title for title in titles if not title[0].isupper() or " md" in title or "_" in title] == []

@@ -4,6 +4,7 @@ A page links to files by their places in the repository, so that its links work 
 and what the benchmarks wrote is part of the site.
 """
 
+import ast
 import posixpath
 import re
 from pathlib import Path
@@ -36,6 +37,7 @@ GENERATED = {
     "reference": api.reference,
 }
 
+_COMMAND = re.compile(r"`python (?P<script>\S+)[^`]*`\n")
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)(?P<path>[^)#\s]+)(?P<rest>#[^)\s]*)?(?=\))")
 
 
@@ -51,12 +53,23 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     place = page.file.src_uri
     if place in RESULTS:
         page.meta["search"] = {"exclude": True}
+        markdown = with_heading(markdown)
 
     def linked(link: re.Match[str]) -> str:
         source = posixpath.normpath(posixpath.join(posixpath.dirname(source_of(place)), link["path"]))
         return posixpath.relpath(place_of(source), posixpath.dirname(place) or ".") + (link["rest"] or "")
 
     return re.sub(r"<!-- generated: (.*) -->", lambda mark: GENERATED[mark[1]](), _LINK.sub(linked, markdown))
+
+
+def with_heading(record: str) -> str:
+    """A record that begins with its command, under a heading that says what was measured: the script's first line."""
+    command = _COMMAND.match(record)
+    if command is None:
+        return record
+    purpose = (ast.get_docstring(ast.parse((ROOT / command["script"]).read_text())) or "").partition("\n")[0]
+    title = re.match(r"[^:?.]+\??", purpose)
+    return f"# {title[0] if title else command['script']}\n\n{purpose}\n\n{record}"
 
 
 def source_of(place: str) -> str:
