@@ -46,14 +46,14 @@ def cooled(evidence: Evidence) -> str:
 ROWS = (
     Row(
         "You know how long you train",
-        f"CyclicSGD(model.parameters(), lr=0.1, momentum=0.9, policy={RECOMMENDED})",
+        f"policy={RECOMMENDED}",
         "Linear decay matches or outperforms the usual schedules, cosine included, on ten problems "
         "([Defazio et al. 2023](https://arxiv.org/abs/2310.07831)).",
         with_linear("Measured: cosine", COSINE, GRID),
     ),
     Row(
         "You do not know it",
-        "CyclicSGD(model.parameters(), lr=0.1, momentum=0.9, policy=Warmup(Constant(), 100))",
+        "policy=Warmup(Constant(), 100)",
         "A constant rate needs no length. Keep checkpoints: any of them can be finished by the next row.",
         with_linear("Measured: `SGDScheduleFree`, which needs no length either", SGD_FREE, GRID),
     ),
@@ -66,19 +66,19 @@ ROWS = (
     ),
     Row(
         "You want snapshots to average or to choose from",
-        "CyclicSGD(model.parameters(), lr=0.1, momentum=0.9, policy=CosineRestarts(t_0=total_steps // 5))",
+        "policy=CosineRestarts(t_0=total_steps // 5)",
         "Keep the model before each restart ([Huang et al. 2017](https://arxiv.org/abs/1704.00109)).",
         with_linear("Measured: the last of three, each twice as long as the one before", RESTARTS, GRID),
     ),
     Row(
         "You fine-tune",
-        "CyclicAdamW(model.parameters(), lr=2e-5, policy=LinearDecay(total_steps, warmup=total_steps // 10))",
+        "CyclicAdamW(params, lr=2e-5, policy=LinearDecay(total_steps, warmup=total_steps // 10))",
         "A low peak and a line to 0, as transformers' Trainer has it by default. Not measured here.",
     ),
     Row(
-        "You only have ten minutes",
-        "CyclicSGD(model.parameters(), lr=found.suggest()[1], momentum=0.9, policy=LinearDecay(total_steps))",
-        "`found` is the result of [lr_range_test](find_your_rate.md), which takes a hundred steps or two.",
+        "You have ten minutes",
+        "CyclicSGD(params, momentum=0.9, **found.linear_decay(total_steps))",
+        "`found` is the result of [lr_range_test](find_your_rate.md), which takes at most 100 steps.",
         untuned,
     ),
 )
@@ -90,6 +90,14 @@ PAGE = """\
 **Take `{recommended}` unless you have a reason for another.** It warms up
 for a twentieth of the training and then falls on a straight line to 0. `total_steps` counts optimizer steps:
 `len(loader) * epochs`. `lr` is the peak; the [range test](find_your_rate.md) finds it.
+
+```python
+from cyclic_optim import CyclicSGD, LinearDecay
+
+total_steps = len(loader) * epochs
+policy = {recommended}
+optimizer = CyclicSGD(model.parameters(), lr=0.1, momentum=0.9, policy=policy)
+```
 
 {table}
 
@@ -103,7 +111,8 @@ for a twentieth of the training and then falls on a straight line to 0. `total_s
 BRINGS = (
     "It brings models on the way: before each restart the rate is at its lowest, and the model one to keep.",
     "It is proven to be faster on quadratics whose spectrum has a gap, where steps that alternate beat any constant "
-    "step and momentum (Goujaud et al. 2022; `tests/test_papers.py` reproduces it). Networks are no quadratics.",
+    "step and momentum (Goujaud et al. 2022; `tests/test_papers.py` reproduces it). Neural networks are no such "
+    "quadratics.",
     "It does not find the peak for you, and it does not replace the decay at the end: a training that stops in the "
     "middle of a cycle stops at a high rate. Let it end where a cycle ends.",
 )
@@ -144,8 +153,8 @@ def table(evidence: Evidence | None) -> str:
 def source(evidence: Evidence | None) -> str:
     if evidence is None:
         return wrapped(
-            "What this project measured itself is in the [README](../README.md#does-it-help). `benchmarks/evidence.py` "
-            "compares these schedules on five tasks."
+            "Other schedules are measured in the [README](../README.md#does-it-help). `benchmarks/evidence.py` "
+            "compares these on five tasks."
         )
     return wrapped(
         f"Measured on {len(evidence.tasks)} tasks with {evidence.scope.seeds} seeds; a case is a task and a length of "

@@ -7,6 +7,7 @@ import math
 from contextlib import nullcontext
 from pathlib import Path
 
+import helpers
 import numpy as np
 import pytest
 import torch
@@ -463,15 +464,17 @@ def test_what_the_page_says_to_write_runs(pages):
     import cyclic_optim
 
     given = {name: getattr(cyclic_optim, name) for name in cyclic_optim.__all__}
-    given |= {"model": torch.nn.Linear(2, 1), "total_steps": 100, "n": 20}
-    given["found"] = type("Found", (), {"suggest": lambda self: (0.01, 0.1)})()
+    model = torch.nn.Linear(2, 1)
+    given |= {"model": model, "params": [*model.parameters()], "total_steps": 100, "n": 20}
+    given["found"] = helpers.made(helpers.FALLING)
     for row in pages.ROWS:
-        made = eval(row.code, given)
+        is_policy = row.code.startswith("policy=")
+        made = eval(f"CyclicSGD(params, lr=0.1, momentum=0.9, {row.code})" if is_policy else row.code, given)
         given["optimizer"] = made if made is not None else given["optimizer"]
         given["optimizer"].zero_grad()
         given["model"](torch.ones(1, 2)).sum().backward()
         given["optimizer"].step()
-    assert f"policy={pages.RECOMMENDED})" in pages.ROWS[0].code
+    assert pages.ROWS[0].code == f"policy={pages.RECOMMENDED}"
 
 
 def test_the_recommended_default_has_one_name(report, pages):
