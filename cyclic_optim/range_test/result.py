@@ -136,18 +136,20 @@ class LRRangeTest:
     def suggest(self) -> tuple[float, float]:
         """``(base_lr, max_lr)``: the two ends of a cycle.
 
-        The smoothed loss falls from its start (the mean of its first tenth) to its lowest value. The dip are the rates
-        around the lowest value at which the loss is at least half of the way down. With the depth of the smoothed loss
-        below its start as weight, and the noise of one loss in percent of the whole fall,
+        ``base_lr`` is where the loss begins to fall. ``max_lr`` is below the rate of the lowest loss, because a cycle
+        stays near its peak for longer than the test stays at any rate, and further below if the losses are noisy,
+        because noise adds up over those steps. The smoothed loss falls from its start (the mean of its first tenth) to
+        its lowest value. The dip is the range of rates around the lowest value in which the loss is at least half of
+        the way down. With the depth of the smoothed loss below its start as weight, and the noise of one loss in
+        percent of the whole fall,
 
             centre = exp(sum(depth * log(lr)) / sum(depth))    over the dip
             max_lr = sqrt(centre * last rate of the dip) / 2.5 / max(1, noise) ** (1/4)
             base_lr = the last rate before the dip at which the loss had come at most 30 % of the way
 
-        but ``base_lr`` is ``max_lr / 2`` at most. The lowest point alone scatters from test to test, the whole dip does
-        less. The peak is below it, as a cycle stays longer at its peak than the test at any rate, and further below if
-        the losses are noisy, as noise adds up over those steps. ``benchmarks/suggestions.py``, with which the numbers
-        were chosen, measures how well this does.
+        but ``base_lr`` is at most ``max_lr / 2``. The whole dip is used because its lowest point alone scatters more
+        from test to test. ``benchmarks/suggestions.py``, with which the numbers were chosen, measures how well this
+        works.
 
         The fall, and the rise after it, must be larger than four standard errors of the smoothed loss.
 
