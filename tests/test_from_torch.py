@@ -13,6 +13,7 @@ import torch
 import torch_versions
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from readme import run_snippet
 from strategies import LR_FUNCTIONS, flat, problems, sawtooth, slowly, warm_up_20, wave
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim import lr_scheduler as torch_schedules
@@ -966,6 +967,46 @@ def test_a_checkpoint_after_the_switch_is_the_run(name, data):
         twin.step()
     assert all(map(torch.equal, flat(twins), flat(one.params)))
     assert twin.state_dict()["param_groups"] == taken.state_dict()["param_groups"]
+
+
+def test_checkpoints_of_an_optimizer_and_its_scheduler_are_taken_over():
+    """The page's way: loaded into torch's two and then taken over, a run goes on as with them, to 1e-10 relative."""
+    batches, epochs, before = 5, 4, 7
+
+    def made():
+        torch.manual_seed(0)
+        return torch.nn.Linear(3, 1, dtype=torch.float64)
+
+    def train(model, optimizer, scheduler=None):
+        model(torch.ones(2, 3, dtype=torch.float64)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if scheduler is not None:
+            scheduler.step()
+
+    theirs = made()
+    sgd = SGD(theirs.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch_schedules.OneCycleLR(sgd, max_lr=0.1, total_steps=batches * epochs)
+    for _ in range(before):
+        train(theirs, sgd, scheduler)
+    saved = {"model": theirs, "optimizer": sgd, "scheduler": scheduler}
+    checkpoint = copy.deepcopy({name: value.state_dict() for name, value in saved.items()})
+    ours = made()
+    optimizer = run_snippet(
+        __file__,
+        "test_checkpoints_of_an_optimizer_and_its_scheduler_are_taken_over",
+        torch=torch,
+        model=ours,
+        loader=range(batches),
+        epochs=epochs,
+        checkpoint=checkpoint,
+    )["optimizer"]
+    assert optimizer.param_groups[0]["schedule_step"] == before
+    for _ in range(batches * epochs - before - 1):
+        train(theirs, sgd, scheduler)
+        train(ours, optimizer)
+        assert math.isclose(optimizer.param_groups[0]["lr"], sgd.param_groups[0]["lr"], rel_tol=1e-10)
+        torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-9, atol=1e-9)
 
 
 def test_a_policy_of_data_comes_back_from_the_checkpoint_alone():

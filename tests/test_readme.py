@@ -200,3 +200,13 @@ def test_every_one_cycle_of_an_example_has_the_length_of_its_run():
     calls = re.findall(r"OneCycle\((?:total_steps=)?([^,)]*(?:\([^)]*\))?[^,)]*)", "\n".join(blocks))
     assert calls
     assert [call for call in calls if call.isdigit()] == []
+
+
+_CODE = re.compile(r"^```.*?^```|`[^`]*`", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md", "CONTRIBUTING.md"])
+def test_no_power_is_taken_for_bold_type(page):
+    """2**53 is written as code: outside of code, two of them on a line would make what is between them bold."""
+    text = _CODE.sub("", (ROOT / page).read_text())
+    assert re.findall(r".*\w\*\*\w.*", text) == []
