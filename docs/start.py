@@ -128,7 +128,7 @@ first, loader = make_model(), make_loader()
 optimizer = CyclicSGD(first.parameters(), momentum=0.9, **settings)
 train(first, optimizer, loader, epochs=4)
 checkpoint = {"model": first.state_dict(), "optimizer": optimizer.state_dict()}
-checkpoint = copy.deepcopy(checkpoint)  # as a file would hold it
+checkpoint = copy.deepcopy(checkpoint)  # as if saved to a file
 
 second = make_model()
 second.load_state_dict(checkpoint["model"])
