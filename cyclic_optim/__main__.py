@@ -92,13 +92,13 @@ def command_line() -> argparse.ArgumentParser:
     """The parser, with a command for every policy whose required fields can be given as options."""
     parser = argparse.ArgumentParser(
         prog="cyclic-optim",
-        description="Learning-rate and momentum schedules of cyclic_optim.",
+        description="Show the learning-rate and momentum schedules of cyclic_optim.",
         allow_abbrev=False,
         **_EXAMPLES,
     )
     parser.add_argument("--version", action="version", version=f"cyclic-optim {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    listing = commands.add_parser("list", help="name every policy", allow_abbrev=False)
+    listing = commands.add_parser("list", help="list all policies", allow_abbrev=False)
     listing.set_defaults(run=_list)
     preview = commands.add_parser(
         "preview", help="show lr, momentum and weight decay over the steps", allow_abbrev=False, **_EXAMPLES
@@ -124,11 +124,11 @@ def _add_policy(policies: Any, policy: type[Policy]) -> None:
 
 
 def _add_expression(policies: Any) -> None:
-    summary = "A Python expression of policies; the word itself may be left out."
+    summary = "A Python expression of policies. The word 'expression' may be omitted."
     parser = policies.add_parser(EXPRESSION, help=summary, description=summary, allow_abbrev=False, **_EXAMPLES)
     parser.set_defaults(run=_preview, policy=None, parser=parser)
     parser.add_argument(
-        EXPRESSION, metavar="EXPRESSION", help="policies with their arguments; it is parsed, never evaluated as code"
+        EXPRESSION, metavar="EXPRESSION", help="policies with their arguments; parsed, never run as code"
     )
     _add_showing(parser)
 
@@ -139,16 +139,16 @@ def _add_showing(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--lr", type=lr_type, default=1.0, metavar="NUMBER", help="the peak rate (default: 1)")
     steps_type = _converted("steps", whole(1)["rule"])
     shown.add_argument(
-        "--steps", type=steps_type, metavar="N", help=f"how many steps to show (default: {DEFAULT_STEPS})"
+        "--steps", type=steps_type, metavar="N", help=f"the number of steps to show (default: {DEFAULT_STEPS})"
     )
     output = shown.add_mutually_exclusive_group()
     output.add_argument(
-        "--out", type=_file_name, metavar="FILE", help="write a picture (.png, .svg, .pdf; needs matplotlib)"
+        "--out", type=_file_name, metavar="FILE", help="write a picture (.png, .svg or .pdf; needs matplotlib)"
     )
     output.add_argument(
         "--csv",
         action="store_true",
-        help="print step,lr,momentum for every step, and weight_decay_factor where there is one",
+        help="print step,lr,momentum for every step, and weight_decay_factor if the policy sets it",
     )
 
 

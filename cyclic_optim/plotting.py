@@ -93,8 +93,8 @@ def trace(policy: Policy, steps: Iterable[int], lr: float, state: dict[str, Any]
 
 #: The rule of `default_steps` in words.
 DEFAULT_STEPS = (
-    "to the policy's end and a tenth more; without an end three cycles of one that repeats exactly, else six times "
-    "the longest number of steps in it, else 10, 100, ... until a tenth of the peak is passed, or 1000"
+    "the policy's end plus a tenth; without an end three cycles if it repeats exactly, otherwise six times its longest "
+    "length, otherwise the first of 10, 100, ... at which the rate is below a tenth of the peak, or 1000"
 )
 
 

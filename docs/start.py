@@ -2,8 +2,8 @@
 # # Start here
 #
 # A small network learns scikit-learn's handwritten digits. We find its learning rate, train with one cycle, stop and
-# resume, and change the schedule in mid-training. This page is a notebook that was run when the site was built; its
-# source, `docs/start.py`, runs as a script, too, in a checkout with `pip install '.[bench]'`.
+# resume, and change the schedule during training. This page is a notebook that was run when the site was built. Its
+# source, `docs/start.py`, also runs as a script, in a checkout with `pip install '.[bench]'`.
 
 # %% [markdown]
 # ## Data and a model
@@ -45,8 +45,8 @@ def accuracy(model: torch.nn.Module) -> float:
 # %% [markdown]
 # ## Find the rate
 #
-# A range test trains for at most 100 steps while the rate climbs, and records the loss. Then it puts model, optimizer
-# and random numbers back as they were. `CyclicSGD` without a policy is `torch.optim.SGD`.
+# A range test trains for at most 100 steps while it raises the rate, and records the loss. Then it restores the model,
+# the optimizer and the random states. `CyclicSGD` without a policy is `torch.optim.SGD`.
 
 # %%
 from cyclic_optim import CosineDecay, CyclicSGD
@@ -65,8 +65,8 @@ plt.show()
 # %% [markdown]
 # ## Cycle
 #
-# `found.one_cycle(total_steps)` is the `lr` and the `policy` of one cycle in that range: up to `max_lr`, and then down
-# to far below `base_lr`. Momentum moves the other way. All lengths are optimizer steps.
+# `found.one_cycle(total_steps)` returns the `lr` and the `policy` of one cycle in that range: up to `max_lr`, then down
+# to far below `base_lr`. Momentum moves in the opposite direction. All lengths are optimizer steps.
 
 # %%
 epochs = 10
@@ -77,7 +77,7 @@ ax.set_title("")
 plt.show()
 
 # %% [markdown]
-# The training loop has no scheduler. The param groups always hold the values of the next step.
+# The training loop has no scheduler. The param groups always contain the values of the next step.
 
 
 # %%
@@ -115,37 +115,37 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# One seed of one small task shows how it is done, and proves nothing. What was measured on more tasks is in
-# [Does it help?](../README.md#does-it-help).
+# One seed of one small task shows how it is done, but proves nothing. [Does it help?](../README.md#does-it-help) has
+# measurements on more tasks.
 #
 # ## Stop and resume
 #
 # The clock, the peak and the policy are in `optimizer.state_dict()`, so there is nothing else to save. We stop the same
-# run after 4 epochs and go on in a new model and a new optimizer.
+# run after 4 epochs and continue with a new model and a new optimizer.
 
 # %%
 first, loader = make_model(), make_loader()
 optimizer = CyclicSGD(first.parameters(), momentum=0.9, **settings)
 train(first, optimizer, loader, epochs=4)
 checkpoint = {"model": first.state_dict(), "optimizer": optimizer.state_dict()}
-checkpoint = copy.deepcopy(checkpoint)  # as a file would hold it
+checkpoint = copy.deepcopy(checkpoint)  # as if saved to a file
 
 second = make_model()
 second.load_state_dict(checkpoint["model"])
 optimizer = CyclicSGD(second.parameters(), momentum=0.9, **settings)
 optimizer.load_state_dict(checkpoint["optimizer"])
-print(f"goes on at step {optimizer.param_groups[0]['schedule_step']} of {total_steps}")
+print(f"continues at step {optimizer.param_groups[0]['schedule_step']} of {total_steps}")
 train(second, optimizer, loader, epochs - 4)
 pairs = zip(model.parameters(), second.parameters(), strict=True)
 same = all(torch.equal(one, other) for one, other in pairs)
-print(f"the same weights as without the stop, to the bit: {same}")
+print(f"the same weights as without the interruption, to the bit: {same}")
 assert same
 
 # %% [markdown]
 # ## Steer
 #
-# `reschedule` changes policy, peak or clock in mid-training. Here a run of unknown length goes through the cycles of
-# `found.triangular`. When it is to end, it cools down from the rate where it is.
+# `reschedule` changes the policy, the peak or the clock during training. Here a run of unknown length follows the
+# cycles of `found.triangular`. To end it, the rate decays from its current value.
 
 # %%
 model, loader = make_model(), make_loader()
@@ -166,9 +166,9 @@ plt.show()
 print(f"test accuracy: {accuracy(model):.1%}")
 
 # %% [markdown]
-# ## Where to go on
+# ## Next steps
 #
 # - [Find your rate](find_your_rate.md): the range test in detail, for your own kind of training
-# - [Which policy?](which_policy.md) and the [gallery](gallery.md) of all of them
+# - [Which policy?](which_policy.md) and the [gallery](gallery.md) of all policies
 # - [Steer it](steer.md), [Groups](groups.md), [Save and resume](resume.md)
-# - [Moving over](moving_over.md) from torch's schedulers, also in mid-training
+# - [Moving over](moving_over.md) from torch's schedulers, also during training
