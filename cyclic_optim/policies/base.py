@@ -29,7 +29,7 @@ class Values(NamedTuple):
 class Policy(ABC):
     """A schedule as a value: a pure function ``at(step)``.
 
-    Without a reason for another, take ``LinearDecay(total_steps, warmup=total_steps // 20)``: it matches or outperforms
+    By default, use ``LinearDecay(total_steps, warmup=total_steps // 20)``: it matches or outperforms
     the usual schedules in the comparison of Defazio et al. 2023 (arXiv 2310.07831). ``docs/which_policy.md`` says what
     to take when the length is not known, and in other cases.
 
