@@ -1,8 +1,6 @@
 """Does it help me, and what should I write: schedules that experts recommend, on data that people know.
 
-It is the second edition of ``convergence.py``, which it replaces when its record lies in ``benchmarks/results``: its
-section then takes the place of the first one's in the README, and ``convergence.py``, ``convergence_report.py``,
-``convergence_picture.py``, their test and their results can be deleted. Run it with::
+Run it with::
 
     pip install '.[bench]'
     python benchmarks/evidence.py --plan     # what it will train, and about how long that takes here

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convergence_statistics import Difference
+from paired_statistics import Difference
 from digits_picture import as_png
 
 FAMILIES = {  # a hue for each, by how an arm's name begins; the first that fits

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import evidence_picture
 import numpy as np
-from convergence_statistics import Array, Difference, Estimate, compare, estimate
+from paired_statistics import Array, Difference, Estimate, compare, estimate
 from evidence import GRID, RANGE_TEST, REPRODUCED, RULES, Found, Scope, compared, epochs_of, grid, reproduction
 from evidence_arms import (
     ADAMW_CYCLE,
@@ -48,8 +48,7 @@ from harness import RESULTS, environment_line, markdown_table, write_results
 README = Path(__file__).parent.parent / "README.md"
 PAGE = Path(__file__).parent.parent / "docs" / "which_policy.md"
 BEGIN, END = "<!-- evidence: written by benchmarks/evidence.py -->", "<!-- end of evidence -->"
-# The first edition's section, too: the second takes its place.
-SECTION_MARKS = re.compile(r"<!-- evidence: written by benchmarks/\w+\.py -->.*?<!-- end of evidence -->", re.DOTALL)
+SECTION_MARKS = re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
 PICTURE = "evidence.png"
 SHOWN = (CONSTANT, LINEAR, COSINE, ONE_CYCLE, COOLED, SGD_FREE)  # the rows of the README's table
 PUBLISHED_ACCURACY, PUBLISHED_EPOCHS = 94, 200  # percent, of mnist1d's convolutional network in its paper
@@ -452,7 +451,7 @@ def short_table(evidence: Evidence) -> str:
 
 
 def with_section(text: str, section: str) -> str:
-    """The README's text with this section in the place of either edition's."""
+    """The README's text with this section in the place of the one before."""
     return SECTION_MARKS.sub(lambda found: f"{BEGIN}\n{section}\n{END}", text, count=1)
 
 

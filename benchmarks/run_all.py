@@ -1,5 +1,4 @@
-"""Every benchmark that needs no argument, one after another; but ``convergence.py`` and ``evidence.py``, which take an
-hour and more by themselves.
+"""Every benchmark that needs no argument, one after another; but ``evidence.py``, which takes an hour and more by itself.
 
 Run it with::
 

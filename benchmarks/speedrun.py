@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from convergence_statistics import Array, compare, estimate
+from paired_statistics import Array, compare, estimate
 from evidence_report import interval, judged, wrapped
 from evidence_tasks import DEVICE, PACKAGES, TASKS, accuracy, batch_at, data_of, loss_of, made
 from harness import (

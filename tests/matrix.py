@@ -82,7 +82,7 @@ PAIRS = [
 
 #: Tests of the benchmarks, not of the package.
 OF_BENCHMARKS = (
-    *("benchmarks", "convergence", "evidence", "image_folder", "letters"),
+    *("benchmarks", "evidence", "image_folder", "letters"),
     *("matrix", "speedrun", "statistics", "suggestions"),
 )
 PYTEST = "-q --show-capture=no -p no:cacheprovider --continue-on-collection-errors --dist loadfile"

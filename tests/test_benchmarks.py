@@ -77,7 +77,7 @@ def test_a_benchmark_leaves_the_quoted_results_alone(script, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         module.main()
     # These decide when they know their other options.
-    is_later = script in ("run_all", "convergence", "evidence", "speedrun", "suggestions")
+    is_later = script in ("run_all", "evidence", "speedrun", "suggestions")
     assert parsers[0].get_default("out") == (None if is_later else harness.OUT)
     assert "(default: build/benchmarks" in " ".join(parsers[0].format_help().split())
 

@@ -13,7 +13,7 @@ from scipy import stats
 def statistics():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
-        yield importlib.import_module("convergence_statistics")
+        yield importlib.import_module("paired_statistics")
 
 
 def test_the_interval_is_that_of_scipys_bootstrap(statistics):

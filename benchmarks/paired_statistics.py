@@ -1,4 +1,4 @@
-"""What ``convergence_report.py`` counts on: means with bootstrap intervals, and paired tests, over seeds."""
+"""What the report of the evidence counts on: means with bootstrap intervals, and paired tests, over seeds."""
 
 from __future__ import annotations
 
