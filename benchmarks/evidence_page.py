@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from evidence import GRID, RANGE_TEST
-from evidence_arms import COOLED, COSINE, LINEAR, ONE_CYCLE, RESTARTS, SGD_FREE, STEADY, TRIANGULAR, WEIGHT_DECAY
+from evidence_arms import COOLED, COSINE, LINEAR, ONE_CYCLE, RESTARTS, SGD_FREE, STEADY, TRIANGULAR, WEIGHT_DECAY, WSD
 from evidence_report import Evidence, item, tally, wrapped
 
-RECOMMENDED = "LinearDecay(total_steps, warmup=total_steps // 20)"
+RECOMMENDED = 'WarmupStableDecay(total_steps, warmup=total_steps // 20, decay=total_steps // 5, shape="sqrt")'
 
 
 class Row(NamedTuple):
@@ -31,9 +31,20 @@ def with_linear(subject: str, arm: str, rule: str) -> Callable[[Evidence], str]:
     return sentence
 
 
-def untuned(evidence: Evidence) -> str:
-    found = tally(evidence.differences(LINEAR, RANGE_TEST, reference="constant"))
+def untuned(evidence: Evidence, arm: str = WSD) -> str:
+    found = tally(evidence.differences(arm, RANGE_TEST, reference="constant"))
     return f"Measured, with nothing else tuned, compared with the best constant rate of a grid: {found}."
+
+
+def by_length(evidence: Evidence) -> str:
+    """How often the recommended policy is better, for each length of a training."""
+
+    def count(budget: int) -> str:
+        found = tally(evidence.with_default[task, RANGE_TEST, budget][WSD] for task in evidence.tasks)
+        return f"after {budget} epochs {found}"
+
+    lengths = "; ".join(map(count, evidence.budgets))
+    return f"The recommended policy, compared with linear decay {RANGE_TEST}, by the length of the training: {lengths}."
 
 
 def cooled(evidence: Evidence) -> str:
@@ -47,9 +58,9 @@ ROWS = (
     Row(
         "You know how long you train",
         f"policy={RECOMMENDED}",
-        "Linear decay matches or outperforms the usual schedules, cosine included, on ten problems "
-        "([Defazio et al. 2023](https://arxiv.org/abs/2310.07831)).",
-        with_linear("Measured: cosine", COSINE, GRID),
+        "A constant rate with a cooldown matches cosine, and can be extended at any time before it "
+        "([Hägele et al. 2024](https://arxiv.org/abs/2405.18392)).",
+        with_linear("Measured", WSD, RANGE_TEST),
     ),
     Row(
         "You do not know it",
@@ -77,7 +88,7 @@ ROWS = (
     ),
     Row(
         "You have ten minutes",
-        "CyclicSGD(params, momentum=0.9, **found.linear_decay(total_steps))",
+        "CyclicSGD(params, momentum=0.9, **found.warmup_stable_decay(total_steps))",
         "`found` is the result of [lr_range_test](find_your_rate.md), which takes at most 100 steps.",
         untuned,
     ),
@@ -87,12 +98,15 @@ PAGE = """\
 <!-- Written by benchmarks/evidence_page.py. -->
 # Which policy?
 
-**Take `{recommended}` unless you have a reason for another.** It warms up
-for a twentieth of the training and then falls on a straight line to 0. `total_steps` counts optimizer steps:
-`len(loader) * epochs`. `lr` is the peak; the [range test](find_your_rate.md) finds it.
+By default, use
+
+**`{recommended}`**.
+
+The rate rises for a twentieth of the training, stays at the peak, and falls to 0 in the last fifth. `total_steps`
+counts optimizer steps: `len(loader) * epochs`. `lr` is the peak; the [range test](find_your_rate.md) finds it.
 
 ```python
-from cyclic_optim import CyclicSGD, LinearDecay
+from cyclic_optim import CyclicSGD, WarmupStableDecay
 
 total_steps = len(loader) * epochs
 policy = {recommended}
@@ -122,6 +136,10 @@ def measured_bullets(evidence: Evidence) -> tuple[str, ...]:
     momentum = tally(evidence.pairs(ONE_CYCLE, STEADY, GRID))
     decay = tally(evidence.pairs(WEIGHT_DECAY, COSINE, GRID))
     return (
+        by_length(evidence),
+        "Linear decay matches or outperforms the usual schedules, cosine included, on ten problems of "
+        f"[Defazio et al. 2023](https://arxiv.org/abs/2310.07831). {untuned(evidence, LINEAR)}",
+        with_linear("Cosine", COSINE, GRID)(evidence),
         with_linear("Going up again, with `Triangular`", TRIANGULAR, GRID)(evidence),
         with_linear("One cycle, with `OneCycle`", ONE_CYCLE, GRID)(evidence),
         f"Cycling momentum, too: `OneCycle`, compared with itself at a constant momentum: {momentum}.",

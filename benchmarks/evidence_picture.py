@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from paired_statistics import Difference
 from digits_picture import as_png
+from paired_statistics import Difference
 
 FAMILIES = {  # a hue for each, by how an arm's name begins; the first that fits
     "constant, ": "#0072b2",
@@ -18,7 +18,7 @@ FAMILIES = {  # a hue for each, by how an arm's name begins; the first that fits
     "": "#0072b2",
 }
 INSIDE = 1.0  # points up to which the axis is linear
-TICKS = (-50, -20, -5, -1, 0, 1, 5, 20)
+TICKS = (-20, -5, -1, 0, 1, 5, 20)
 
 
 def colour(arm: str) -> str:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import evidence_picture
 import numpy as np
-from paired_statistics import Array, Difference, Estimate, compare, estimate
 from evidence import GRID, RANGE_TEST, REPRODUCED, RULES, Found, Scope, compared, epochs_of, grid, reproduction
 from evidence_arms import (
     ADAMW_CYCLE,
@@ -41,16 +40,18 @@ from evidence_arms import (
     TRIANGULAR,
     TUNED,
     WEIGHT_DECAY,
+    WSD,
 )
 from evidence_training import Outcome, Range, Training
 from harness import RESULTS, environment_line, markdown_table, write_results
+from paired_statistics import Array, Difference, Estimate, compare, estimate
 
 README = Path(__file__).parent.parent / "README.md"
 PAGE = Path(__file__).parent.parent / "docs" / "which_policy.md"
 BEGIN, END = "<!-- evidence: written by benchmarks/evidence.py -->", "<!-- end of evidence -->"
 SECTION_MARKS = re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
 PICTURE = "evidence.png"
-SHOWN = (CONSTANT, LINEAR, COSINE, ONE_CYCLE, COOLED, SGD_FREE)  # the rows of the README's table
+SHOWN = (CONSTANT, LINEAR, COSINE, ONE_CYCLE, WSD, SGD_FREE)  # the rows of the README's table
 PUBLISHED_ACCURACY, PUBLISHED_EPOCHS = 94, 200  # percent, of mnist1d's convolutional network in its paper
 BETTER, WORSE, EQUAL = "better", "worse", "no difference found"
 
@@ -207,8 +208,11 @@ def sentences(evidence: Evidence) -> list[str]:
     """What it comes to, in five sentences."""
     found, longest = evidence.rate_found(), evidence.longest
     gains = sorted(difference.mean for difference in found.values())
-    constant = tally(evidence.differences(LINEAR, RANGE_TEST, reference="constant"))
     ours, theirs = evidence.epochs_spent(COOLED), evidence.epochs_spent(LINEAR)
+
+    def with_constant(*arms: str) -> str:
+        found = {arm: tally(evidence.differences(arm, RANGE_TEST, reference="constant")) for arm in arms}
+        return "; ".join(f"{arm} {tallied}" for arm, tallied in found.items())
 
     def with_linear(rule: str, *arms: str) -> str:
         return "; ".join(f"{arm} {tally(evidence.differences(arm, rule))}" for arm in arms)
@@ -217,9 +221,10 @@ def sentences(evidence: Evidence) -> list[str]:
         f"**The rate of the range test**, held constant for {longest} epochs, changes the accuracy of SGD by "
         f"{gains[0]:+.1f} to {gains[-1]:+.1f} points, compared with SGD's default of {DEFAULT_LR:g} "
         f"({tally(found.values())}).",
-        "**Linear decay** at the range test's rate, with nothing else tuned, compared with the best constant rate of a "
-        f"grid: {constant}.",
-        f"**Other shapes**, compared with linear decay, each at its best rate: {with_linear(GRID, COSINE, ONE_CYCLE)}.",
+        "**A schedule** at the range test's rate, with nothing else tuned, compared with the best constant rate of a "
+        f"grid: {with_constant(WSD, LINEAR)}.",
+        "**Its shape**, compared with linear decay, each at its best rate: "
+        f"{with_linear(GRID, WSD, COSINE, ONE_CYCLE)}.",
         "**Going up again** in the middle of a training, compared likewise: "
         f"{with_linear(GRID, TRIANGULAR, RESTARTS)}.",
         "**Without a horizon**: one run at a constant rate that branches off and cools down for each length takes "

@@ -1,4 +1,4 @@
-"""Every benchmark that needs no argument, one after another; but ``evidence.py``, which takes an hour and more by itself.
+"""Every benchmark that needs no argument, one after another; but ``evidence.py``, which takes an hour by itself.
 
 Run it with::
 

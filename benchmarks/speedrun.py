@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from paired_statistics import Array, compare, estimate
 from evidence_report import interval, judged, wrapped
 from evidence_tasks import DEVICE, PACKAGES, TASKS, accuracy, batch_at, data_of, loss_of, made
 from harness import (
@@ -47,6 +46,7 @@ from harness import (
     run_benchmark,
     write_results,
 )
+from paired_statistics import Array, compare, estimate
 from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR

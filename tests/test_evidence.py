@@ -437,7 +437,7 @@ def test_the_report_is_written_beside_its_record(report, evidence, invented_reco
     assert {path.name for path in tmp_path.iterdir()} == {"evidence.json", "evidence.md", "evidence.png", "README.md"}
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     report.write_report(tmp_path)
-    assert "Linear decay" in readme.read_text()
+    assert "Which policy?" in readme.read_text()
     assert "Measured" in page.read_text()
 
 

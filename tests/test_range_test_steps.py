@@ -19,6 +19,7 @@ from cyclic_optim import (
     NoSuggestionError,
     OneCycle,
     Triangular,
+    WarmupStableDecay,
     cyclic,
     lr_range_test,
     supervised_step,
@@ -524,6 +525,7 @@ WAYS = {
     "one_cycle": (100, OneCycle),
     "triangular": (10, Triangular),
     "linear_decay": (100, LinearDecay),
+    "warmup_stable_decay": (100, WarmupStableDecay),
 }
 
 
@@ -590,7 +592,16 @@ def test_the_cycles_take_their_options():
     found = curve()
     base_lr, max_lr = found.suggest()
     assert found.linear_decay(100, warmup=5) == {"lr": max_lr, "policy": LinearDecay(100, warmup=5)}
+    by_default = WarmupStableDecay(100, warmup=5, decay=20, shape="sqrt")
+    assert found.warmup_stable_decay(100) == {"lr": max_lr, "policy": by_default}
+    assert found.warmup_stable_decay(100, decay=10)["policy"] == dataclasses.replace(by_default, decay=10)
     assert found.one_cycle(100, pct_start=0.2)["policy"] == OneCycle(100, pct_start=0.2, div_factor=max_lr / base_lr)
+
+
+def test_a_length_that_is_none_is_refused_in_words():
+    """Before parts of it are taken."""
+    with pytest.raises(TypeError, match="need total_steps to be an int .*, got total_steps='100'"):
+        curve().warmup_stable_decay("100")
 
 
 def test_infinite_losses_on_the_way_are_no_data_end():

@@ -29,9 +29,10 @@ class Values(NamedTuple):
 class Policy(ABC):
     """A schedule as a value: a pure function ``at(step)``.
 
-    By default, use ``LinearDecay(total_steps, warmup=total_steps // 20)``: it matches or outperforms
-    the usual schedules in the comparison of Defazio et al. 2023 (arXiv 2310.07831). ``docs/which_policy.md`` says what
-    to take when the length is not known, and in other cases.
+    By default, use
+    ``WarmupStableDecay(total_steps, warmup=total_steps // 20, decay=total_steps // 5, shape="sqrt")``: it matches
+    cosine in the comparison of Hägele et al. 2024 (arXiv 2405.18392). ``docs/which_policy.md`` has this project's own
+    measurements, and says what to take when the length is not known, and in other cases.
 
     For one of your own, subclass this class and write ``at``. It must be a pure function of the step (the same step
     always gives the same values, in whatever order) and be defined for every integer ``0 <= step < 2**63``, counted in

@@ -14,9 +14,9 @@ from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from ..policies import Policy
 from ..policies.cyclic import Triangular
-from ..policies.decay import LinearDecay
+from ..policies.decay import LinearDecay, WarmupStableDecay
 from ..policies.onecycle import OneCycle
-from ..rules import one_of
+from ..rules import one_of, whole
 from .rates import RULES, SuggestionRule
 
 if TYPE_CHECKING:
@@ -292,6 +292,21 @@ class LRRangeTest:
             NoSuggestionError: as in :meth:`suggest`.
         """
         return self._cycle(lambda ratio: LinearDecay(total_steps, **options))
+
+    def warmup_stable_decay(self, total_steps: int, **options: Any) -> dict[str, Any]:
+        """The lr and policy of a warm-up to ``max_lr``, a constant rate and a cool-down to 0; see :meth:`one_cycle`.
+
+        Args:
+            total_steps: optimizer steps of the whole run: ``len(loader) * epochs``.
+            options: other arguments of :class:`WarmupStableDecay`; by default ``warmup=total_steps // 20``,
+                ``decay=total_steps // 5`` and ``shape="sqrt"``.
+
+        Raises:
+            NoSuggestionError: as in :meth:`suggest`.
+        """
+        total_steps = whole(0)["rule"]("total_steps", total_steps)
+        given = {"warmup": total_steps // 20, "decay": total_steps // 5, "shape": "sqrt", **options}
+        return self._cycle(lambda ratio: WarmupStableDecay(total_steps, **given))
 
     def _cycle(self, policy: Callable[[float], Policy]) -> dict[str, Any]:
         base_lr, max_lr = self.suggest()
