@@ -98,10 +98,7 @@ PAGE = """\
 <!-- Written by benchmarks/evidence_page.py. -->
 # Which policy?
 
-By default, use
-
-**`{recommended}`**.
-
+By default, use `{recommended}`.
 The rate rises for a twentieth of the training, stays at the peak, and falls to 0 in the last fifth. `total_steps`
 counts optimizer steps: `len(loader) * epochs`. `lr` is the peak; the [range test](find_your_rate.md) finds it.
 
@@ -109,7 +106,8 @@ counts optimizer steps: `len(loader) * epochs`. `lr` is the peak; the [range tes
 from cyclic_optim import CyclicSGD, WarmupStableDecay
 
 total_steps = len(loader) * epochs
-policy = {recommended}
+warmup, decay = total_steps // 20, total_steps // 5
+policy = WarmupStableDecay(total_steps, warmup, decay, shape="sqrt")
 optimizer = CyclicSGD(model.parameters(), lr=0.1, momentum=0.9, policy=policy)
 ```
 
