@@ -119,8 +119,8 @@ optimizer = CyclicSGD(model.parameters(), lr=0.1, momentum=0.9, policy=policy)
 
 {source}
 
-`benchmarks/speedrun.py` is a worked example of a schedule of one's own: the triangle of the CIFAR-10 speedruns, compared
-with SGD and OneCycleLR by the steps to a stated accuracy ([its record](../benchmarks/results/speedrun.md)).
+`benchmarks/speedrun.py` is a worked example of your own schedule: the triangle of the CIFAR-10 speedruns, compared with
+SGD and OneCycleLR by the steps to a stated accuracy ([its record](../benchmarks/results/speedrun.md)).
 """
 
 BRINGS = (

@@ -600,7 +600,7 @@ def test_the_cycles_take_their_options():
 
 def test_a_length_that_is_none_is_refused_in_words():
     """Before parts of it are taken."""
-    with pytest.raises(TypeError, match="need total_steps to be an int .*, got total_steps='100'"):
+    with pytest.raises(TypeError, match=r"need total_steps to be an int .*, got total_steps='100'"):
         curve().warmup_stable_decay("100")
 
 
