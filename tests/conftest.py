@@ -79,3 +79,19 @@ def threads():
     torch.set_num_threads(3)
     yield 3
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def triton_language_put_back():
+    """Triton before 3.3 leaves its language as its interpreter needs it, which its compiler does not understand."""
+    from triton import language  # which most tests need not import
+
+    owners = language, language.core, language.math, language.tensor
+    before = [dict(vars(owner)) for owner in owners]
+    yield
+    for owner, names in zip(owners, before, strict=True):
+        for name in {*vars(owner)} - {*names}:
+            delattr(owner, name)
+        for name, value in names.items():
+            if vars(owner)[name] is not value:
+                setattr(owner, name, value)

@@ -57,20 +57,7 @@ interpreted = _interpreted()
 TritonUpdate = interpreted.TritonUpdate
 BLOCK = 64  # the interpreter takes its time for every program
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _language_put_back():
-    """Triton before 3.3 leaves its language as its interpreter needs it, which its compiler does not understand."""
-    owners = triton.language, triton.language.core, triton.language.math, triton.language.tensor
-    before = [dict(vars(owner)) for owner in owners]
-    yield
-    for owner, names in zip(owners, before, strict=True):
-        for name in {*vars(owner)} - {*names}:
-            delattr(owner, name)
-        for name, value in names.items():
-            if vars(owner)[name] is not value:
-                setattr(owner, name, value)
-
+pytestmark = pytest.mark.usefixtures("triton_language_put_back")
 
 # Triton's interpreter cuts float32 down to bfloat16 where a GPU rounds (tests/test_triton_code.py): an ulp.
 TOLERANCE = {torch.float32: 2**-21, torch.float64: 2**-48, torch.float16: 2**-10, torch.bfloat16: 2**-7}

@@ -20,6 +20,8 @@ from cyclic_optim import Constant, CyclicAdamW, CyclicSGD, Policy, Sequential, T
 from cyclic_optim.device.portable import PortableUpdate
 from cyclic_optim.policies import Values
 
+pytestmark = pytest.mark.usefixtures("triton_language_put_back")
+
 OWN = "max_weight_decay"
 
 
