@@ -363,7 +363,7 @@ def training_runs(
     """Small training runs: see :class:`TrainingRun`.
 
     1 to ``max_groups`` groups of 1 to 3 parameters, each with 0 to 3 dimensions of 0, 1, 2, 3 or 5; all gradients
-    there, or each absent at 30 % of the steps; seeds up to 10**6. With ``schedules`` each group has an ``lr`` in
+    there, or each absent at 30 % of the steps; seeds up to ``10**6``. With ``schedules`` each group has an ``lr`` in
     [1e-3, 1] and may have a policy of its own, and then a clock of its own, in [0, 30].
 
     Args:
