@@ -305,9 +305,9 @@ class LinearDecay(FallsToMinFactor):
         warm-up    lr_factor = (step + 1) / (warmup + 1)              step < warmup
         decay      lr_factor = min_factor + (1 - min_factor) * x      x = (total_steps - step) / (total_steps - warmup)
 
-    This is the default that the literature recommends: without knowing more, decay to 0 on a straight line over the
-    whole run. ``min_factor`` is reached at step ``total_steps``, so that none of a run's ``total_steps`` updates is
-    made at it, and none at 0. It is :class:`WarmupStableDecay` without the stable part. It does not change momentum.
+    Defazio et al. recommend it where nothing more is known: decay to 0 on a straight line over the whole run.
+    ``min_factor`` is reached at step ``total_steps``, so that none of a run's ``total_steps`` updates is made at it, and
+    none at 0. It is :class:`WarmupStableDecay` without the stable part. It does not change momentum.
 
     Args:
         total_steps: optimizer steps of the whole run: ``len(loader) * epochs``.
@@ -363,7 +363,8 @@ class WarmupStableDecay(FallsToMinFactor):
 
     where ``d(x)`` is ``x`` for ``"linear"``, ``(1 - cos(pi * x)) / 2`` for ``"cosine"`` and ``1 - sqrt(1 - x)`` for
     ``"sqrt"``, the 1 - sqrt cool-down. ``min_factor`` is reached at step ``total_steps``, so that none of a run's
-    ``total_steps`` updates is made at it, and none at 0. The policy does not change momentum.
+    ``total_steps`` updates is made at it, and none at 0. The policy does not change momentum. With ``warmup=total_steps
+    // 20``, ``decay=total_steps // 5`` and ``shape="sqrt"`` it is this library's default (``docs/which_policy.md``).
 
     Args:
         total_steps: optimizer steps of the whole run: ``len(loader) * epochs``.
