@@ -306,8 +306,8 @@ class LinearDecay(FallsToMinFactor):
         decay      lr_factor = min_factor + (1 - min_factor) * x      x = (total_steps - step) / (total_steps - warmup)
 
     Defazio et al. recommend it where nothing more is known: decay to 0 on a straight line over the whole run.
-    ``min_factor`` is reached at step ``total_steps``, so that none of a run's ``total_steps`` updates is made at it, and
-    none at 0. It is :class:`WarmupStableDecay` without the stable part. It does not change momentum.
+    ``min_factor`` is reached at step ``total_steps``, so that none of a run's ``total_steps`` updates is made at it,
+    and none at 0. It is :class:`WarmupStableDecay` without the stable part. It does not change momentum.
 
     Args:
         total_steps: optimizer steps of the whole run: ``len(loader) * epochs``.
@@ -363,8 +363,9 @@ class WarmupStableDecay(FallsToMinFactor):
 
     where ``d(x)`` is ``x`` for ``"linear"``, ``(1 - cos(pi * x)) / 2`` for ``"cosine"`` and ``1 - sqrt(1 - x)`` for
     ``"sqrt"``, the 1 - sqrt cool-down. ``min_factor`` is reached at step ``total_steps``, so that none of a run's
-    ``total_steps`` updates is made at it, and none at 0. The policy does not change momentum. With ``warmup=total_steps
-    // 20``, ``decay=total_steps // 5`` and ``shape="sqrt"`` it is this library's default (``docs/which_policy.md``).
+    ``total_steps`` updates is made at it, and none at 0. The policy does not change momentum. With
+    ``warmup=total_steps // 20``, ``decay=total_steps // 5`` and ``shape="sqrt"`` it is this library's default
+    (``docs/which_policy.md``).
 
     Args:
         total_steps: optimizer steps of the whole run: ``len(loader) * epochs``.
