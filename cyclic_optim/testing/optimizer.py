@@ -184,7 +184,7 @@ def _through_a_file(state_dict: Any, *, weights_only: bool = False) -> Any:
 
 
 def resumes_anywhere(trial: Trial) -> Iterator[str]:
-    """The same bits after saving at any step and going on in a fresh optimizer.
+    """The same bits after saving at any step and continuing in a fresh optimizer.
 
     Keep everything that the update needs in self.state and self.param_groups: nothing else is in the state dict.
     """
@@ -213,7 +213,7 @@ def saves_plain_data(trial: Trial) -> Iterator[str]:
 
 
 def loads_the_same_dict_again(trial: Trial) -> Iterator[str]:
-    """A dict that loading leaves as it is, and that shares no tensor with the optimizer.
+    """A dict that loading does not change, and that shares no tensor with the optimizer.
 
     Copy in load_state_dict and __setstate__ what is changed there.
     """
@@ -233,7 +233,7 @@ def loads_the_same_dict_again(trial: Trial) -> Iterator[str]:
 
 
 def counts_no_skipped_step(trial: Trial) -> Iterator[str]:
-    """Nothing changed by a step that GradScaler skips, as gradients overflowed; the others counted.
+    """Nothing changed by a step that GradScaler skips (gradient overflow); the others counted.
 
     Claim no _step_supports_amp_scaling, or look at self.found_inf before anything is written.
     """
@@ -337,7 +337,7 @@ def can_be_steered(trial: Trial) -> Iterator[str]:
 
 
 def refuses_wrong_arguments(trial: Trial) -> Iterator[str]:
-    """A ValueError or TypeError for a wrong argument, and everything left as it was.
+    """A ValueError or TypeError for a wrong argument, and no change.
 
     Check first and write afterwards, or let the methods of Scheduled do both.
     """
@@ -378,7 +378,7 @@ def _is_refused(call: Callable[[], Any]) -> bool:
 
 
 def goes_on_in_copies(trial: Trial) -> Iterator[str]:
-    """Copies and pickles that go on to the same bits, and share nothing with the original.
+    """Copies and pickles that continue to the same bits, and share nothing with the original.
 
     Let __getstate__ and __setstate__ have what the class adds to torch's Optimizer, and define it at a module's top.
     """

@@ -194,7 +194,7 @@ def has_values_at_any_step(policy: Policy, steps: Steps) -> Iterator[str]:
 
 
 def gives_the_same_again(policy: Policy, steps: Steps) -> Iterator[str]:
-    """The same values when a step is asked for twice.
+    """The same values when at() is called twice for a step.
 
     Compute the values from the step and the fields alone, and draw random numbers in __init__ if at all.
     """
@@ -203,7 +203,7 @@ def gives_the_same_again(policy: Policy, steps: Steps) -> Iterator[str]:
 
 
 def gives_the_same_in_any_order(policy: Policy, steps: Steps) -> Iterator[str]:
-    """The same values in whatever order steps are asked for.
+    """The same values in any order of steps.
 
     Accumulate nothing: write a closed form, such as gamma ** (step // length).
     """
@@ -215,7 +215,7 @@ def gives_the_same_in_any_order(policy: Policy, steps: Steps) -> Iterator[str]:
 
 
 def is_left_as_it_was(policy: Policy, steps: Steps) -> Iterator[str]:
-    """A policy that asking does not change.
+    """A policy that at() does not change.
 
     Write to no attribute in at. A value that is computed once belongs into functools.cached_property.
     """
@@ -362,7 +362,7 @@ def _opaque(where: str, value: Any) -> Iterator[str]:
 
 
 def rebuilds_itself(policy: Policy, steps: Steps) -> Iterator[str]:
-    """The same policy when it is made anew of what it is described by.
+    """The same policy when it is rebuilt from its description.
 
     Let __init__ take every attribute and store it as it is: convert units before, or in at.
     """
@@ -395,7 +395,7 @@ def repeats_after_its_period(policy: Policy, steps: Steps) -> Iterator[str]:
 
 
 def holds_after_its_end(policy: Policy, steps: Steps) -> Iterator[str]:
-    """Values that stay what they are from the step ``end`` on, an int >= 0 or None.
+    """Values that are constant from the step ``end`` on, an int >= 0 or None.
 
     Let end be the first step of the last values (total_steps - 1 where the last of total_steps has them), or None.
     """

@@ -308,7 +308,7 @@ def reaches_a_step_at_once(trial: Trial) -> Iterator[str]:
 
 
 def counts_no_skipped_step(trial: Trial) -> Iterator[str]:
-    """Nothing changed by a step that GradScaler skips, as gradients overflowed.
+    """Nothing changed by a step that GradScaler skips (gradient overflow).
 
     Call scheduler.step() only if scaler.get_scale() did not fall, or use an optimizer that owns its schedule.
     """
