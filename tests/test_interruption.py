@@ -383,6 +383,7 @@ class Interrupting:
             # Python swallows what the callback of a weak reference raises: that of an import's lock is one.
             if file == __file__ or not self.counts(file) or (file.startswith("<frozen importlib") and name == "cb"):
                 return None
+            frame.f_trace = self._trace  # without, Python 3.13 and newer report no instructions
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
             self._last[frame] = frame.f_lasti
         elif event == "return":
@@ -421,12 +422,7 @@ DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 
 
 def interrupted_everywhere(make, act, check, *, every=1, **options):
-    """Make something, interrupt what is done to it, and check, at each place; returns the number of places.
-
-    Once it is done in peace: Python 3.13 and newer report the instructions of a function from its next call on.
-    """
-    with Interrupting(sys.maxsize, **options):
-        act(make())
+    """Make something, interrupt what is done to it, and check, at each place; returns the number of places."""
     for place in itertools.count(0, 1 if DEEP else every):
         made = make()
         with Interrupting(place, **options) as interrupt:

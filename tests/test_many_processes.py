@@ -238,10 +238,11 @@ def from_sgd(rank, world_size, folder):
 
     model = shard(make_model())
     optimizer = make_optimizer(model)
-    with pytest.raises(
-        CheckpointException, match=r"Missing key in checkpoint state_dict: optimizer\.param_groups.*max_lr"
-    ):
-        functions["load"](model, optimizer, f"{folder}/sgd")
+    if torch_versions.ERRORS_REACH_OTHER_RANKS:
+        with pytest.raises(
+            CheckpointException, match=r"Missing key in checkpoint state_dict: optimizer\.param_groups.*max_lr"
+        ):
+            functions["load"](model, optimizer, f"{folder}/sgd")
     loaded = {"optimizer": get_optimizer_state_dict(model, optimizer)}
     load(loaded, checkpoint_id=f"{folder}/sgd", planner=DefaultLoadPlanner(allow_partial_load=True))
     with pytest.warns(UserWarning, match="another optimizer trained on with it"):
