@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -16,6 +17,10 @@ from readme import AFTER, README, ROOT
 
 MODULES = {str(file.relative_to(ROOT)) for file in (ROOT / "cyclic_optim").rglob("*.py")}
 HAS_COMPILER = shutil.which("cc") is not None
+#: The extension relies on the GIL, and is not built without.
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+BUILDS = HAS_COMPILER and not FREE_THREADED
+with_extension = pytest.mark.skipif(FREE_THREADED, reason="a free-threaded Python does not build the extension")
 
 
 def run(*command, cwd, check=True, **variables):
@@ -64,7 +69,7 @@ def wheels(checkout, sdist, tmp_path_factory):
     """With the compiled part, from the source distribution alone; and without, from the checkout."""
     folder = tmp_path_factory.mktemp("wheels")
     compiled, pure = folder / "compiled", folder / "pure"
-    extension = "required" if HAS_COMPILER else "optional"
+    extension = "required" if BUILDS else "optional"
     return {
         "compiled": wheel_of(sdist, compiled, CYCLIC_OPTIM_EXTENSION=extension),
         "pure": wheel_of(checkout, pure, CYCLIC_OPTIM_EXTENSION="none"),
@@ -88,9 +93,10 @@ def test_a_wheel_holds_the_package_alone(wheels, kind):
     names = {name for name in zipfile.ZipFile(wheels[kind]).namelist() if ".dist-info/" not in name}
     extensions = {name for name in names if Path(name).suffix in {".so", ".pyd"}}
     assert names - extensions == {*MODULES, "cyclic_optim/py.typed"}
-    assert len(extensions) == (kind == "compiled" and HAS_COMPILER)
+    assert len(extensions) == (kind == "compiled" and BUILDS)
 
 
+@with_extension
 def test_a_wheel_is_tagged_for_what_runs_it(wheels):
     """With the extension module for this Python on this platform, without for every Python 3 on all of them."""
     python, abi, platform = wheels["compiled"].stem.split("-")[-3:]
@@ -151,7 +157,7 @@ def test_the_readmes_example_runs_from_a_wheel(reports):
     for folder, (file, *_) in reports.values():
         assert folder in Path(file).parents
     (_, (_, has_part, *compiled)), (_, (_, pure_has_part, *pure)) = reports["compiled"], reports["pure"]
-    assert has_part == (HAS_COMPILER and hasattr(torch.Tensor, "__dlpack_c_exchange_api__"))
+    assert has_part == (BUILDS and hasattr(torch.Tensor, "__dlpack_c_exchange_api__"))
     assert not pure_has_part
     torch.testing.assert_close(compiled, pure)
 
@@ -162,6 +168,7 @@ def test_the_command_line_comes_with_a_wheel(reports):
     assert "one-cycle" in run(folder / "bin" / "cyclic-optim", "list", cwd=folder).stdout
 
 
+@with_extension
 @pytest.mark.parametrize(("extension", "builds"), [("optional", True), ("required", False), ("none", True)])
 def test_without_a_compiler_it_is_said_whether_that_is_an_error(checkout, tmp_path, extension, builds):
     """CYCLIC_OPTIM_EXTENSION decides whether a package without its extension is built."""

@@ -3,7 +3,7 @@
 A test of what torch does since a version is expected to fail before it, and only there (``xfail_strict``).
 """
 
-import sys
+import traceback
 
 import pytest
 import torch
@@ -25,9 +25,9 @@ def need_fully_shard_on_cpu():
 #: Whether SequentialLR with a milestone at 0 begins with the part after it. Before 2.13 it begins with the first part.
 FIRST_PART_BY_MILESTONE = TORCH >= (2, 13)
 
-#: Whether ranks tell each other of an error in a distributed checkpoint. Before 2.13 they hang on Python 3.14, where
-#: the traceback that they send cannot be pickled.
-ERRORS_REACH_OTHER_RANKS = TORCH >= (2, 13) or sys.version_info < (3, 14)
+#: Whether ranks tell each other of an error in a distributed checkpoint. Before 2.13 they hang on the Pythons whose
+#: tracebacks, which they send, cannot be pickled: from 3.13.1 on.
+ERRORS_REACH_OTHER_RANKS = TORCH >= (2, 13) or "_code" not in traceback.FrameSummary.__slots__
 
 
 differentiable_numbers = since(2, 7, reason="SGD(differentiable=True) takes no tensors that require a gradient")
