@@ -440,9 +440,13 @@ def is_the_same_on_the_device(policy: Policy, steps: Steps) -> Iterator[str]:
     with contextlib.suppress(ImportError):
         import torch
 
+        from ..device.clock import above_0
+
         if len(expected) == count and horizon <= MOST_DEVICE_ROWS:
             for step, (before, after) in enumerate(zip(expected, _on_the_device(policy, count, horizon), strict=True)):
-                rounded = torch.tensor([math.nan if value is None else value for value in before]).tolist()
+                factor, momentum, decay = before
+                held = (factor, above_0(momentum), decay)
+                rounded = torch.tensor([math.nan if value is None else value for value in held]).tolist()
                 if shown(rounded) != shown(after) or math.inf in rounded:
                     yield f"at({step}) = {before}, rounded {rounded}, on the device {after}"
 
