@@ -85,7 +85,9 @@ OF_BENCHMARKS = (
     *("benchmarks", "evidence", "image_folder", "letters"),
     *("matrix", "speedrun", "statistics", "suggestions"),
 )
-PYTEST = "-q --show-capture=no -p no:cacheprovider --continue-on-collection-errors --dist loadfile --no-loadscope-reorder"
+PYTEST = (
+    "-q --show-capture=no -p no:cacheprovider --continue-on-collection-errors --dist loadfile --no-loadscope-reorder"
+)
 ABOUT_PYTHON = (
     "import platform, sys, sysconfig; free_threaded = 't' if sysconfig.get_config_var('Py_GIL_DISABLED') else ''; "
     "print('%d.%d%s' % (*sys.version_info[:2], free_threaded), platform.python_version())"
