@@ -1,10 +1,14 @@
 """Small functions that several test files share."""
 
 import io
+import sysconfig
 
 import torch
 
 from cyclic_optim import CyclicSGD, LRRangeTest
+
+#: Whether this Python has no GIL, on which the compiled part and some promises rely.
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 # --- optimizers
 

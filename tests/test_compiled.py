@@ -4,7 +4,6 @@ import copy
 import math
 import shutil
 import sys
-import sysconfig
 import weakref
 from collections import UserDict
 
@@ -12,6 +11,7 @@ import numpy
 import pytest
 import torch
 import torch_versions
+from helpers import FREE_THREADED
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ from cyclic_optim import Constant, CyclicSGD, native
 
 def test_the_compiled_part_is_there_wherever_it_can_be():
     """With a GIL, a C compiler and a torch that has DLPack's exchange API, installing has built it."""
-    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    if FREE_THREADED:
         assert native.compiled is None
         assert not sys._is_gil_enabled()
     elif torch_versions.TORCH < (2, 10):

@@ -9,13 +9,13 @@ import gc
 import os
 import subprocess
 import sys
-import sysconfig
 import warnings
 from pathlib import Path
 
 import pytest
 import sanitize
 import torch
+from helpers import FREE_THREADED
 from torch.overrides import TorchFunctionMode
 
 from cyclic_optim import Constant, CyclicSGD, native
@@ -171,7 +171,7 @@ def test_tensors_that_move_during_a_step_get_its_update(part, attack, monkeypatc
     """Parameter, gradient and buffer may get other memory while a step is looking around: 5 less 0.1 is 4.9 there."""
     if part == "python":
         monkeypatch.setattr(native, "compiled", None)
-    if attack is a_garbage_collection and sysconfig.get_config_var("Py_GIL_DISABLED"):
+    if attack is a_garbage_collection and FREE_THREADED:
         pytest.skip("a free-threaded Python collects when its objects are a quarter more, whatever the threshold")
     mover = Mover()
     with attack(mover) as optimizer:

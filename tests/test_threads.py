@@ -6,7 +6,6 @@ import os
 import pickle
 import signal
 import sys
-import sysconfig
 import threading
 import time
 import traceback
@@ -14,7 +13,7 @@ import warnings
 
 import pytest
 import torch
-from helpers import OwnStep, params_of
+from helpers import FREE_THREADED, OwnStep, params_of
 from torch.optim import SGD
 from torch.utils.data import DataLoader, Dataset
 
@@ -119,7 +118,7 @@ def test_a_thread_keeps_its_own_number_of_threads():
 MANY = ((2,),) * 40
 
 
-@pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="promised with a GIL; else, take a lock")
+@pytest.mark.skipif(FREE_THREADED, reason="promised with a GIL; else, take a lock")
 @pytest.mark.usefixtures("part", "hasty")
 def test_state_dict_from_another_thread_is_of_one_moment():
     """What another thread saves while an optimizer steps, from its first step on, has one step's groups, and loads."""

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -13,12 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import FREE_THREADED
 from readme import AFTER, README, ROOT
 
 MODULES = {str(file.relative_to(ROOT)) for file in (ROOT / "cyclic_optim").rglob("*.py")}
 HAS_COMPILER = shutil.which("cc") is not None
-#: The extension relies on the GIL, and is not built without.
-FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 BUILDS = HAS_COMPILER and not FREE_THREADED
 with_extension = pytest.mark.skipif(FREE_THREADED, reason="a free-threaded Python does not build the extension")
 
