@@ -40,12 +40,17 @@ def find_negation() -> tuple[int, int, int]:
     not say how much memory a TensorImpl has, all three are 0, and ``is_neg`` is called for each tensor.
     """
     plain: list[Tensor] = []
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        for shape in ((), (3,), (2, 0), (2, 3, 4)):
-            tensor = torch.zeros(shape, dtype=dtype, device="cpu")
-            plain += [tensor, tensor.detach(), tensor.view_as(tensor), torch.nn.Parameter(tensor)]
-    negated = [negated_view(tensor) for tensor in plain]
-    negated += [tensor.detach() for tensor in negated]
+    negated: list[Tensor] = []
+    dtypes, shapes = (torch.float32, torch.float64, torch.bfloat16), ((), (3,), (2, 0), (2, 3, 4))
+    for number in range(24):
+        base = torch.zeros(shapes[number % 4], dtype=dtypes[number % 3], device="cpu")
+        tensors = [base, base.detach(), base.view_as(base), torch.nn.Parameter(base)]
+        # In an order without a period (Thue-Morse), lest a bit of addresses be set in one kind alone.
+        if number.bit_count() % 2:
+            views = [negated_view(tensor) for tensor in tensors]
+            negated += [*views, *(view.detach() for view in views)]
+        else:
+            plain += tensors
     impl = [
         offset
         for offset in range(0, TENSOR_BYTES, 8)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 import shutil
 import sys
 import weakref
@@ -130,6 +131,22 @@ def test_an_error_in_the_middle_leaves_everything_as_it_was():
 def test_the_mark_of_a_negated_view_is_found():
     """In this torch it is known where a tensor says that it is negated, so that nobody needs to be asked."""
     assert all(native.find_negation())
+
+
+@needs_it
+def test_the_mark_is_found_wherever_tensors_lie(monkeypatch):
+    """Also where the first tensors and later ones lie in parts of memory that a bit of the address tells apart."""
+    draw, held, kept = random.Random(2), [], []
+
+    def release_and_negate(tensor):
+        held.clear()
+        return torch._neg_view(tensor)
+
+    monkeypatch.setattr(native, "negated_view", release_and_negate)
+    for _ in range(60):
+        held[:] = [torch.zeros(3) for _ in range(draw.randrange(100, 3000))]
+        assert all(native.find_negation())
+        kept = [*kept, [torch.zeros(3) for _ in range(draw.randrange(2000))]][-5:]
 
 
 @needs_it
