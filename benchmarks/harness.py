@@ -29,8 +29,9 @@ import torch
 
 import cyclic_optim
 
-RESULTS = Path(__file__).parent / "results"  # what the README and docs quote: only written where --out says so
-OUT = Path(__file__).parent.parent / "build" / "benchmarks"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"  # what the README and docs quote: only written where --out says so
+OUT = ROOT / "build" / "benchmarks"
 SAMPLE_SECONDS = 3e-3  # what is faster is repeated until a sample lasts this long
 
 Item = TypeVar("Item")
@@ -104,7 +105,13 @@ def progress(items: list[Item], label: str, unit: str = "run") -> Iterator[Item]
 
 def command_line(script: str) -> str:
     """The command as a user types it in the repository's root."""
-    return shlex.join(["python", f"benchmarks/{Path(script).name}", *sys.argv[1:]])
+    return shlex.join(["python", f"benchmarks/{Path(script).name}", *map(_from_root, sys.argv, sys.argv[1:])])
+
+
+def _from_root(before: str, argument: str) -> str:
+    """A folder that was given from another one, as seen from the root."""
+    folder = Path(argument).resolve()
+    return str(folder.relative_to(ROOT)) if before == "--out" and folder.is_relative_to(ROOT) else argument
 
 
 # -- measuring --------------------------------------------------------------------------------------

@@ -100,6 +100,16 @@ def test_only_a_report_goes_to_the_quoted_results_by_itself(monkeypatch):
     assert FOLDER.parent / "build" / "benchmarks" == harness.OUT
 
 
+@pytest.mark.parametrize(("out", "shown"), [("results", "benchmarks/results"), ("/tmp/elsewhere", "/tmp/elsewhere")])
+def test_the_command_of_a_record_is_that_of_the_root(out, shown, monkeypatch):
+    """Also where the benchmark was started in another folder."""
+    monkeypatch.syspath_prepend(FOLDER)
+    harness = importlib.import_module("harness")
+    monkeypatch.chdir(FOLDER)
+    monkeypatch.setattr(sys, "argv", ["step_cost.py", "--models", "4", "--out", out])
+    assert harness.command_line("step_cost.py") == f"python benchmarks/step_cost.py --models 4 --out {shown}"
+
+
 def test_a_record_has_a_line_for_each_list_of_numbers(monkeypatch):
     """It reads back as what it was, strings with brackets included; NaN and infinity as null."""
     monkeypatch.syspath_prepend(FOLDER)
