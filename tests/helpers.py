@@ -1,6 +1,7 @@
 """Small functions that several test files share."""
 
 import io
+import os
 import sysconfig
 
 import torch
@@ -9,6 +10,9 @@ from cyclic_optim import CyclicSGD, LRRangeTest
 
 #: Whether this Python has no GIL, on which the compiled part and some promises rely.
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+
+#: Whether this is the long run that leaves nothing out.
+DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 
 # --- optimizers
 

@@ -80,11 +80,6 @@ PAIRS = [
     Pair("2.15.0", "3.14"),
 ]
 
-#: Tests of the benchmarks, not of the package.
-OF_BENCHMARKS = (
-    *("benchmarks", "evidence", "image_folder", "letters"),
-    *("matrix", "speedrun", "statistics", "suggestions"),
-)
 PYTEST = (
     "-q --show-capture=no -p no:cacheprovider --continue-on-collection-errors --dist loadfile --no-loadscope-reorder"
 )
@@ -171,7 +166,7 @@ def _test(pair: Pair, python: Path, folder: Path, options: argparse.Namespace) -
     if about.returncode:
         raise NotRunError(f"import fails: {about.stderr.splitlines()[-1]}")
     command = [python, "-m", "pytest", *PYTEST.split(), "-n", options.jobs, f"--junitxml={xml}"]
-    command += [f"--ignore=tests/test_{name}.py" for name in OF_BENCHMARKS] + shlex.split(options.pytest)
+    command += shlex.split(options.pytest)
     with (folder / "pytest.log").open("w") as file:
         done = subprocess.run(command, cwd=clone, stdout=file, stderr=subprocess.STDOUT, env=_variables(pair))
     result: dict[str, Any] = {**json.loads(about.stdout), "minutes": round((time.monotonic() - started) / 60, 1)}

@@ -6,6 +6,24 @@ import sys
 from pathlib import Path
 
 import torch.distributed as dist
+import torch.multiprocessing as mp
+
+#: What takes seconds to import. A server imports it once, and its forks, which have no threads yet, need not.
+PRELOADED = ["torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.optim", "cyclic_optim.sgd"]
+PRELOADED += ["pytest", "hypothesis"]  # which the modules of tests import
+
+
+def forks():
+    """Where processes come from: ``Process`` and the rest of ``multiprocessing``, by way of that server."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def run_processes(work, *arguments, nprocs):
+    """Call ``work(rank, *arguments)`` in so many processes and wait for all; an error of one is raised here."""
+    forks()
+    mp.start_processes(work, args=arguments, nprocs=nprocs, start_method="forkserver")
 
 
 def run_script(script, *arguments, launcher=(), **variables):

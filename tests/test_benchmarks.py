@@ -17,6 +17,8 @@ import torch
 
 import cyclic_optim
 
+pytestmark = pytest.mark.benchmarks
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 PNG = b"\x89PNG\r\n\x1a\n"
 SGDS = {"SGD, OneCycleLR", "SGD(foreach=True), OneCycleLR", "SGD(fused=True), OneCycleLR"}

@@ -5,9 +5,8 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch_versions
-from processes import leave
+from processes import leave, run_processes
 
 from cyclic_optim import CyclicSGD, Triangular
 
@@ -64,7 +63,7 @@ def sharded(tmp_path_factory):
     """What two processes came to, by kind: one pair of them for all, since starting one takes seconds."""
     torch_versions.need_fully_shard_on_cpu()
     folder = tmp_path_factory.mktemp("sharded")
-    mp.spawn(_worker, args=(str(folder),), nprocs=2)
+    run_processes(_worker, str(folder), nprocs=2)
     return torch.load(folder / "sharded.pt")
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+pytestmark = pytest.mark.benchmarks
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 MODULES = (
     "evidence",

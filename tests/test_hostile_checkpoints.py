@@ -15,6 +15,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from helpers import DEEP
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import halving, sawtooth
@@ -34,7 +35,7 @@ from cyclic_optim import (
 from cyclic_optim.device import DeviceSchedules
 from cyclic_optim.policies import POLICIES, describe, rebuild
 
-DRAWN = 10_000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 300
+DRAWN = 10_000 if DEEP else 300
 
 # --- optimizers that are given a checkpoint
 

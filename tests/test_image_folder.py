@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+pytestmark = pytest.mark.benchmarks
+
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "image_folder.py"
 PNG = b"\x89PNG\r\n\x1a\n"
 # Grey of 8 and 16 bits, alpha channels, palettes: the same digits to the eye.

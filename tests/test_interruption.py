@@ -10,7 +10,6 @@ import itertools
 import json
 import math
 import mmap
-import multiprocessing
 import os
 import random
 import signal
@@ -23,7 +22,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import params_of
+from helpers import DEEP, params_of
+from processes import forks
 from readme import ROOT, run_snippet
 
 from cyclic_optim import (
@@ -289,19 +289,21 @@ def _kill_and_resume(kind, folder, kills, seed):
 def _wait(draw, place):
     """Until a moment that is drawn: any at all, or one in a step or in saving, which are short."""
     wanted = draw.choice((None, "stepping", "saving"))
-    delays = [(draw.uniform(0, 0.05), lambda: False)]
-    if wanted is not None:
-        shortly = draw.uniform(0, 0.002 if wanted == "saving" else 0.0001)
-        delays = [
-            (1.0, lambda: place[0] != PLACES.index("starting")),
-            (draw.uniform(0, 0.02), lambda: False),
-            (0.05, lambda: place[0] == PLACES.index(wanted)),
-            (shortly, lambda: False),
-        ]
-    for seconds, is_over in delays:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and not is_over():
-            pass
+    if wanted is None:
+        time.sleep(draw.uniform(0, 0.05))
+        return
+    _poll(1.0, lambda: place[0] != PLACES.index("starting"), pause=0.001)
+    time.sleep(draw.uniform(0, 0.02))
+    _poll(0.05, lambda: place[0] == PLACES.index(wanted))
+    _poll(draw.uniform(0, 0.002 if wanted == "saving" else 0.0001), lambda: False)
+
+
+def _poll(seconds, is_over, pause=0.0):
+    """Wait until it is over, at most so long; without a pause, to the microsecond."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not is_over():
+        if pause:
+            time.sleep(pause)
 
 
 def _unfinished(folder):
@@ -327,7 +329,7 @@ def seen():
     """What was seen of all kinds of runs."""
     # In memory where there is such a thing: what survives a kill is the same, and saving takes no longer than a step.
     with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as folder:
-        warden = multiprocessing.get_context("spawn").Process(target=_warden, args=(Path(folder),))
+        warden = forks().Process(target=_warden, args=(Path(folder),))
         warden.start()
         warden.join(500)
         warden.kill()
@@ -360,7 +362,6 @@ class Interrupting:
     def __init__(self, place, counts=lambda file: True):
         self.left, self.counts = place, counts
         self.came = self.raised = False
-        self._last = {}  # instruction of each frame
 
     def __enter__(self):
         self._collects, self._outer = gc.isenabled(), sys.gettrace()
@@ -378,33 +379,44 @@ class Interrupting:
         return self.raised
 
     def _trace(self, frame, event, _):
-        if event == "call":
-            file, name = frame.f_code.co_filename, frame.f_code.co_name
-            # Python swallows what the callback of a weak reference raises: that of an import's lock is one.
-            if file == __file__ or not self.counts(file) or (file.startswith("<frozen importlib") and name == "cb"):
-                return None
-            frame.f_trace = self._trace  # without, Python 3.13 and newer report no instructions
-            frame.f_trace_opcodes, frame.f_trace_lines = True, False
-            self._last[frame] = frame.f_lasti
-        elif event == "return":
-            self._last.pop(frame, None)
-        elif event == "opcode" and not self.came:
-            last, self._last[frame] = self._last.get(frame), frame.f_lasti
-            if last is not None and frame.f_lasti in _looks(frame.f_code).get(last, ()):
-                self.left -= 1
-                if self.left < 0:
-                    self.came = True
-                    signal.raise_signal(signal.SIGINT)
-        return self._trace
+        looks = _looks(frame.f_code, self.counts)
+        if not looks:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        frame.f_trace = self._trace_of(looks, frame.f_lasti)
+        return frame.f_trace  # Python 3.13 and newer report no instructions unless it is set here
+
+    def _trace_of(self, looks, last):
+        """What is called at each instruction of a frame, many thousand times: so it does little."""
+
+        def trace(frame, event, _):
+            nonlocal last
+            if event == "opcode":
+                before, last = last, frame.f_lasti
+                if before in looks and last in looks[before]:
+                    self._look()
+            return trace
+
+        return trace
+
+    def _look(self):
+        self.left -= 1
+        if self.left < 0 and not self.came:
+            self.came = True
+            signal.raise_signal(signal.SIGINT)
 
 
 @functools.cache
-def _looks(code):
-    """The instructions after which Python looks for signals, with those that may follow.
+def _looks(code, counts):
+    """The instructions after which Python looks for signals, with those that may follow; none where it is not traced.
 
     An error that comes then is one of the instruction before: where that is under another ``try``, it cannot be raised
     from the one after.
     """
+    file, name = code.co_filename, code.co_name
+    # Python swallows what the callback of a weak reference raises: that of an import's lock is one.
+    if file == __file__ or not counts(file) or (file.startswith("<frozen importlib") and name == "cb"):
+        return {}
     numbers = [instruction.offset for instruction in dis.get_instructions(code)]
     tries = getattr(dis.Bytecode(code), "exception_entries", ())
     handlers = {number: [entry.target for entry in tries if entry.start <= number < entry.end] for number in numbers}
@@ -417,12 +429,11 @@ def _looks(code):
     return found
 
 
-#: Where there are many places, the quick profile takes every n-th.
-DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
-
-
 def interrupted_everywhere(make, act, check, *, every=1, **options):
-    """Make something, interrupt what is done to it, and check, at each place; returns the number of places."""
+    """Make something, interrupt what is done to it, and check, at each place; returns the number of places.
+
+    Where there are many places, the quick profile takes every n-th.
+    """
     for place in itertools.count(0, 1 if DEEP else every):
         made = make()
         with Interrupting(place, **options) as interrupt:
@@ -664,7 +675,7 @@ def test_interrupted_anywhere_in_the_range_test(keep):
     random.seed(0)
     before = all_of(*a_trained_model())
     assert (
-        interrupted_everywhere(a_trained_model, act, check, every=11 if keep == "device" else 59, counts=counts) > 500
+        interrupted_everywhere(a_trained_model, act, check, every=23 if keep == "device" else 59, counts=counts) > 500
     )
 
 

@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch_versions
-from processes import leave
+from processes import forks, leave, run_processes
 from torch.optim import SGD
 
 from cyclic_optim import CyclicSGD, LambdaPolicy, Plateau, Triangular
@@ -279,7 +278,7 @@ def _work(rank, world_size, folder, scenarios):
 
 def launch(folder, world_size, *scenarios):
     """Run the scenarios in ``world_size`` processes; returns their results, by scenario a list by rank."""
-    mp.spawn(_work, args=(world_size, str(folder), scenarios), nprocs=world_size)
+    run_processes(_work, world_size, str(folder), scenarios, nprocs=world_size)
     return {
         scenario: [
             pickle.loads(Path(folder, f"{scenario.__name__}-{world_size}-{rank}").read_bytes())
@@ -484,9 +483,8 @@ def _die_after(file):
 @pytest.mark.parametrize("moment", ["updating", "saving"])
 def test_killed_and_restarted_equals_undisturbed(two, tmp_path, moment):
     """One process is killed, all start again from the last whole checkpoint: weights and values are the same bits."""
-    context = mp.get_context("spawn")
     arguments = [(rank, 2, str(tmp_path), moment) for rank in range(2)]
-    survivor, victim = (context.Process(target=_train_with_checkpoints, args=each) for each in arguments)
+    survivor, victim = (forks().Process(target=_train_with_checkpoints, args=each) for each in arguments)
     survivor.start()
     victim.start()
     victim.join(60)
@@ -498,7 +496,7 @@ def test_killed_and_restarted_equals_undisturbed(two, tmp_path, moment):
     assert not (tmp_path / "6" / ".metadata").exists()
     assert (tmp_path / "6").exists() == (moment == "saving")
 
-    mp.spawn(_train_with_checkpoints, args=(2, str(tmp_path), "never"), nprocs=2)
+    run_processes(_train_with_checkpoints, 2, str(tmp_path), "never", nprocs=2)
     for rank, (expected, schedule) in enumerate(two[sharded]):
         start, weights, seen = pickle.loads((tmp_path / f"result-{rank}").read_bytes())
         assert start == 4

@@ -10,6 +10,8 @@ import matrix
 import pytest
 from matrix import PAIRS, Pair
 
+pytestmark = pytest.mark.benchmarks
+
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = json.loads((ROOT / "benchmarks" / "results" / "matrix.json").read_text())
 CONFIG = configparser.ConfigParser()

@@ -1,6 +1,7 @@
 """What is installed, and what importing it costs."""
 
 import ast
+import functools
 import inspect
 import pydoc
 import re
@@ -107,6 +108,9 @@ MODULES = dict(modules())
 COMPILED = {"cyclic_optim._native"}
 
 
+TREES = {module: ast.parse(file.read_text()) for module, file in MODULES.items()}
+
+
 def statements(node, in_function=False):
     """The import statements below a node that run, and whether they are in a function."""
     if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -122,7 +126,7 @@ def statements(node, in_function=False):
 def imported(module):
     """The modules of the package that a module imports, and whether in a function."""
     package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
-    for statement, in_function in statements(ast.parse(MODULES[module].read_text())):
+    for statement, in_function in statements(TREES[module]):
         if isinstance(statement, ast.Import):
             targets = [alias.name for alias in statement.names]
         else:
@@ -132,6 +136,7 @@ def imported(module):
         yield from ((target, in_function) for target in targets if target in MODULES)
 
 
+@functools.cache
 def imports():
     """Of each module, the modules of the package that it imports sooner or later."""
     graph = {module: {target for target, _ in imported(module)} for module in MODULES}
@@ -189,7 +194,7 @@ def test_policies_import_the_standard_library_alone():
     ]
     for module in pure:
         assert imports()[module] <= {*pure}, module
-        for statement, _ in statements(ast.parse(MODULES[module].read_text())):
+        for statement, _ in statements(TREES[module]):
             if isinstance(statement, ast.Import):
                 names = [alias.name for alias in statement.names]
             else:
@@ -197,21 +202,23 @@ def test_policies_import_the_standard_library_alone():
             assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names, (module, names)
 
 
-TREES = {module: ast.parse(file.read_text()) for module, file in MODULES.items()}
 TORCHS = "cyclic_optim.torch_private"
 
 
+@functools.cache
 def defined(module):
     """Every name that a module gives to something."""
+    names = set()
     for node in ast.walk(TREES[module]):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            yield node.name
+            names.add(node.name)
         elif isinstance(node, (ast.Attribute, ast.Name)) and isinstance(node.ctx, ast.Store):
-            yield node.attr if isinstance(node, ast.Attribute) else node.id
+            names.add(node.attr if isinstance(node, ast.Attribute) else node.id)
         elif isinstance(node, ast.arg):
-            yield node.arg
+            names.add(node.arg)
         elif isinstance(node, ast.alias) and node.asname:
-            yield node.asname
+            names.add(node.asname)
+    return names
 
 
 def used(module):
@@ -245,7 +252,7 @@ def foreign(module):
     """The private names that a module uses and no module of the package defines, or that it takes from torch."""
     # What PassiveScheduler defines are the private names of torch's schedulers: defined there, foreign elsewhere.
     of_the_package = {name for other in {*MODULES} - {TORCHS, "cyclic_optim.passive"} for name in defined(other)}
-    return private(used(module)) - of_the_package - {*defined(module)} | private(of_torch(module))
+    return private(used(module)) - of_the_package - defined(module) | private(of_torch(module))
 
 
 NOT_TORCHS = {

@@ -13,9 +13,8 @@ from typing import get_args
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch_versions
-from processes import leave
+from processes import leave, run_processes
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -221,7 +220,7 @@ def ranks(request, tmp_path_factory):
     """What the scenarios returned, by scenario and rank."""
     torch_versions.need_fully_shard_on_cpu()
     folder, world_size = tmp_path_factory.mktemp("ranks"), request.param
-    mp.spawn(_work, args=(world_size, str(folder)), nprocs=world_size)
+    run_processes(_work, world_size, str(folder), nprocs=world_size)
     seen = [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(world_size)]
     return {scenario.__name__: [one[scenario.__name__] for one in seen] for scenario in SCENARIOS}
 

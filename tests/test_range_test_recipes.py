@@ -10,10 +10,9 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from frameworks import LOSS, small_data, small_loader, small_model
 from left_behind import falls_and_diverges, lr_range_test, same
-from processes import leave
+from processes import leave, run_processes
 from readme import run_snippet
 
 from cyclic_optim import CyclicAdamW, CyclicSGD, supervised_step
@@ -102,7 +101,7 @@ def _rank(rank, folder):
 
 def test_two_processes(tmp_path):
     """Two processes with other data each return the same curve, go on from the same weights, and stay together."""
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    run_processes(_rank, str(tmp_path), nprocs=2)
     (found, last, batch, weights), (its, its_last, its_batch, its_weights) = (
         torch.load(tmp_path / f"{rank}.pt") for rank in range(2)
     )

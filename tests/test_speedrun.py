@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.benchmarks
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 

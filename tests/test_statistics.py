@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+pytestmark = pytest.mark.benchmarks
+
 
 @pytest.fixture(scope="module")
 def statistics():

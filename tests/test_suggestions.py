@@ -12,6 +12,8 @@ import torch
 from cyclic_optim import lr_range_test
 from cyclic_optim.range_test.rates import RULES
 
+pytestmark = pytest.mark.benchmarks
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 RECORD, TABLES = FOLDER / "results" / "suggestions.json", FOLDER / "results" / "suggestions.md"
 
