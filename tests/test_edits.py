@@ -121,6 +121,7 @@ def test_an_edited_peak_leaves_an_edited_momentum(place):
     assert param.grad is not None
 
 
+@pytest.mark.parametrize("part", ["python"], indirect=True)  # the compiled part has nothing to do here
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("write", [assign, assign_a_tensor, fill])
 def test_a_compiled_step_follows_an_edited_peak(write, backend):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch_versions
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from readme import run_snippet
 from strategies import LR_FUNCTIONS, flat, problems, sawtooth, slowly, warm_up_20, wave
@@ -589,6 +589,7 @@ OF_EACH = {
 
 @pytest.mark.parametrize("base", OPTIMIZERS)
 @pytest.mark.parametrize("name", OF_EACH)
+@settings(max_examples=max(10, settings.default.max_examples // 5))  # for each of 18 pairs
 @given(data=st.data())
 def test_the_rest_of_the_run_is_the_unswitched_one_in_every_group(base, name, data):
     """Arguments of each group, any of three optimizers, per update or per epoch: rates, momenta, weights, state."""
