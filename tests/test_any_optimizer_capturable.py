@@ -428,7 +428,7 @@ def test_edits_by_hand_are_followed():
 def test_a_plateau_is_told():
     """report() lowers the rate in the tensors that a compiled step reads; few reports compile it anew."""
     optimizer = two_groups(policy=Plateau(patience=0, factor=0.5), capturable=True)
-    step_of = compiled(optimizer)
+    step_of = compiled(optimizer, "aot_eager")
     run(optimizer, step_of, range(2))
     optimizer.report(1.0)
     optimizer.report(2.0)
