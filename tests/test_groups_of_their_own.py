@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 import torch
 from helpers import through_a_file
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import carries_code, flat, parameter, policies, problems, sgd_options
 from torch.optim import SGD
@@ -320,13 +320,14 @@ def data_only():
     capturable=st.booleans(),
     has_code=st.booleans(),
 )
+@example(chosen=[None], options={"lr": 0.5, "momentum": 0.1}, cut=1, capturable=True, has_code=True)
 def test_mixed_groups_resume_to_the_bit(chosen, options, cut, capturable, has_code):
     """From a file, with the policies in the code or, where they are data, without: weights and values are the same."""
     if all(policy is None for policy in chosen) and not has_code:
         chosen = [*chosen, Constant()]
     device = on_the_device([Constant(), *chosen]) if capturable else {}
     # A momentum for Nesterov may come from the policy alone; and capturable needs one.
-    has_code = has_code or capturable or options["nesterov"]
+    has_code = has_code or capturable or options.get("nesterov", False)
 
     def make(with_policies):
         groups = [{"policy": policy} if with_policies else {} for policy in chosen]
@@ -352,6 +353,28 @@ def test_mixed_groups_resume_to_the_bit(chosen, options, cut, capturable, has_co
     assert same(weights(resumed), weights(optimizer))
     assert repr(resumed.state_dict()) == repr(optimizer.state_dict())
     assert resumed.policies == optimizer.policies
+
+
+@pytest.mark.parametrize("to", [False, True])
+@pytest.mark.parametrize("capturable", [False, True])
+def test_all_groups_may_opt_out(capturable, to):
+    """Of the optimizer's policy: they keep their values, are saved and loaded, and a later group has the policy."""
+
+    def make(capturable):
+        return built({"policy": None}, policy=Triangular(4), lr=0.5, momentum=0.1, capturable=capturable)
+
+    optimizer, resumed = make(capturable), make(to)
+    optimizer.step()
+    resumed.load_state_dict(through_a_file(optimizer.state_dict()))
+    resumed.step()
+    for each in (optimizer, resumed):
+        assert each.policies == [None]
+        (group,) = each.state_dict()["param_groups"]
+        assert (group["lr"], group["momentum"], group.get("policy")) == (0.5, 0.1, None)
+    resumed.add_param_group({"params": [parameter()]})
+    resumed.step()
+    assert resumed.policies == [None, Triangular(4)]
+    assert resumed.state_dict()["param_groups"][1]["schedule_step"] == 1
 
 
 def weights_of(optimizer):

@@ -56,6 +56,7 @@ class DeviceSchedules:
         self._known: Known = optimizer._known
         self.shown = Shown(self.clock, self.update, self._slot)
         self._warned_of_scheduler = self._warned_of_end = False
+        add_policy_key(groups)  # which none has where all opt out of the optimizer's policy
         for group in groups:
             self.update.check(group, self.clock.device)
             self._make_room()
