@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -442,15 +443,38 @@ def _warn_of_values(differing: dict[int, Difference]) -> None:
         )
 
 
-def warn_of_starts(starting: list[int], groups: list[Group], state: Any) -> None:
-    """Warn where schedules of these groups start at step 0, and the loaded state is that of a run under way."""
+def was_moved(group: Group) -> bool:
+    """Whether one of torch's schedulers has changed the rate of a loaded group: it keeps the first one beside it."""
+    first, now = (_as_float(group.get(key)) for key in ("initial_lr", "lr"))
+    # A scheduler's first rate is rounded.
+    return first is not None and now is not None and not math.isclose(first, now, rel_tol=1e-6)
+
+
+def _as_float(value: Any) -> float | None:
+    if isinstance(value, Tensor):
+        value = value.item() if value.numel() == 1 and value.device.type != "meta" else None
+    is_finite = isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+    return float(value) if is_finite else None
+
+
+def warn_of_starts(starting: list[int], moved: set[int], groups: list[Group], state: Any) -> None:
+    """Warn where schedules of these groups start at step 0, and what was loaded is of a run under way.
+
+    Its state says so, or a rate that a scheduler has ``moved``.
+    """
     entries = [state[param] for i in starting for param in groups[i]["params"] if state.get(param)]
     keys = sorted({str(key) for entry in entries for key, value in entry.items() if value is not None})
     updates = max((_updates(entry["step"]) for entry in entries if "step" in entry), default=None)
-    if keys and updates != 0:  # Adagrad has its state, and a count of 0, from the start
-        counted = f"after {updates} updates" if updates else f"with the state {', '.join(keys)}"
+    found = None
+    if updates:
+        found = f"after {updates} updates"
+    elif keys and updates is None:  # Adagrad has its state, and a count of 0, from the start
+        found = f"with the state {', '.join(keys)}"
+    elif not moved.isdisjoint(starting):
+        found = "with a rate that a scheduler has moved"
+    if found is not None:
         warn(
-            f"the checkpoint is of a run without a schedule, {counted}: the schedule starts at step 0 in param groups "
+            f"the checkpoint is of a run without a schedule, {found}: the schedule starts at step 0 in param groups "
             f"{starting}. Call reschedule(step={updates or '...'}) to go on from there, or from_torch(optimizer, "
             "scheduler), which takes over a run with its scheduler"
         )

@@ -37,6 +37,10 @@ POLICY_OF = {
 }
 
 
+#: Those that from_torch refuses, with its reason.
+_NOT_TAKEN_OVER = {"ChainedScheduler"}
+
+
 def _scheduler_hint(value: object) -> str:
     """The way out where a torch scheduler, its class, or a partial of that was given as policy."""
     made = value.func if isinstance(value, partial) else value
@@ -45,6 +49,8 @@ def _scheduler_hint(value: object) -> str:
         return ""
     name = POLICY_OF.get(kind.__name__)
     instead = f"write policy={written(POLICIES[name])}, with the peak as lr" if name else "write a policy"
+    if name is None or kind.__name__ in _NOT_TAKEN_OVER:
+        return f": {instead}"
     return f": {instead}; from_torch(optimizer, scheduler) takes over a run that is under way"
 
 

@@ -541,16 +541,17 @@ class Scheduled(Optimizer):
 
     def _adopt(self, previous: list[Group]) -> None:
         """Take over state and groups that were just loaded in place of ``previous``."""
-        from .checkpoint import adopt, cloned_state, fill, warn_of_starts
+        from .checkpoint import adopt, cloned_state, fill, warn_of_starts, was_moved
 
         groups = self.param_groups
         fill(groups, previous, self.defaults)
         for group in groups:
             self._kinds.check(group)
         self.state.update(cloned_state(self.state, groups))
+        moved = {i for i, group in enumerate(groups) if was_moved(group)}
         by_hand = adopt(groups, previous, self._known, self._slots, self._kinds)
         starting = [i for i, group in enumerate(groups) if i not in by_hand and group.get("policy") is not None]
-        warn_of_starts(starting, groups, self.state)
+        warn_of_starts(starting, moved, groups, self.state)
         self._schedules = self._schedules.for_groups(self, groups)
         self._schedules.adopted(groups, by_hand)
         if self._policy is None and len(texts := {group.get("policy") for group in groups}) == 1:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import pickle
 import re
 import warnings
@@ -199,6 +200,32 @@ def test_an_sgd_checkpoint_starts_the_schedule_at_0():
     group = optimizer.param_groups[0]
     assert (group["schedule_step"], group["max_lr"], group["lr"]) == (0, 1.0, 0.1)
     assert torch.equal(optimizer.state[mine]["momentum_buffer"], sgd.state[param]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("lr", [0.3, torch.tensor(0.3)], ids=["number", "tensor"])
+@pytest.mark.parametrize("steps", [0, 6])
+def test_a_rate_that_a_scheduler_has_moved_shows_a_run_under_way(steps, lr):
+    """Without momentum an SGD has no state, but its scheduler leaves the first rate beside the present one."""
+    param = torch.nn.Parameter(torch.ones(3))
+    sgd = SGD([param], lr=lr)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(sgd, max_lr=0.3, total_steps=10, cycle_momentum=False)
+    for _ in range(steps):
+        sgd.step()
+        scheduler.step()
+    optimizer = CyclicSGD([param], lr=0.3, policy=OneCycle(10, cycle_momentum=False))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        optimizer.load_state_dict(through_a_file(sgd.state_dict()))
+    found = "the checkpoint is of a run without a schedule, with a rate that a scheduler has moved: the schedule starts"
+    assert [str(warning.message)[: len(found)] for warning in caught] == [found] * (steps > 0)
+
+
+@pytest.mark.parametrize("first", [10**400, math.nan, "0.1", None, torch.ones(2), torch.ones((), device="meta"), 1j])
+def test_a_first_rate_that_is_none_says_nothing(first):
+    """Whatever another program has left in a checkpoint beside the rate, it loads."""
+    saved = SGD([torch.nn.Parameter(torch.ones(3))], lr=0.3).state_dict()
+    saved["param_groups"][0]["initial_lr"] = first
+    CyclicSGD([torch.nn.Parameter(torch.ones(3))], lr=0.3, policy=Constant()).load_state_dict(saved)
 
 
 def test_the_start_of_a_schedule_is_warned_of_where_there_is_one():

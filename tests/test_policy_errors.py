@@ -20,6 +20,7 @@ from cyclic_optim import (
     CosineRestarts,
     LambdaPolicy,
     LinearDecay,
+    MultiStepDecay,
     OneCycle,
     Plateau,
     Policy,
@@ -418,6 +419,12 @@ def torch_optimizer():
 TORCHS_WORDS = [
     (lambda: OneCycle(max_lr=0.1, total_steps=9), "OneCycle, got max_lr=0.1: instead of max_lr, the optimizer's lr"),
     (lambda: CosineDecay(epochs=3), "instead of epochs, t_max=len(loader) * epochs"),
+    (lambda: Triangular(epochs=3), "instead of epochs, step_size_up, in optimizer steps (an epoch has len(loader))"),
+    (lambda: StepDecay(T_max=3), "StepDecay, got T_max=3: instead of T_max, step_size, in optimizer steps"),
+    (lambda: MultiStepDecay(epochs=3), "instead of epochs, milestones, in optimizer steps (an epoch has len(loader))"),
+    (lambda: CosineRestarts(epochs=3), "instead of epochs, t_0, in optimizer steps (an epoch has len(loader))"),
+    (lambda: CosineDecay(9, base_lr=0.1), "instead of base_lr, min_factor=base_lr / lr, a fraction of the peak"),
+    (lambda: Triangular(9, eta_min=0.1), "instead of eta_min, div_factor=lr / eta_min, with the peak as"),
     (
         lambda: OneCycle(epochs=3, steps_per_epoch=4),
         "OneCycle, got epochs=3, steps_per_epoch=4: "

@@ -10,11 +10,16 @@ from ..rules import shown
 from .base import Policy
 
 _LENGTH_FIELDS = ("t_max", "total_steps", "total_iters")
-_EPOCHS = {name: f"{name}=len(loader) * epochs" for name in _LENGTH_FIELDS}
-_LENGTHS = {name: f"{name}, in optimizer steps" for name in _LENGTH_FIELDS}
+#: Of policies without an end: the lengths of their cycle or stairs.
+_PARTS = {name: f"{name}, in optimizer steps" for name in ("step_size_up", "t_0", "step_size", "milestones")}
+_EPOCHS = {name: f"{name}=len(loader) * epochs" for name in _LENGTH_FIELDS} | {
+    name: f"{said} (an epoch has len(loader))" for name, said in _PARTS.items()
+}
+_LENGTHS = {name: f"{name}, in optimizer steps" for name in _LENGTH_FIELDS} | _PARTS
 _LOWEST = {
     "min_factor": "min_factor={} / lr, a fraction of the peak",
     "final_div_factor": "final_div_factor=lr / div_factor / {}",
+    "div_factor": "div_factor=lr / {}, with the peak as the optimizer's lr",
 }
 
 #: By torch's argument: a field that says the same, if the policy has it, and how; "" is for any policy.
@@ -22,7 +27,7 @@ _INSTEAD: dict[str, dict[str, str]] = {
     "optimizer": {"": "the policy is given to the optimizer: CyclicSGD(params, lr=0.1, policy=...)"},
     "last_epoch": {"": "optimizer.reschedule(step=...), in optimizer steps"},
     "max_lr": {"": "the optimizer's lr, which is the peak"},
-    "base_lr": {"div_factor": "div_factor=lr / base_lr, with the peak as the optimizer's lr"},
+    "base_lr": {"div_factor": _LOWEST["div_factor"], **_LOWEST},
     "epochs": _EPOCHS,
     "steps_per_epoch": _EPOCHS,
     "T_max": _LENGTHS,
