@@ -232,6 +232,15 @@ def test_an_expression_that_is_none_of_a_policy_is_refused(expression, message, 
     assert message in error.splitlines()[-1]
 
 
+@pytest.mark.parametrize("text", ["OneCycle(1e3)", "OneCycle(\n  2.5E2 * 4)", "OneCycle(1E+3, final_div_factor=1e4)"])
+def test_a_whole_number_with_an_exponent_may_be_a_length(text):
+    """1e3 is 1000 in an expression, as it is in the options; a fraction, or a float without exponent, is refused."""
+    assert parsed(text) == OneCycle(1000)
+    for wrong in ("OneCycle(1.5e0)", "OneCycle(1000.0)", "OneCycle(1e400)"):
+        with pytest.raises(TypeError, match="need total_steps to be an int"):
+            parsed(wrong)
+
+
 def test_an_expression_may_calculate_with_numbers():
     """Lengths may be written as epochs times batches, and factors as fractions, signs included."""
     policy = parsed(" Sequential([LinearRamp(5*100, 1/4), StepDecay(+30 * 100 - 500 // 2, gamma=-(-1/2))], [500,]) ")

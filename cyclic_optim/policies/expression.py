@@ -26,18 +26,30 @@ def parsed(text: str) -> Policy:
     """The policy that an expression stands for.
 
     It may call the policies of the library, with numbers, strings, True, False, None, lists and tuples as arguments,
-    and ``+ - * / //`` between numbers. Nothing else is looked up or called.
+    and ``+ - * / //`` between numbers. Nothing else is looked up or called. ``1e3`` is a whole number, so that it may
+    be a length.
 
     Raises:
         ValueError, TypeError: the text is something else, or a policy refuses its arguments.
     """
     try:
-        policy = _value(ast.parse(text.strip(), mode="eval").body)
+        policy = _value(_with_whole_numbers(text.strip()))
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"need a Python expression of policies, got {shown(text)}: {error}") from None
     if not isinstance(policy, Policy):
         raise TypeError(f"need an expression of a policy, got {shown(text)}")
     return policy
+
+
+def _with_whole_numbers(text: str) -> ast.expr:
+    """The parsed text, with an int for each number such as ``1e3``."""
+    expression, lines = ast.parse(text, mode="eval").body, text.encode().split(b"\n")
+    for node in ast.walk(expression):
+        match node:
+            case ast.Constant(value=float() as number) if number.is_integer():
+                digits = lines[node.lineno - 1][node.col_offset : node.end_col_offset]
+                node.value = int(number) if b"e" in digits.lower() else number
+    return expression
 
 
 def _value(node: ast.expr) -> Any:
