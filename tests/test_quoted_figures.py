@@ -82,3 +82,13 @@ def test_the_gpus_ratios_are_the_records():
     fastest, slowest = (1 / end(map(float, shares)) for end in (min, max))
     for page in ("README.md", "docs/speed.md"):
         assert f"{slowest:.1f} to {fastest:.1f} times as fast" in PAGES[page]
+
+
+def test_every_record_is_quoted():
+    """Each table and picture in benchmarks/results is linked from the README or docs/; the numbers behind have them."""
+    pages = "\n".join(PAGES.values())
+    for file in RESULTS.iterdir():
+        if file.suffix == ".json":
+            assert file.with_suffix(".md").exists() or file.with_suffix(".png").exists(), file
+        else:
+            assert f"benchmarks/results/{file.name}" in pages, file
