@@ -444,7 +444,12 @@ def _warn_of_values(differing: dict[int, Difference]) -> None:
 
 
 def was_moved(group: Group) -> bool:
-    """Whether one of torch's schedulers has changed the rate of a loaded group: it keeps the first one beside it."""
+    """Whether a scheduler has changed the rate of a loaded group without momentum: it keeps the first one beside it.
+
+    With momentum, and in other optimizers, the state says what there is to know.
+    """
+    if _as_float(group.get("momentum")) != 0:
+        return False
     first, now = (_as_float(group.get(key)) for key in ("initial_lr", "lr"))
     # A scheduler's first rate is rounded.
     return first is not None and now is not None and not math.isclose(first, now, rel_tol=1e-6)
@@ -482,9 +487,8 @@ def warn_of_starts(starting: list[int], moved: set[int], groups: list[Group], st
 
 def _updates(count: Any) -> int:
     """The number of updates that a parameter's state counts; 0 where that is no number."""
-    if isinstance(count, Tensor):
-        count = count.item() if count.numel() == 1 and count.device.type != "meta" else 0
-    return int(count) if isinstance(count, (int, float)) and 0 < count < MOST_SET_STEPS else 0
+    number = _as_float(count) or 0.0
+    return int(number) if 0 < number < MOST_SET_STEPS else 0
 
 
 def _warn_of_peaks(groups: list[Group], previous: list[Group]) -> None:

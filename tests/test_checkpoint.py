@@ -220,6 +220,15 @@ def test_a_rate_that_a_scheduler_has_moved_shows_a_run_under_way(steps, lr):
     assert [str(warning.message)[: len(found)] for warning in caught] == [found] * (steps > 0)
 
 
+def test_a_warm_up_that_has_not_begun_is_no_run_under_way():
+    """A warm-up sets the rate below the first one before any update; that momentum has no buffers says so."""
+    param = torch.nn.Parameter(torch.ones(3))
+    sgd = SGD([param], lr=0.3, momentum=0.9)
+    torch.optim.lr_scheduler.LinearLR(sgd)
+    assert sgd.param_groups[0]["lr"] < 0.3
+    CyclicSGD([param], lr=0.3, policy=Constant()).load_state_dict(sgd.state_dict())
+
+
 @pytest.mark.parametrize("first", [10**400, math.nan, "0.1", None, torch.ones(2), torch.ones((), device="meta"), 1j])
 def test_a_first_rate_that_is_none_says_nothing(first):
     """Whatever another program has left in a checkpoint beside the rate, it loads."""
