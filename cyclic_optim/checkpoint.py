@@ -456,6 +456,7 @@ def was_moved(group: Group) -> bool:
 
 
 def _as_float(value: Any) -> float | None:
+    """A finite number from a checkpoint; None for anything else."""
     if isinstance(value, Tensor):
         value = value.item() if value.numel() == 1 and value.device.type != "meta" else None
     is_finite = isinstance(value, (int, float)) and abs(value) <= sys.float_info.max

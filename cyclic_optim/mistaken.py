@@ -37,7 +37,7 @@ POLICY_OF = {
 }
 
 
-#: Those that from_torch refuses, with its reason.
+#: from_torch refuses this one, so no hint names it.
 _NOT_TAKEN_OVER = {"ChainedScheduler"}
 
 

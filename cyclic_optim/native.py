@@ -45,7 +45,8 @@ def find_negation() -> tuple[int, int, int]:
     for number in range(24):
         base = torch.zeros(shapes[number % 4], dtype=dtypes[number % 3], device="cpu")
         tensors = [base, base.detach(), base.view_as(base), torch.nn.Parameter(base)]
-        # In an order without a period (Thue-Morse), lest a bit of addresses be set in one kind alone.
+        # The kinds alternate without a period (Thue-Morse sequence). Otherwise a bit of the addresses in a TensorImpl
+        # might be set in one kind only, depending on where its tensors are in memory.
         if number.bit_count() % 2:
             views = [negated_view(tensor) for tensor in tensors]
             negated += [*views, *(view.detach() for view in views)]

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-#: What takes seconds to import. A server imports it once, and its forks, which have no threads yet, need not.
+#: What takes seconds to import: a server process imports it once, and the processes that are forked from it have it.
+#: Importing starts no threads, so that forking is safe.
 PRELOADED = ["torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.optim", "cyclic_optim.sgd"]
 PRELOADED += ["pytest", "hypothesis"]  # which the modules of tests import
 

@@ -424,6 +424,7 @@ TORCHS_WORDS = [
     (lambda: MultiStepDecay(epochs=3), "instead of epochs, milestones, in optimizer steps (an epoch has len(loader))"),
     (lambda: CosineRestarts(epochs=3), "instead of epochs, t_0, in optimizer steps (an epoch has len(loader))"),
     (lambda: CosineDecay(9, base_lr=0.1), "instead of base_lr, min_factor=base_lr / lr, a fraction of the peak"),
+    (lambda: OneCycle(9, base_lr=0.1), "instead of base_lr, div_factor=lr / base_lr, with the peak as"),
     (lambda: Triangular(9, eta_min=0.1), "instead of eta_min, div_factor=lr / eta_min, with the peak as"),
     (
         lambda: OneCycle(epochs=3, steps_per_epoch=4),

@@ -27,7 +27,7 @@ _INSTEAD: dict[str, dict[str, str]] = {
     "optimizer": {"": "the policy is given to the optimizer: CyclicSGD(params, lr=0.1, policy=...)"},
     "last_epoch": {"": "optimizer.reschedule(step=...), in optimizer steps"},
     "max_lr": {"": "the optimizer's lr, which is the peak"},
-    "base_lr": {"div_factor": _LOWEST["div_factor"], **_LOWEST},
+    "base_lr": {"div_factor": _LOWEST["div_factor"], **_LOWEST},  # first: where a cycle starts, not where it ends
     "epochs": _EPOCHS,
     "steps_per_epoch": _EPOCHS,
     "T_max": _LENGTHS,
